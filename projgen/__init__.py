@@ -1,0 +1,17 @@
+"""Projections onto the balls of norm trees, compiled from a one-line spec.
+
+    >>> import numpy as np, projgen
+    >>> p = projgen.build("l1(linf(axis=1))")
+    >>> x = p(np.random.default_rng(0).standard_normal((100, 50)), radius=10.0)
+    >>> round(p.norm(x), 9)
+    10.0
+
+`build` compiles a spec to a `Projection`; `project` does it in one go. See README.md.
+"""
+
+from projgen.cache import CacheWarning
+from projgen.errors import SpecError
+from projgen.projection import Projection, build, project
+
+__version__ = "0.1.0"
+__all__ = ["CacheWarning", "Projection", "SpecError", "__version__", "build", "project"]

@@ -1,0 +1,82 @@
+"""Other libraries' arrays as NumPy views, and results as their kind again. Nothing is copied.
+
+Known by name, never imported from here: PyTorch tensors and JAX arrays. Everything else comes in
+through the buffer protocol, ``__array_interface__``, ``__array__`` or DLPack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Wrap = Callable[[Array], Any]
+
+
+def view(y: Any) -> tuple[Array, Wrap]:
+    """`y` as a NumPy array over the same memory, and what makes a NumPy array one of y's kind.
+
+    TypeError for what is no array, or lives where the CPU cannot read it.
+    """
+    if type(y) is np.ndarray:
+        return y, _as_it_is
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(y, torch.Tensor):
+        return _view_tensor(y, torch), torch.from_numpy
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(y, jax.Array):
+        if isinstance(y, jax.core.Tracer):
+            raise TypeError("projgen runs on arrays, not inside jax.jit: call it outside, or "
+                            "through jax.pure_callback")  # fmt: skip
+        return np.asarray(y), jax.numpy.asarray
+    if isinstance(y, np.ma.MaskedArray):
+        raise TypeError("a masked array has no norm: fill it first, as with y.filled(0)")
+    if isinstance(y, np.ndarray):
+        return y.view(np.ndarray), lambda x: x.view(type(y)) if isinstance(y, np.matrix) else x
+    if hasattr(y, "__cuda_array_interface__"):
+        raise TypeError("this array lives on a GPU, and this version of projgen runs on the CPU")
+    if hasattr(y, "__dlpack__") and not hasattr(y, "__array__"):
+        namespace = getattr(y, "__array_namespace__", lambda: np)()
+        return np.from_dlpack(y), getattr(namespace, "from_dlpack", _as_it_is)
+    array = np.asarray(y)
+    if array.dtype == object:
+        raise TypeError(f"expected an array of float32 or float64, got {type(y).__name__}")
+    return array, _as_it_is
+
+
+def check_dtype(array: Array) -> str:
+    """``"float32"`` or ``"float64"``; a TypeError for everything else, with what to do."""
+    dtype = array.dtype
+    if dtype.char in "fd" and dtype.isnative:
+        return dtype.name
+    if dtype.char in "fd":
+        hint = "this one is byte-swapped: use y.astype(y.dtype.newbyteorder('='))"
+    elif dtype.kind in "iub":
+        hint = "integers are not cast silently: use y.astype(np.float64)"
+    elif dtype.kind == "c":
+        hint = "complex numbers have no projection here: project np.abs(y), then scale"
+    else:
+        hint = "use y.astype(np.float32)"
+    raise TypeError(f"expected float32 or float64, got {dtype}; {hint}")
+
+
+def _view_tensor(y: Any, torch: Any) -> Array:
+    if y.device.type != "cpu":
+        raise TypeError(f"this tensor lives on {y.device}, and this version of projgen runs on "
+                        "the CPU: use y.cpu()")  # fmt: skip
+    if y.layout is not torch.strided:
+        raise TypeError(f"expected a dense tensor, got layout {y.layout}: use y.to_dense()")
+    if y.requires_grad and torch.is_grad_enabled():
+        raise TypeError("projgen does not record gradients: call it under torch.no_grad(), or on "
+                        "y.detach()")  # fmt: skip
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected float32 or float64, got {y.dtype}: use y.float()")
+    return y.detach().resolve_neg().numpy()  # type: ignore[no-any-return]
+
+
+def _as_it_is(x: Array) -> Array:
+    return x

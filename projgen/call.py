@@ -1,0 +1,106 @@
+"""A kernel made ready for arrays of one shape, dtype and layout: all but the pointers.
+
+Workspaces are kept and lent out, so that a call allocates nothing, and calls from several Python
+threads have one each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projgen.compiler import Compiled, geometry, load_kernel
+from projgen.pool import team
+
+Array = NDArray[Any]
+
+PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
+SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
+
+_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
+
+
+class Workspace:
+    """The memory of one running call: the levels' values, and the desk of its threads."""
+
+    __slots__ = ("desk", "desk_at", "memory", "memory_at")
+
+    def __init__(self, memory: int, desk: int) -> None:
+        self.memory = _aligned(memory, np.float64)
+        self.desk = _aligned(desk, np.int64)
+        self.memory_at = int(self.memory.ctypes.data)
+        self.desk_at = int(self.desk.ctypes.data)
+
+
+class Call:
+    """Projects arrays whose shape, dtype and strides are those that `compiled` was made for."""
+
+    def __init__(self, compiled: Compiled, threads: int) -> None:
+        plan = compiled.plan
+        self.plan = plan
+        self.compiled = compiled
+        self._module = load_kernel(compiled)  # keeps the machine code alive
+        self._address = int(self._module.project.address)
+        self._entry = _ENTRY(self._address)
+        cells = geometry(plan, threads)
+        self._cells = np.array(list(cells.values()), np.int64)
+        self._cells_at = int(self._cells.ctypes.data)
+        self._sizes = cells["memory_size"], compiled.kernel.desk_size
+        self._batch = plan.batch
+        self._offset = plan.layout.offset * plan.itemsize
+        self._out_offset = plan.layout.out_offset * plan.itemsize
+        self._idle: list[Workspace] = []
+        enough = plan.leaf.size * plan.itemsize >= SHARED_BYTES and plan.leaf.down.blocks > 1
+        self._followers = threads - 1 if enough else 0
+
+    def project(self, y: int, out: int, radius: float | Array) -> int:
+        """Project the array at address `y` into that at `out` (unused by an in-place kernel).
+
+        `radius` is a number, or one for each batch entry in memory order. Returns the kernel's
+        verdict: only `PROJECTED` has written anything.
+        """
+        work = self._borrow()
+        work.memory[: self._batch] = radius
+        verdict = self._run(y, out, work)
+        self._idle.append(work)
+        return verdict
+
+    def norms(self, y: int) -> Array | None:
+        """The norm of each batch entry, in memory order; None if one is out of range."""
+        work = self._borrow()
+        work.memory[: self._batch] = -1.0  # no radius: the norms alone
+        verdict = self._run(y, y, work)
+        total = int(self._cells[self.compiled.kernel.cells.index("total_at")])
+        norms = work.memory[total : total + self._batch].copy()
+        self._idle.append(work)
+        return None if verdict == OUT_OF_RANGE else norms
+
+    def _borrow(self) -> Workspace:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Workspace(*self._sizes)
+
+    def _run(self, y: int, out: int, work: Workspace) -> int:
+        work.desk.fill(0)
+        arguments = (
+            y + self._offset,
+            out + self._out_offset,
+            self._cells_at,
+            work.memory_at,
+            work.desk_at,
+        )
+        if self._followers:
+            verdict = team().run((self._address, *arguments), self._followers)
+            if verdict is not None:
+                return verdict
+        return int(self._entry(*arguments))
+
+
+def _aligned(size: int, dtype: Any) -> Array:
+    """An uninitialised vector that starts on a cache line."""
+    memory = np.empty(size + 8, dtype)
+    return memory[(-int(memory.ctypes.data) % 64) // 8 :][:size]

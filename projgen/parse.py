@@ -1,0 +1,197 @@
+"""Spec text to syntax: what was written and where, before anyone asks what it means.
+
+The grammar is ``grammars/spec.lark``. Lark is imported here, on first use, and nowhere else.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from projgen.errors import Span, SpecError, quote
+from projgen.norms import did_you_mean
+from projgen.resources import resource_dir
+
+if TYPE_CHECKING:
+    from lark import Lark, Token, Tree
+
+MAX_LENGTH = 10_000  # characters of a spec
+MAX_NESTING = 64  # parentheses within parentheses; NumPy's arrays have at most 64 axes
+MAX_NUMBER = 40  # characters of a number
+
+Value: TypeAlias = "Call | Constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A number, a string or a tuple."""
+
+    value: "int | float | str | tuple[Value, ...]"
+    span: Span
+
+    def __str__(self) -> str:
+        return str(self.span)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What stands between two commas: a value, perhaps with a weight and a key."""
+
+    value: Value
+    span: Span
+    weight: Span | None = None
+    key: Span | None = None
+
+    def __str__(self) -> str:
+        weight = f"{self.weight} * " if self.weight else ""
+        key = f"{self.key} = " if self.key else ""
+        return f"{weight}{key}{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A name, with or without arguments. ``str()`` shows it as an indented tree."""
+
+    name: Span
+    arguments: tuple[Argument, ...]
+    span: Span
+
+    def __str__(self) -> str:
+        lines = [line for argument in self.arguments for line in str(argument).split("\n")]
+        return "\n".join([str(self.name), *("  " + line for line in lines)])
+
+
+def parse(text: str) -> Call:
+    """The syntax of the spec `text`.
+
+    A SpecError if it has none, or is longer or deeper than a spec may be. The time this takes is
+    bounded, whatever the text holds.
+    """
+    if len(text) > MAX_LENGTH:
+        raise SpecError(
+            f"the spec is too long: {len(text):,} characters, and {MAX_LENGTH:,} are allowed",
+            Span(text, MAX_LENGTH, len(text)),
+        )
+    if not text.strip():
+        raise SpecError("the spec is empty", hint="write a norm tree such as l1(linf)")
+    _check_parentheses(text)
+
+    from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+
+    try:
+        tree = _parser().parse(text)
+    except UnexpectedCharacters as error:
+        raise _unexpected_character(text, error.pos_in_stream or 0) from None
+    except UnexpectedToken as error:
+        raise _unexpected_token(text, error.token, error.expected) from None
+    return _call(text, tree)
+
+
+@cache
+def _parser() -> "Lark":
+    from lark import Lark
+
+    return Lark(
+        (resource_dir("grammars") / "spec.lark").read_text(encoding="utf-8"),
+        start="call",
+        parser="lalr",
+        lexer="basic",
+        propagate_positions=True,
+        maybe_placeholders=False,
+    )
+
+
+def _call(text: str, tree: "Tree[Token]") -> Call:
+    name, *arguments = tree.children
+    return Call(
+        _span(text, name),
+        tuple(_argument(text, cast("Tree[Token]", argument)) for argument in arguments),
+        _span(text, tree),
+    )
+
+
+def _argument(text: str, tree: "Tree[Token]") -> Argument:
+    *prefixes, value = tree.children
+    spans = {cast("Token", prefix).type: _span(text, prefix) for prefix in prefixes}
+    return Argument(
+        _value(text, value),
+        _span(text, tree),
+        weight=spans.get("NUMBER"),
+        key=spans.get("NAME"),
+    )
+
+
+def _value(text: str, item: "Token | Tree[Token]") -> Value:
+    span = _span(text, item)
+    if isinstance(item, str):  # a token
+        return Constant(str(span)[1:-1] if item.type == "STRING" else _number(span), span)
+    if item.data == "tuple":
+        return Constant(tuple(_value(text, child) for child in item.children), span)
+    return _call(text, item)
+
+
+def _number(span: Span) -> int | float:
+    digits = str(span)
+    if len(digits) > MAX_NUMBER:
+        raise SpecError(f"a number of {len(digits):,} characters is too long", span)
+    return float(digits) if set(digits) & set(".eE") else int(digits)
+
+
+def _span(text: str, item: "Token | Tree[Token]") -> Span:
+    place = item if isinstance(item, str) else item.meta
+    return Span(text, place.start_pos or 0, place.end_pos or 0)
+
+
+def _check_parentheses(text: str) -> None:
+    """Before the parser runs: its stack grows with the nesting, and so do all trees after it."""
+    unclosed: list[Span] = []
+    for match in re.finditer(r"""'[^'\r\n]*'|"[^"\r\n]*"|[()]""", text):
+        span = Span(text, *match.span())
+        if match[0] == "(":
+            unclosed.append(span)
+            if len(unclosed) > MAX_NESTING:
+                raise SpecError(
+                    f"the spec is too deep: parentheses may nest {MAX_NESTING} times", span
+                )
+        elif match[0] == ")":
+            if not unclosed:
+                raise SpecError("this ')' closes nothing", span)
+            unclosed.pop()
+    if unclosed:
+        raise SpecError("this '(' is never closed", unclosed[-1], hint="is a ')' missing?")
+
+
+def _unexpected_character(text: str, position: int) -> SpecError:
+    char = text[position]
+    if char in "'\"":
+        hint: str | None = "this quote is never closed"
+    elif not char.isprintable():
+        hint = "delete it: only spaces and line ends go between words"
+    elif char in "[{" and "_{" not in text:
+        hint = "trees and tuples are written with parentheses: l1(linf(axis=(1, 2)))"
+    else:
+        hint = _reading(text)
+    span = Span(text, position, position + 1)
+    return SpecError(f"unexpected character {quote(char)}", span, hint=hint)
+
+
+def _unexpected_token(text: str, token: "Token", expected: set[str]) -> SpecError:
+    span = _span(text, token)
+    before = text[: span.start]
+    inside = before.count("(") > before.count(")")
+    if "NUMBER" in expected:
+        hint: str | None = "a norm or a value is missing before it"
+    elif "NAME" in expected:
+        hint = _reading(text) or "a spec begins with a norm, as in l1(linf)"
+    elif not inside:
+        hint = _reading(text) or "the spec is complete before it"
+    elif token.type in ("NAME", "NUMBER", "STRING", "_LPAR"):
+        hint = "is a ',' missing before it?"
+    else:
+        hint = None
+    return SpecError(f"unexpected {quote(str(token))}", span, hint=hint)
+
+
+def _reading(text: str) -> str | None:
+    """A hint for a spec in the notation of papers: that has subscripts and no parentheses."""
+    return None if "(" in text else did_you_mean(text)

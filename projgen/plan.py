@@ -1,0 +1,294 @@
+"""A layout to a plan: two sweeps over memory, whatever the depth of the tree.
+
+Sweep 1 reads y once and aggregates the leaf's groups; the levels above work on their small dense
+vectors of group values, up to the root and back; sweep 2 reads y once and writes x once. Every
+level is the same two steps on its own array, so a `Stage` is a level: what it reads, how it
+walks it, how it is cut into blocks for the threads. Blocks depend on the shape alone, never on
+the number of threads: that is what makes results bit-identical.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from projgen.simplify import BATCH, Layout
+
+BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
+MAX_BLOCKS = 256
+SCRATCH_BYTES = 512 << 10  # of one thread's tile: stays in a core's second-level cache
+SHORT = 32  # groups of fewer adjacent values are handled many at a time
+BAKED = 128  # extents up to this are written into the kernel
+SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
+STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
+
+
+class Walk(str, Enum):
+    """How a stage's innermost loop relates to its groups."""
+
+    ROWS = "rows"  # it runs inside one group: the reduction is horizontal
+    COLUMNS = "columns"  # it runs across groups: accumulators are vectors
+    PACKED = "packed"  # short groups side by side: many at a time
+
+    __str__ = str.__str__
+
+
+class Threshold(str, Enum):
+    """How an l1 level finds its groups' thresholds."""
+
+    ROW = "row"  # one group after the other, each in cache
+    TILE = "tile"  # a cached tile of adjacent groups, all at once
+    SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
+
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One loop of a stage. ``reduced``: inside a group; else it runs over groups."""
+
+    reduced: bool
+    extent: int
+    stride: int
+    out_stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A stage's work in blocks: ``blocks`` pieces of ``step`` turns of loop ``loop``."""
+
+    loop: int
+    step: int
+    blocks: int
+
+
+UNCUT = Cut(-1, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One level on its array: the leaf on y, the others on the dense vector of their values.
+
+    ``up`` cuts the aggregation, ``down`` the projection. ``direct``: a block of `up` sees whole
+    groups and writes their values itself; otherwise each block has a slot of partial
+    accumulators, and the slots are combined in order. ``unit``: the innermost loop is contiguous.
+    ``inner`` is the innermost extent where it is worth writing into the kernel, else 0. ``shared``:
+    its blocks are shared among the threads; a small level is done by one of them.
+    """
+
+    level: int
+    norm: str
+    leaf: bool
+    axes: tuple[Axis, ...]
+    walk: Walk
+    up: Cut
+    down: Cut
+    direct: bool
+    unit: bool
+    inner: int
+    shared: bool
+    threshold: Threshold | None
+
+    @property
+    def groups(self) -> int:
+        """How many groups the level has: values of the level above."""
+        return math.prod(axis.extent for axis in self.axes if not axis.reduced)
+
+    @property
+    def group_size(self) -> int:
+        return math.prod(axis.extent for axis in self.axes if axis.reduced)
+
+    @property
+    def size(self) -> int:
+        return self.groups * self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a kernel does for arrays of one shape, dtype and layout. Stages run root to leaf.
+
+    ``streamed``: the array is larger than the caches, so loops hide the memory's latency.
+    """
+
+    spec: str
+    dtype: str
+    in_place: bool
+    layout: Layout
+    stages: tuple[Stage, ...]
+    streamed: bool
+
+    @property
+    def leaf(self) -> Stage:
+        return self.stages[-1]
+
+    @property
+    def batch(self) -> int:
+        """How many projections one call makes."""
+        return self.stages[0].groups
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype == "float32" else 8
+
+    @property
+    def tile(self) -> int:
+        """How many adjacent groups a tile of the leaf holds."""
+        if self.leaf.walk is Walk.PACKED:
+            return 64
+        return tile_width(self.leaf.group_size, self.itemsize)
+
+    def __str__(self) -> str:
+        head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
+        lines = [head, "  loops, in memory order"]
+        lines += [f"    {loop}" for loop in self.layout.loops]
+        for stage in reversed(self.stages):
+            lines.append(f"  up    level {stage.level} {stage.norm:5} {_describe(stage, stage.up)}")
+        for stage in self.stages:
+            way = f", threshold by {stage.threshold}" if stage.threshold else ""
+            down = _describe(stage, stage.down)
+            lines.append(f"  down  level {stage.level} {stage.norm:5} {down}{way}")
+        return "\n".join(lines)
+
+
+def _describe(stage: Stage, cut: Cut) -> str:
+    source = "y" if stage.leaf else f"v{stage.level}"
+    pieces = f"{cut.blocks} blocks" if cut.blocks > 1 else "one block"
+    return f"{source}: {stage.groups} groups of {stage.group_size}, by {stage.walk}, {pieces}"
+
+
+def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
+    """Plan the projection of a nonempty array with this layout."""
+    itemsize = 4 if dtype == "float32" else 8
+    depth = len(layout.norms)
+    stages = tuple(_stage(layout, level, level == depth - 1, itemsize) for level in range(depth))
+    size = stages[-1].size * itemsize
+    return Plan(spec, dtype, in_place, layout, stages, size >= STREAMED_BYTES)
+
+
+def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
+    axes = _axes(layout, level, leaf)
+    itemsize = itemsize if leaf else 8
+    unit = axes[-1].stride == axes[-1].out_stride == 1
+    walk = _walk(axes, leaf, unit)
+    shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
+    loop = _loop_to_cut(axes, walk)
+    up = _cut(axes, loop, itemsize) if shared else UNCUT
+    alone = sum(axis.reduced for axis in axes) == 1
+    whole = not (shared and axes[loop].reduced)
+    direct = walk is not Walk.COLUMNS and alone and whole
+    threshold, down = None, up
+    if layout.norms[level] == "l1":
+        threshold = _threshold(axes, walk, up, direct, itemsize)
+        if threshold is Threshold.TILE and walk is Walk.COLUMNS:
+            down = _cut_for_tiles(axes, shared, itemsize)
+    inner = axes[-1].extent
+    baked = (
+        unit
+        and len(axes) - 1 not in (up.loop, down.loop)
+        and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED))
+    )
+    inner = inner if leaf and baked else 0
+    return Stage(
+        level,
+        layout.norms[level],
+        leaf,
+        axes,
+        walk,
+        up,
+        down,
+        direct,
+        unit,
+        inner,
+        shared,
+        threshold,
+    )
+
+
+def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
+    """The loops of a level's own array: y for the leaf, a dense vector of values above it."""
+    axes: list[Axis] = []
+    stride = 1
+    for loop in reversed([loop for loop in layout.loops if loop.level <= level]):
+        step, out_step = (loop.stride, loop.out_stride) if leaf else (stride, stride)
+        stride *= loop.extent
+        axis = Axis(loop.level == level, loop.extent, step, out_step)
+        if axes and _dense(axis, axes[0]):
+            inner = axes.pop(0)
+            axis = Axis(axis.reduced, axis.extent * inner.extent, inner.stride, inner.out_stride)
+        axes.insert(0, axis)
+    return tuple(axes)
+
+
+def _dense(outer: Axis, inner: Axis) -> bool:
+    return (
+        outer.reduced == inner.reduced
+        and outer.stride == inner.stride * inner.extent
+        and outer.out_stride == inner.out_stride * inner.extent
+    )
+
+
+def _walk(axes: Sequence[Axis], leaf: bool, unit: bool) -> Walk:
+    inner = axes[-1]
+    if not inner.reduced:
+        return Walk.COLUMNS
+    adjacent = (
+        len(axes) > 1
+        and not axes[-2].reduced
+        and (axes[-2].stride == axes[-2].out_stride == inner.extent)
+    )
+    alone = sum(axis.reduced for axis in axes) == 1
+    if leaf and unit and adjacent and alone and inner.extent <= SHORT and axes[-2].extent >= 16:
+        return Walk.PACKED
+    return Walk.ROWS
+
+
+def _loop_to_cut(axes: Sequence[Axis], walk: Walk) -> int:
+    """The outermost loop that is long enough; else the longest."""
+    candidates = range(len(axes) - 1) if walk is Walk.PACKED else range(len(axes))
+    long_enough = [i for i in candidates if axes[i].extent >= 16]
+    return long_enough[0] if long_enough else max(candidates, key=lambda i: axes[i].extent)
+
+
+def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
+    size = math.prod(axis.extent for axis in axes)
+    extent = axes[loop].extent
+    blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, extent)
+    if axes[loop].reduced:  # each block has its own accumulators: let them stay few
+        groups = math.prod(axis.extent for axis in axes if not axis.reduced)
+        blocks = min(blocks, 32, max(1, size // groups // 64))
+    step = -(-extent // blocks)
+    return Cut(loop, step, -(-extent // step))
+
+
+def _cut_for_tiles(axes: Sequence[Axis], shared: bool, itemsize: int) -> Cut:
+    """Tiles hold whole groups, so the loop that is cut runs over groups."""
+    loop = max(range(len(axes)), key=lambda i: (not axes[i].reduced) * axes[i].extent)
+    extent = axes[loop].extent
+    if not shared:
+        return UNCUT
+    if loop < len(axes) - 1:
+        return _cut(axes, loop, itemsize)
+    step = tile_width(math.prod(axis.extent for axis in axes if axis.reduced), itemsize)
+    return Cut(loop, step, -(-extent // step))
+
+
+def tile_width(rows: int, itemsize: int) -> int:
+    """How many groups of `rows` values fit in one thread's scratch memory, in whole vectors."""
+    return max(16, min(SCRATCH_BYTES // (rows * itemsize) // 16 * 16, 256))
+
+
+def _threshold(axes: Sequence[Axis], walk: Walk, up: Cut, direct: bool, itemsize: int) -> Threshold:
+    alone = sum(axis.reduced for axis in axes) == 1
+    rows = math.prod(axis.extent for axis in axes if axis.reduced)
+    small = rows * itemsize <= 2 * SCRATCH_BYTES
+    if walk is Walk.PACKED:
+        return Threshold.TILE
+    if walk is Walk.ROWS and alone and (direct or up.blocks == 1) and (small or up.blocks == 1):
+        return Threshold.ROW
+    fits = rows * 16 * itemsize <= SCRATCH_BYTES
+    if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
+        return Threshold.TILE
+    return Threshold.SWEEP
+
+
+__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "plan"]

@@ -1,0 +1,105 @@
+"""The team: threads of our own that share a kernel's blocks.
+
+Numba's threading layers abort the process, or kill a forked child, when used in the wrong company
+(two Python threads at once, a DataLoader's workers). Here plain threads run kernels that hold no
+lock and no Python object; between calls they watch a bell without the interpreter's lock for a
+moment, so that a call right after another costs about a microsecond to share, then they sleep.
+A call that finds the team at work on another one runs alone. A forked child starts a team anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from projgen.load import load
+from projgen.resources import resource_dir
+
+PATIENCE = 100_000  # looks at a silent bell before a follower sleeps: some 100 microseconds
+
+_POINTER = ctypes.c_void_p
+_LEAD = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER)
+_FOLLOW = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER, ctypes.c_int64, ctypes.c_int64)
+
+
+class Team:
+    """One call at a time, shared with `followers` threads that start when first needed."""
+
+    def __init__(self) -> None:
+        module: Any = load((resource_dir("templates") / "cpu" / "team.py").read_text("utf-8"))
+        self._module = module  # keeps the machine code alive
+        self._lead = _LEAD(module.lead.address)
+        self._follow = _FOLLOW(module.follow.address)
+        self._board = np.zeros(module.CELLS + 8, np.int64)
+        pointer = int(self._board.ctypes.data)
+        self._board = self._board[(-pointer % 64) // 8 :]
+        self._at = int(self._board.ctypes.data)
+        self._call = slice(module.CALL, module.FOLLOWERS + 1)
+        self._busy = threading.Lock()
+        self._asleep: list[threading.Event] = []
+        self._followers = 0
+
+    def run(self, call: tuple[int, int, int, int, int, int], followers: int) -> int | None:
+        """Call the function at address ``call[0]`` with the five addresses after it, together.
+
+        None, and nothing done, if the team is at work on another call.
+        """
+        if not self._busy.acquire(blocking=False):
+            return None
+        try:
+            self._board[self._call] = (*call, followers)
+            while self._followers < followers:
+                self._followers += 1
+                threading.Thread(target=self._work, name="projgen", daemon=True).start()
+            for _ in range(min(followers, len(self._asleep))):
+                self._asleep.pop().set()
+            return int(self._lead(self._at))
+        finally:
+            self._busy.release()
+
+    def _work(self) -> None:
+        """A follower's life."""
+        heard = 0
+        wake = threading.Event()
+        while True:
+            heard = self._follow(self._at, heard, PATIENCE)
+            wake.clear()
+            self._asleep.append(wake)
+            wake.wait()
+
+
+_team: Team | None = None
+_making = threading.Lock()
+
+
+def team() -> Team:
+    """The process's team."""
+    global _team
+    if _team is None:
+        with _making:
+            if _team is None:
+                _team = Team()
+    return _team
+
+
+def default_threads() -> int:
+    """``PROJGEN_NUM_THREADS``, else the number of processors that this process may use."""
+    given = os.environ.get("PROJGEN_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _forget() -> None:
+    """In a forked child: the parent's threads do not exist here."""
+    global _team, _making
+    _team, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

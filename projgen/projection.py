@@ -1,0 +1,441 @@
+"""What users call: `build`, `Projection`, `project`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from projgen import interpret
+from projgen.arrays import check_dtype, view
+from projgen.bind import Binding, bind
+from projgen.call import INSIDE, OUT_OF_RANGE, Call
+from projgen.check import parse_tree
+from projgen.compiler import Compiled, compile_binding
+from projgen.plan import Plan
+from projgen.pool import default_threads
+from projgen.tree import NormTree
+
+Array = NDArray[Any]
+Backend = Literal["auto", "cpu", "cuda", "numpy"]
+
+REMEMBERED = 256  # calls of one projection that are kept ready
+
+
+class Projection:
+    """A compiled projection onto the balls of one norm tree. Make it with `build`.
+
+    Immutable, hashable and picklable; equal if built from the same tree with the same options;
+    safe to call from several threads at once. Kernels are compiled when first needed, one for
+    each combination of dtype, rank and memory order.
+    """
+
+    __slots__ = ("_backend", "_calls", "_check_finite", "_threads", "_tree")
+    _tree: NormTree
+    _backend: Backend
+    _threads: int | None
+    _check_finite: bool
+    _calls: dict[tuple[Any, ...], Call]
+
+    def __init__(
+        self, tree: NormTree, backend: Backend, threads: int | None, check_finite: bool
+    ) -> None:
+        set_ = object.__setattr__
+        set_(self, "_tree", tree)
+        set_(self, "_backend", backend)
+        set_(self, "_threads", threads)
+        set_(self, "_check_finite", check_finite)
+        set_(self, "_calls", {})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Projection is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Projection is immutable: cannot delete {name!r}")
+
+    @property
+    def spec(self) -> str:
+        """The canonical spec."""
+        return self._tree.spec
+
+    @property
+    def tree(self) -> NormTree:
+        """The norm tree."""
+        return self._tree
+
+    @property
+    def is_euclidean(self) -> bool:
+        """Whether the result is the nearest point of the ball, for arrays of any shape."""
+        return self._tree.is_euclidean
+
+    def __call__(self, y: Any, radius: Any, *, out: Any = None) -> Any:
+        """Project `y` onto the ball of `radius`.
+
+        Args:
+            y: an array of float32 or float64: NumPy, a PyTorch CPU tensor, JAX, or anything with
+                the buffer or array interface or DLPack. Any strides.
+            radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
+                broadcasts over the batch axes.
+            out: where the result goes: an array of `y`'s shape and dtype that does not overlap
+                `y`, or `y` itself for in place.
+
+        Returns:
+            The projection: `out` if given, else a new array of `y`'s type, dtype and memory
+            order. It is `y`'s copy, bit for bit, where `y`'s norm is at most `radius`.
+
+        Raises:
+            SpecError: the tree does not fit `y`'s rank.
+            TypeError: a wrong dtype, or something that is no array.
+            ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
+                overlapping. `out` is untouched then.
+        """
+        source, wrap = view(y)
+        dtype = check_dtype(source)
+        binding = self._bind(source)
+        radii = _radii(radius, binding, source.shape)
+        if out is None:
+            target = np.empty_like(source)
+        else:
+            target = source if out is y else view(out)[0]
+            _check_out(source, target)
+        if source.size:
+            self._project(binding, source, target, radii, dtype)
+        return wrap(target) if out is None else out
+
+    def norm(self, y: Any) -> Any:
+        """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
+        source, wrap = view(y)
+        dtype = check_dtype(source)
+        binding = self._bind(source)
+        shape = tuple(source.shape[axis] for axis in binding.batch)
+        if source.size == 0:
+            norms: Array = np.zeros(shape)
+        elif self._backend == "numpy":
+            norms = np.asarray(interpret.norm(binding, self._finite(source)))
+        else:
+            norms = self._norms(binding, source, dtype)
+        return wrap(norms) if binding.batch else float(norms)
+
+    def active(self, x: Any) -> Any:
+        """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes."""
+        source, wrap = view(x)
+        axes = self._bind(source).levels[-1].axes
+        active = np.any(source != 0, axis=axes)
+        return wrap(active) if isinstance(active, np.ndarray) else bool(active)
+
+    def plan(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Plan:
+        """The plan for C-ordered arrays of `shape`; ``print`` it."""
+        return self._compile(tuple(shape), dtype).plan
+
+    def source(self, shape_or_rank: Sequence[int] | int, dtype: DTypeLike = np.float32) -> str:
+        """The source that is compiled for C-ordered arrays of this shape, or of this rank."""
+        shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
+        return self._compile(tuple(shape), dtype).source
+
+    def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled:
+        name = check_dtype(np.empty(0, dtype))
+        if 0 in shape:
+            raise ValueError(f"an array of shape {shape} has no elements, and needs no plan")
+        return compile_binding(bind(self._tree, len(shape), shape), shape, name)
+
+    def _bind(self, y: Array) -> Binding:
+        try:
+            return _bind(self._tree, y.ndim)
+        except ValueError:
+            return bind(self._tree, y.ndim, y.shape)  # again, for a message that shows the shape
+
+    def _project(
+        self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
+    ) -> None:
+        if self._backend == "numpy":
+            np.copyto(out, interpret.project(binding, self._finite(y), radii), casting="same_kind")
+            return
+        if not (walkable(y) and walkable(out)):  # odd strides: rare, through plain memory
+            x = np.empty(y.shape, y.dtype)
+            np.copyto(x, y)
+            self._project(binding, x, x, radii, dtype)
+            np.copyto(out, x)
+            return
+        in_place = same_memory(y, out)
+        if not in_place and not _same_directions(y, out):
+            self._finite(y)
+            np.copyto(out, y)
+            self._project(binding, out, out, radii, dtype)
+            return
+        call = self._call_for(binding, y, None if in_place else out, dtype)
+        ordered = radii if isinstance(radii, float) else _memory_order(radii, binding, call.plan)
+        verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
+        if verdict == INSIDE:
+            if not in_place:
+                np.copyto(out, y)
+        elif verdict == OUT_OF_RANGE:
+            self._rescue(binding, y, out, radii, dtype)
+
+    def _norms(self, binding: Binding, y: Array, dtype: str) -> Array:
+        if not walkable(y):
+            y = y.copy()
+        call = self._call_for(binding, y, None, dtype)
+        ordered = call.norms(y.ctypes.data)
+        if ordered is None:
+            self._finite(y)
+            return np.asarray(interpret.norm(binding, y))
+        return _axis_order(ordered, binding, call.plan, y.shape)
+
+    def _call_for(self, binding: Binding, y: Array, out: Array | None, dtype: str) -> Call:
+        """The call that is ready for these shapes and strides, or a new one."""
+        strides = None if out is None else out.strides
+        key = dtype, y.shape, y.strides, strides
+        call = self._calls.get(key)
+        if call is None:
+            size = y.itemsize
+            compiled = compile_binding(
+                binding,
+                y.shape,
+                dtype,
+                [stride // size for stride in y.strides],
+                None if strides is None else [stride // size for stride in strides],
+                in_place=out is None,
+            )
+            call = Call(compiled, self._threads or default_threads())
+            if len(self._calls) >= REMEMBERED:
+                self._calls.clear()
+            self._calls[key] = call
+        return call
+
+    def _finite(self, y: Array) -> Array:
+        if self._check_finite and not _is_finite(y):
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
+            raise ValueError(
+                f"y has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
+                "or build with check_finite=False"
+            )
+        return y
+
+    def _rescue(
+        self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
+    ) -> None:
+        """Entries that are not finite, or whose sums leave the range of float64: one by one."""
+        self._finite(y)
+        shape = tuple(y.shape[axis] for axis in binding.batch)
+        each = np.broadcast_to(radii, shape)
+        for index in np.ndindex(*shape):
+            entry: list[Any] = [slice(None)] * y.ndim
+            for axis, i in zip(binding.batch, index, strict=True):
+                entry[axis] = slice(i, i + 1)
+            part, result = y[tuple(entry)], out[tuple(entry)]
+            if not _is_finite(part):
+                result[...] = np.nan
+                continue
+            # A power of two scales exactly, and the projection scales with it.
+            largest = max(float(part.max()), -float(part.min()))
+            exponent = int(np.frexp(largest)[1])
+            small = np.ldexp(part, -exponent)
+            x = np.empty_like(small)
+            radius = float(np.ldexp(each[index], -exponent))
+            if largest:
+                self._project(binding, small, x, radius, dtype)
+            np.copyto(
+                result, np.where(x == small, part, np.ldexp(x, exponent)) if largest else part
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Projection) and self._state() == other._state()
+
+    def __hash__(self) -> int:
+        return hash(self._state())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.spec, self._backend, self._threads, self._check_finite)
+
+    def _state(self) -> tuple[Any, ...]:
+        return self._tree, self._backend, self._threads, self._check_finite
+
+    def __repr__(self) -> str:
+        options = "".join(
+            f", {name}={value!r}"
+            for name, value, default in (
+                ("backend", self._backend, "auto"),
+                ("threads", self._threads, None),
+                ("check_finite", self._check_finite, True),
+            )
+            if value != default
+        )
+        return f"projgen.build({self.spec!r}{options})"
+
+
+def build(
+    spec: str | NormTree,
+    *,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    check_finite: bool = True,
+) -> Projection:
+    """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
+
+    Args:
+        spec: a norm tree in the spec language, or one already parsed.
+        backend: ``"auto"`` follows the array, ``"cpu"`` is Numba, ``"numpy"`` the reference
+            interpreter in float64. ``"cuda"`` is not in this version.
+        threads: how many threads may share a large call; None for all processors, or
+            ``PROJGEN_NUM_THREADS``. Results do not depend on it.
+        check_finite: whether NaN and inf raise. If not, a batch entry that has one becomes NaN.
+
+    Raises:
+        SpecError: the spec is wrong; the message points at the place.
+        ValueError: an unknown backend, or fewer than one thread.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}: choose from {', '.join(get_args(Backend))}")
+    if backend == "cuda":
+        raise ValueError("the cuda backend is not in this version: use backend='cpu'")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
+    tree = spec if isinstance(spec, NormTree) else parse_tree(spec)
+    return Projection(tree, backend, threads, bool(check_finite))
+
+
+def project(y: Any, spec: str | NormTree, radius: Any, *, out: Any = None) -> Any:
+    """Project `y` onto the ball of the tree `spec`: ``build(spec)(y, radius, out=out)``."""
+    return _remembered(spec)(y, radius, out=out)
+
+
+@lru_cache(maxsize=128)
+def _remembered(spec: str | NormTree) -> Projection:
+    return build(spec)
+
+
+def _rebuild(spec: str, backend: Backend, threads: int | None, check_finite: bool) -> Projection:
+    return build(spec, backend=backend, threads=threads, check_finite=check_finite)
+
+
+@lru_cache(maxsize=1024)
+def _bind(tree: NormTree, rank: int) -> Binding:
+    return bind(tree, rank)
+
+
+def example_shape(rank: int) -> tuple[int, ...]:
+    """A shape of about 10^6 elements, for plans that are asked for by rank."""
+    extent = max(64, round(10 ** (6 / rank))) if rank > 0 else 1
+    return (extent,) * rank
+
+
+def _radii(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:
+    """A float, or an array of the batch axes' shape; a ValueError for a negative one or NaN."""
+    if type(radius) is not float:
+        given = np.asarray(radius)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
+        if given.ndim:
+            batch = tuple(shape[axis] for axis in binding.batch)
+            try:
+                radii = np.broadcast_to(given.astype(np.float64), batch)
+            except ValueError:
+                what = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
+                raise ValueError(
+                    f"a radius of shape {given.shape} does not fit {binding.tree} on shape "
+                    f"{shape}: it has {what}"
+                ) from None
+            if not np.all(radii >= 0):
+                raise ValueError("radius must be at least 0, and not NaN")
+            return radii
+        radius = float(given)
+    if not radius >= 0:
+        raise ValueError(f"radius must be at least 0, got {radius}")
+    return float(radius)
+
+
+def _check_out(y: Array, out: Array) -> None:
+    if out.shape != y.shape or out.dtype != y.dtype:
+        raise ValueError(
+            f"out must have y's shape and dtype, {y.shape} {y.dtype}; it has {out.shape} {out.dtype}"
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if _overlaps_itself(out):
+        raise ValueError("out has elements that share memory: it is a broadcast or sliding view")
+    if not same_memory(y, out) and _overlap(y, out):
+        raise ValueError("out overlaps y without being y: pass out=y for in place, or a new array")
+
+
+def _overlap(y: Array, out: Array) -> bool:
+    if not np.may_share_memory(y, out):
+        return False
+    try:
+        return np.shares_memory(y, out, max_work=1_000_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(out: Array) -> bool:
+    axes = sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1)
+    reach = out.itemsize
+    for stride, extent in axes:
+        if stride < reach:
+            break
+        reach += stride * (extent - 1)
+    else:
+        return False
+    offsets = sum(
+        np.arange(n).reshape([-1 if i == axis else 1 for i in range(out.ndim)]) * s
+        for axis, (n, s) in enumerate(zip(out.shape, out.strides, strict=True))
+    )
+    unique = np.unique(offsets)
+    return unique.size < out.size or bool(np.any(np.diff(unique) < out.itemsize))
+
+
+def same_memory(y: Array, out: Array) -> bool:
+    """Whether both are the same elements in the same places."""
+    if out is y:
+        return True
+    return y.ctypes.data == out.ctypes.data and all(
+        n == 1 or s == t for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
+    )
+
+
+def walkable(array: Array) -> bool:
+    """Whether its elements lie at whole steps, none of them zero."""
+    return array.flags.aligned and all(
+        n == 1 or (s != 0 and s % array.itemsize == 0)
+        for n, s in zip(array.shape, array.strides, strict=True)
+    )
+
+
+def _same_directions(y: Array, out: Array) -> bool:
+    return all(
+        n == 1 or (s > 0) == (t > 0)
+        for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
+    )
+
+
+def _is_finite(y: Array) -> bool:
+    # NaN comes out of both; no array of booleans is made.
+    return bool(np.isfinite(y.max()) and np.isfinite(y.min()))
+
+
+def _memory_order(radii: Array, binding: Binding, plan: Plan) -> Array:
+    """Radii by batch axis, as the kernel counts its batch entries."""
+    for axis, reverse in plan.layout.batch:
+        if reverse:
+            radii = np.flip(radii, binding.batch.index(axis))
+    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
+    rest = [i for i in range(radii.ndim) if i not in order]
+    return radii.transpose(*rest, *order).ravel()
+
+
+def _axis_order(norms: Array, binding: Binding, plan: Plan, shape: tuple[int, ...]) -> Array:
+    """What the kernel counts, by batch axis: the inverse of `_memory_order`."""
+    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
+    rest = [i for i in range(len(binding.batch)) if i not in order]
+    axes = rest + order
+    extents = [shape[axis] for axis in binding.batch]
+    array = norms.reshape([extents[i] for i in axes]).transpose(np.argsort(axes))
+    for axis, reverse in plan.layout.batch:
+        if reverse:
+            array = np.flip(array, binding.batch.index(axis))
+    return array
+
+
+__all__ = ["Backend", "Projection", "build", "project"]

@@ -1,0 +1,46 @@
+"""What all tests share: snapshots, and hypothesis without deadlines (the machines are slow)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+settings.register_profile("projgen", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("projgen")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="write the snapshots that tests compare with, instead of comparing",
+    )
+
+
+@pytest.fixture
+def update_snapshots(request: pytest.FixtureRequest) -> bool:
+    """Whether this run writes snapshots."""
+    return bool(request.config.getoption("--update-snapshots"))
+
+
+@pytest.fixture
+def snapshot(update_snapshots: bool) -> Callable[[str, str], None]:
+    """``snapshot(name, text)`` fails unless ``tests/snapshots/<name>.txt`` holds `text`.
+
+    ``pytest --update-snapshots`` writes the file instead; the change is then read in review. The
+    name has to stand in the call as a literal: that is how ``test_snapshots.py`` finds the files
+    that nothing compares with any more.
+    """
+
+    def compare(name: str, text: str) -> None:
+        path = SNAPSHOTS / f"{name}.txt"
+        if update_snapshots:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        assert path.exists(), f"no snapshot {path.name}: run pytest --update-snapshots"
+        assert text == path.read_text(encoding="utf-8"), f"{path.name} is not up to date"
+
+    return compare
