@@ -48,6 +48,23 @@ def view(y: Any) -> tuple[Array, Wrap]:
     return array, _as_it_is
 
 
+def writable_view(out: Any) -> Array:
+    """`out` as a NumPy array over the same memory; a TypeError for what would be copied."""
+    array = view(out)[0]
+    if isinstance(out, np.ndarray) or hasattr(out, "__array_interface__"):
+        return array
+    if hasattr(out, "__dlpack__") and not hasattr(out, "__array__"):
+        return array
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(out, torch.Tensor):
+        return array
+    try:
+        memoryview(out)
+    except TypeError:
+        raise TypeError(f"out must be an array, not a {type(out).__name__}") from None
+    return array
+
+
 def check_dtype(array: Array) -> str:
     """``"float32"`` or ``"float64"``; a TypeError for everything else, with what to do."""
     dtype = array.dtype

@@ -45,6 +45,8 @@ class Call:
         self._module = load_kernel(compiled)  # keeps the machine code alive
         self._address = int(self._module.project.address)
         self._entry = _ENTRY(self._address)
+        leaf = plan.leaf
+        threads = min(threads, max(leaf.cut.blocks, leaf.tiles.blocks))
         cells = geometry(plan, threads)
         self._cells = np.array(list(cells.values()), np.int64)
         self._cells_at = int(self._cells.ctypes.data)
@@ -53,8 +55,7 @@ class Call:
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
         self._idle: list[Workspace] = []
-        enough = plan.leaf.size * plan.itemsize >= SHARED_BYTES and plan.leaf.down.blocks > 1
-        self._followers = threads - 1 if enough else 0
+        self._followers = threads - 1 if leaf.size * plan.itemsize >= SHARED_BYTES else 0
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).

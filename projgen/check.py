@@ -28,8 +28,6 @@ _MISTAKEN_ARGUMENTS: Mapping[str, str] = MappingProxyType(
         "keepdims": "the result always has the shape of the array",
     }
 )
-
-
 _RESERVED = {"axis", *_LATER_ARGUMENTS, *_MISTAKEN_ARGUMENTS}
 _THE_NORMS = f"the norms are {', '.join(NORMS)}"
 _THE_ARGUMENTS = "the only argument is 'axis'"

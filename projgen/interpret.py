@@ -105,7 +105,7 @@ def _l1_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:
     counts = np.arange(1, descending.shape[-1] + 1)
     thresholds = (np.cumsum(descending, axis=-1) - _rows(radius, axes)) / counts
     remains = below - thresholds.max(axis=-1).reshape(radius.shape)
-    return np.clip(remains, 0.0, a)
+    return np.asarray(np.clip(remains, 0.0, a))
 
 
 def _l2_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:

@@ -59,7 +59,12 @@ class StageCode:
     stage: Stage
     dtype: str
     in_place: bool
-    rows: int
+    streamed: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows of columns are read together: more streams, when they come from afar."""
+        return 16 if self.streamed else 4
 
     @property
     def level(self) -> int:
@@ -116,7 +121,18 @@ class StageCode:
     @property
     def limited(self) -> bool:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
-        return self.threshold == "sweep" or (self.walk == "columns" and not self.threshold)
+        return self.threshold in ("sweep", "tile") or self.walk == "columns"
+
+    @property
+    def copied(self) -> bool:
+        """Whether a tile is worked on in scratch memory: where it is far away, or lies apart."""
+        return self.streamed or self.walk == "packed" or not self.stage.unit
+
+    @property
+    def sum_dtype(self) -> str:
+        """The type of short sums; a loop over strided values does not vectorise, and adds one
+        value after the other."""
+        return self.dtype if self.stage.unit else "float64"
 
     @property
     def sampled(self) -> bool:
@@ -138,7 +154,7 @@ class StageCode:
     @property
     def partial(self) -> bool:
         """Whether each block of the aggregation has a slot of its own."""
-        return self.stage.shared and self.stage.axes[self.stage.up.loop].reduced
+        return self.stage.shared and self.stage.axes[self.stage.cut.loop].reduced
 
     @cached_property
     def whole(self) -> Nest:
@@ -146,12 +162,14 @@ class StageCode:
         return _nest(self.stage, UNCUT)
 
     @cached_property
-    def up(self) -> Nest:
-        return _nest(self.stage, self.stage.up)
+    def nest(self) -> Nest:
+        """A block of the level, in both sweeps."""
+        return _nest(self.stage, self.stage.cut)
 
     @cached_property
-    def down(self) -> Nest:
-        return _nest(self.stage, self.stage.down)
+    def tiles(self) -> Nest:
+        """A block of the search for thresholds."""
+        return _nest(self.stage, self.stage.tiles)
 
     @property
     def size(self) -> str:
@@ -228,7 +246,7 @@ class Phase:
         if self.stage is None:
             return "the levels above, up to the root" if self.checks else "between the sweeps"
         s = self.stage
-        if self.kind == "newton":
+        if self.kind in ("newton", "thresholds"):
             return f"the thresholds of {s.label}"
         verb = "aggregate" if self.kind == "aggregate" else "project"
         return f"sweep {1 if verb == 'aggregate' else 2}: {verb} {s.label}"
@@ -292,6 +310,20 @@ class Kernel:
         return any(s.norm == "linf" and s.dtype == "float64" for s in self.stages)
 
     @property
+    def searches(self) -> bool:
+        return any(s.threshold for s in self.stages)
+
+    @property
+    def sums_in_float32(self) -> bool:
+        return self.dtype == "float32" and bool(self.stages[-1].threshold)
+
+    @property
+    def spreads(self) -> int:
+        """The size of packed groups, whose limits are spread over their values; or 0."""
+        leaf = self.stages[-1]
+        return leaf.stage.inner if leaf.walk == "packed" else 0
+
+    @property
     def squares(self) -> bool:
         return any(s.norm == "l2" for s in self.stages)
 
@@ -331,11 +363,10 @@ def geometry(plan: Plan, threads: int) -> dict[str, int]:
 
 
 def _stage_codes(plan: Plan) -> tuple[StageCode, ...]:
-    rows = 16 if plan.streamed else 4
     return tuple(
-        StageCode(
-            stage, plan.dtype if stage.leaf else "float64", stage.leaf and plan.in_place, rows
-        )
+        StageCode(stage, plan.dtype, plan.in_place, plan.streamed)
+        if stage.leaf
+        else StageCode(stage, "float64", False, False)
         for stage in plan.stages
     )
 
@@ -348,11 +379,13 @@ def _segments(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> list[S
         if not s.leaf:
             segments.append(Segment(f"v{s.level}", "float64", stage.size))
             segments.append(Segment(f"u{s.level}", "float64", stage.size))
-        slots = stage.groups * (stage.up.blocks if s.partial else 1)
+        slots = stage.groups * (stage.cut.blocks if s.partial else 1)
         if not stage.direct or s.threshold == "sweep":
             segments.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.limited:
             segments.append(Segment(f"limit_{s.level}", s.dtype, stage.groups))
+        if s.threshold == "tile":
+            segments.append(Segment(f"hints_{s.level}", "float64", 8))
         if s.threshold == "sweep":
             segments.append(Segment(f"counts_{s.level}", "float64", slots))
             segments.append(Segment(f"count_{s.level}", "float64", stage.groups))
@@ -369,10 +402,10 @@ def _scratch(plan: Plan, stages: tuple[StageCode, ...]) -> int:
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
         if s.threshold == "tile":
-            spread = rows * pitch if s.walk == "packed" else 0
-            sizes.append(pitch + ((rows + 3) * pitch + spread) * itemsize // 8)
-        elif s.walk == "packed":
-            sizes.append(rows * pitch * itemsize // 8)
+            cells = rows * pitch if s.copied else 0
+            sizes.append(8 + 3 * pitch + (2 * pitch + cells) * itemsize // 8)
+        if s.walk == "packed":
+            sizes.append(max((rows + 1) * pitch * itemsize // 8, rows * pitch))
     return -(-max(sizes) // 8) * 8
 
 
@@ -392,10 +425,10 @@ def _geometry(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterat
         yield from ((f"s{i}_{s.level}", axis.stride) for i, axis in axes)
         yield from ((f"t{i}_{s.level}", axis.out_stride) for i, axis in axes)
         yield f"pitch_{s.level}", _pitch(s)
-        for way, cut in (("up", s.stage.up), ("down", s.stage.down)):
-            yield f"blocks_{way}_{s.level}", cut.blocks
-            yield f"step_{way}_{s.level}", cut.step
-            yield f"end_{way}_{s.level}", s.stage.axes[cut.loop].extent if s.stage.shared else 0
+        for prefix, cut in (("", s.stage.cut), ("tile_", s.stage.tiles)):
+            yield f"{prefix}blocks_{s.level}", cut.blocks
+            yield f"{prefix}step_{s.level}", cut.step
+            yield f"{prefix}end_{s.level}", s.stage.axes[cut.loop].extent
     at = 0
     for segment in _segments(plan, stages, threads):
         itemsize = 4 if segment.dtype in ("float32", "int32") else 8
@@ -421,21 +454,23 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
     for s in stages:
         if s.threshold == "sweep":
             actions += [("start", s), ("newton", s)]
+        elif s.threshold == "tile":
+            actions += [("hint", s), ("thresholds", s)]
         elif s.limited:
             actions.append(("limits", s))
         actions.append(("project", s))
     counter = 0
     solo: list[tuple[str, StageCode | None]] = []
     for action, stage in actions:
-        shared = action in ("aggregate", "project", "newton") and stage and stage.stage.shared
-        if not (shared or action == "newton"):
+        blocks = action in ("aggregate", "project", "thresholds")
+        if not (action == "newton" or (blocks and stage and stage.stage.shared)):
             solo.append((action, stage))
-        if (shared or action == "newton") and solo:
+            continue
+        if solo:
             yield Phase("solo", None, tuple(solo), counter)
             solo, counter = [], counter + 1
-        if shared or action == "newton":
-            yield Phase(action, stage, (), counter)
-            counter += 2 * NEWTON_TURNS + 1 if action == "newton" else 1
+        yield Phase(action, stage, (), counter)
+        counter += 2 * NEWTON_TURNS + 1 if action == "newton" else 1
     assert not solo, "the leaf's projection comes last, and it is shared"
 
 

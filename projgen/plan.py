@@ -69,11 +69,12 @@ UNCUT = Cut(-1, 0, 1)
 class Stage:
     """One level on its array: the leaf on y, the others on the dense vector of their values.
 
-    ``up`` cuts the aggregation, ``down`` the projection. ``direct``: a block of `up` sees whole
-    groups and writes their values itself; otherwise each block has a slot of partial
-    accumulators, and the slots are combined in order. ``unit``: the innermost loop is contiguous.
-    ``inner`` is the innermost extent where it is worth writing into the kernel, else 0. ``shared``:
-    its blocks are shared among the threads; a small level is done by one of them.
+    ``cut`` is that of both sweeps, ``tiles`` that of the search for thresholds between them.
+    ``direct``: a block sees whole groups and writes their values itself; otherwise each block has
+    a slot of partial accumulators, and the slots are combined in order. ``unit``: the innermost
+    loop is contiguous. ``inner`` is the innermost extent where it is worth writing into the
+    kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
+    one of them.
     """
 
     level: int
@@ -81,8 +82,8 @@ class Stage:
     leaf: bool
     axes: tuple[Axis, ...]
     walk: Walk
-    up: Cut
-    down: Cut
+    cut: Cut
+    tiles: Cut
     direct: bool
     unit: bool
     inner: int
@@ -142,10 +143,10 @@ class Plan:
         lines = [head, "  loops, in memory order"]
         lines += [f"    {loop}" for loop in self.layout.loops]
         for stage in reversed(self.stages):
-            lines.append(f"  up    level {stage.level} {stage.norm:5} {_describe(stage, stage.up)}")
+            lines.append(f"  up    level {stage.level} {stage.norm:5} {_describe(stage, stage.cut)}")
         for stage in self.stages:
             way = f", threshold by {stage.threshold}" if stage.threshold else ""
-            down = _describe(stage, stage.down)
+            down = _describe(stage, stage.cut)
             lines.append(f"  down  level {stage.level} {stage.norm:5} {down}{way}")
         return "\n".join(lines)
 
@@ -172,19 +173,19 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     walk = _walk(axes, leaf, unit)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
-    up = _cut(axes, loop, itemsize) if shared else UNCUT
+    cut = _cut(axes, loop, itemsize) if shared else UNCUT
     alone = sum(axis.reduced for axis in axes) == 1
     whole = not (shared and axes[loop].reduced)
     direct = walk is not Walk.COLUMNS and alone and whole
-    threshold, down = None, up
+    threshold, tiles = None, UNCUT
     if layout.norms[level] == "l1":
-        threshold = _threshold(axes, walk, up, direct, itemsize)
-        if threshold is Threshold.TILE and walk is Walk.COLUMNS:
-            down = _cut_for_tiles(axes, shared, itemsize)
+        threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if threshold is Threshold.TILE and shared:
+            tiles = cut if walk is Walk.PACKED else _cut_for_tiles(axes, itemsize)
     inner = axes[-1].extent
     baked = (
         unit
-        and len(axes) - 1 not in (up.loop, down.loop)
+        and len(axes) - 1 not in (cut.loop, tiles.loop)
         and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED))
     )
     inner = inner if leaf and baked else 0
@@ -194,8 +195,8 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
         leaf,
         axes,
         walk,
-        up,
-        down,
+        cut,
+        tiles,
         direct,
         unit,
         inner,
@@ -260,12 +261,10 @@ def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
     return Cut(loop, step, -(-extent // step))
 
 
-def _cut_for_tiles(axes: Sequence[Axis], shared: bool, itemsize: int) -> Cut:
+def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
     """Tiles hold whole groups, so the loop that is cut runs over groups."""
     loop = max(range(len(axes)), key=lambda i: (not axes[i].reduced) * axes[i].extent)
     extent = axes[loop].extent
-    if not shared:
-        return UNCUT
     if loop < len(axes) - 1:
         return _cut(axes, loop, itemsize)
     step = tile_width(math.prod(axis.extent for axis in axes if axis.reduced), itemsize)
@@ -277,13 +276,13 @@ def tile_width(rows: int, itemsize: int) -> int:
     return max(16, min(SCRATCH_BYTES // (rows * itemsize) // 16 * 16, 256))
 
 
-def _threshold(axes: Sequence[Axis], walk: Walk, up: Cut, direct: bool, itemsize: int) -> Threshold:
+def _threshold(axes: Sequence[Axis], walk: Walk, cut: Cut, direct: bool, itemsize: int) -> Threshold:
     alone = sum(axis.reduced for axis in axes) == 1
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
     small = rows * itemsize <= 2 * SCRATCH_BYTES
     if walk is Walk.PACKED:
         return Threshold.TILE
-    if walk is Walk.ROWS and alone and (direct or up.blocks == 1) and (small or up.blocks == 1):
+    if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
         return Threshold.ROW
     fits = rows * 16 * itemsize <= SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from projgen import interpret
-from projgen.arrays import check_dtype, view
+from projgen.arrays import check_dtype, view, writable_view
 from projgen.bind import Binding, bind
 from projgen.call import INSIDE, OUT_OF_RANGE, Call
 from projgen.check import parse_tree
@@ -99,7 +99,7 @@ class Projection:
         if out is None:
             target = np.empty_like(source)
         else:
-            target = source if out is y else view(out)[0]
+            target = source if out is y else writable_view(out)
             _check_out(source, target)
         if source.size:
             self._project(binding, source, target, radii, dtype)
@@ -233,13 +233,15 @@ class Projection:
             largest = max(float(part.max()), -float(part.min()))
             exponent = int(np.frexp(largest)[1])
             small = np.ldexp(part, -exponent)
-            x = np.empty_like(small)
-            radius = float(np.ldexp(each[index], -exponent))
+            x = small.copy()
             if largest:
-                self._project(binding, small, x, radius, dtype)
-            np.copyto(
-                result, np.where(x == small, part, np.ldexp(x, exponent)) if largest else part
-            )
+                self._project(binding, x, x, float(np.ldexp(each[index], -exponent)), dtype)
+            if np.array_equal(x, small):
+                np.copyto(result, part)
+            else:
+                # What scaling rounds, at the far end of the range, is kept where it was kept.
+                kept = (x == small) & (np.ldexp(small, exponent) == part)
+                np.copyto(result, np.where(kept, part, np.ldexp(x, exponent)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Projection) and self._state() == other._state()

@@ -1,8 +1,8 @@
 """Threads that wait for work: one leads a call, the others follow it into the same kernel.
 
-The lead rings a bell. Followers that hear it come in, if the door is still open, and run the
-kernel with the lead's arguments: the kernel hands out blocks to whoever is there. The lead closes
-the door when its own run is over, and waits until the last follower is out. Nobody waits for a
+The lead rings a bell. Followers that hear it come in, once, and run the kernel with the lead's
+arguments: the kernel hands out blocks to whoever is there. When its own run is over the lead rings
+again, so that nobody else comes in, and waits until the last follower is out. Nobody waits for a
 follower that has not come.
 """
 
@@ -10,8 +10,9 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-# Cells of the board, each on cache lines of its own.
-DOOR, INSIDE, BELL, CALL, FOLLOWERS = 0, 16, 32, 48, 54
+# Cells of the board, those that change on cache lines of their own. The bell counts: odd while a
+# call is open, so that its number names the call.
+BELL, INSIDE, ENTRIES, CALL, FOLLOWERS = 0, 16, 32, 48, 54
 CELLS = 64
 
 
@@ -51,9 +52,10 @@ def call(typing_context, cells):
 
 
 @njit(nogil=True)
-def join(board):
-    """Run the call on the board, unless its lead is gone or has the followers it wants."""
-    if add(board, INSIDE, 1) < read(board, FOLLOWERS) and read(board, DOOR) == 1:
+def join(board, number):
+    """Run call `number`, unless it is over, or has the followers that it wants."""
+    add(board, INSIDE, 1)
+    if read(board, BELL) == number and add(board, ENTRIES, 1) < read(board, FOLLOWERS):
         call(board)
     add(board, INSIDE, -1)
 
@@ -61,10 +63,10 @@ def join(board):
 @cfunc(types.int64(types.CPointer(types.int64)), cache=True)
 def lead(board):
     """Run the call on the board with whoever follows; what it returned."""
-    add(board, DOOR, 1)
+    add(board, ENTRIES, -read(board, ENTRIES))
     add(board, BELL, 1)
     result = call(board)
-    add(board, DOOR, -1)
+    add(board, BELL, 1)
     while read(board, INSIDE) > 0:
         pass
     return result
@@ -72,17 +74,18 @@ def lead(board):
 
 @cfunc(types.int64(types.CPointer(types.int64), types.int64, types.int64), cache=True)
 def follow(board, heard, patience):
-    """Join call after call, until `patience` looks at the bell in a row found it silent.
+    """Join call after call, until `patience` looks at the bell in a row found nothing new.
 
-    `heard` is what the bell stood at when this thread last looked; returns what it stands at.
+    `heard` is the number that the bell stood at when this thread last looked; returns the latest.
     """
     silent = 0
     while silent < patience:
-        bell = read(board, BELL)
-        if bell == heard:
+        number = read(board, BELL)
+        if number == heard:
             silent += 1
-        else:
-            heard = bell
+            continue
+        heard = number
+        if number % 2 == 1:
             silent = 0
-            join(board)
+            join(board, number)
     return heard

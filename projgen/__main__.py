@@ -1,0 +1,7 @@
+"""``python -m projgen``."""
+
+import sys
+
+from projgen.cli import main
+
+sys.exit(main())

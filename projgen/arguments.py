@@ -1,0 +1,167 @@
+"""What may be written on the command line, and how its values are read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+from projgen import __version__, completion
+from projgen.outcome import Radius
+
+MAX_RANK = 64  # of NumPy's arrays
+
+EXAMPLES = """\
+examples:
+  projgen compile "l1(l2(linf))"
+  projgen explain "l1(linf(axis=1))" --shape 1000x1000
+  projgen run "l1(linf(axis=1))" model.safetensors sparse.safetensors \\
+      --radius 10% --tensor fc.weight
+  projgen bench "l1(linf)" --shape 4000x4000 --threads 1,2
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; completion reads it too."""
+    parser = argparse.ArgumentParser(
+        prog="projgen",
+        description="Projections onto bi-level and multi-level norm balls, compiled from a spec.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"projgen {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+
+    spec = argparse.ArgumentParser(add_help=False)
+    spec.add_argument("spec", metavar="SPEC", help='a norm tree, such as "l1(linf(axis=1))"')
+    layout = argparse.ArgumentParser(add_help=False)
+    layout.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="default: float32"
+    )
+    layout.add_argument(
+        "--order", choices=("C", "F"), default="C", help="of memory: C (default) or Fortran"
+    )
+    in_place = argparse.ArgumentParser(add_help=False)
+    in_place.add_argument(
+        "--in-place", action="store_true", help="the kernel that overwrites its array"
+    )
+    structured = argparse.ArgumentParser(add_help=False)
+    structured.add_argument("--json", action="store_true", help="JSON on stdout")
+    radius_help = "a number, or a part of the norm such as 10%%"
+
+    command = commands.add_parser(
+        "compile", parents=[spec, layout, in_place], help="compile a kernel and keep it"
+    )
+    extents = command.add_mutually_exclusive_group()
+    _add_shape(extents)
+    extents.add_argument(
+        "--rank", type=_rank, metavar="N", help="number of axes; default: as few as the spec needs"
+    )
+    command.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    results = command.add_mutually_exclusive_group()
+    results.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="also write the generated module there"
+    )
+    results.add_argument(
+        "--emit",
+        choices=("ast", "tree", "plan", "source"),
+        help="print what this stage of the compiler gives, and stop",
+    )
+    command.add_argument("--json", action="store_true", help="JSON on stdout")
+
+    command = commands.add_parser(
+        "explain",
+        parents=[spec, layout, in_place, structured],
+        help="draw the tree, sweeps, memory traffic, work and span",
+    )
+    _add_shape(command, required=True)
+
+    command = commands.add_parser(
+        "run", parents=[spec, structured], help="project tensors of a file"
+    )
+    suffixes = ".npy, .npz or .safetensors"
+    command.add_argument("input", metavar="IN", type=Path, help=suffixes)
+    command.add_argument("target", metavar="OUT", type=Path, help=f"{suffixes}; may be IN")
+    command.add_argument("--radius", required=True, type=_radius, metavar="R", help=radius_help)
+    command.add_argument(
+        "--tensor", nargs="+", action="extend", metavar="NAME", help="which, if there are several"
+    )
+
+    command = commands.add_parser(
+        "bench",
+        parents=[spec, layout, structured],
+        help="time the kernel against NumPy and a copy of the array",
+    )
+    _add_shape(command, required=True)
+    command.add_argument(
+        "--radius",
+        type=_radius,
+        default=Radius(0.1, relative=True),
+        metavar="R",
+        help=f"{radius_help} (the default)",
+    )
+    command.add_argument(
+        "--threads", type=_threads, metavar="1,2", help="how many share a call; default: as usual"
+    )
+    command.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="how long to time; default: 2"
+    )
+
+    command = commands.add_parser(
+        "cache", parents=[structured], help="list or clear the kernels that are kept"
+    )
+    command.add_argument("action", choices=("list", "path", "clear"))
+
+    command = commands.add_parser(
+        "doctor", parents=[structured], help="check that projgen can work here"
+    )
+
+    command = commands.add_parser("completion", help="print the completion script of a shell")
+    command.add_argument("shell", choices=tuple(completion.SCRIPTS))
+    return parser
+
+
+def _add_shape(command: argparse._ActionsContainer, required: bool = False) -> None:
+    command.add_argument(
+        "--shape", required=required, type=_shape, metavar="1000x1000", help="of the array"
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,18}([x,*]\d{1,18})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: write it like 1000x1000")
+    shape = tuple(map(int, re.split(r"\D", text)))
+    if len(shape) > MAX_RANK or math.prod(shape) >= 1 << 60:
+        raise argparse.ArgumentTypeError(f"no array has the shape {text}")
+    return shape
+
+
+def _rank(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_RANK):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rank: write 1 to {MAX_RANK}")
+    return int(text)
+
+
+def _radius(text: str) -> Radius:
+    try:
+        return Radius.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> list[int]:
+    counts = text.split(",")
+    if not all(count.isdecimal() and 1 <= int(count) <= 1024 for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers of threads: write 1 or 1,2")
+    return [int(count) for count in counts]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 0 to 3600 seconds")
+    return seconds

@@ -1,0 +1,305 @@
+"""Files of tensors: .npy, .npz and .safetensors, read one tensor at a time and rewritten whole.
+
+A file keeps all that is not projected, byte for byte where its format stays the same: metadata,
+compression, and tensors of types that NumPy does not know. It is written beside its place and
+appears there by one rename, so a failure leaves what was there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+LISTED = 100  # tensors that an error message lists
+
+
+class TensorFile(ABC):
+    """A file of named tensors, in the file's order."""
+
+    path: Path
+    names: tuple[str, ...]
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    @abstractmethod
+    def read(self, name: str) -> Array:
+        """One tensor; a ValueError if NumPy cannot hold it."""
+
+    @abstractmethod
+    def describe(self, name: str) -> str:
+        """Its dtype and shape."""
+
+    @abstractmethod
+    def rewrite(self, replaced: Mapping[str, Array], out: BinaryIO) -> None:
+        """The whole file in its own format, with some tensors replaced by ones of their shape."""
+
+
+class NpyFile(TensorFile):
+    """One array, named after the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = (path.stem,)
+        with path.open("rb") as file:
+            self._array = _read_array(file, f"{path}")
+
+    def read(self, name: str) -> Array:
+        return self._array
+
+    def describe(self, name: str) -> str:
+        return _describe(self._array)
+
+    def rewrite(self, replaced: Mapping[str, Array], out: BinaryIO) -> None:
+        _write_array(replaced.get(self.names[0], self._array), out)
+
+
+class NpzFile(TensorFile):
+    """A zip archive of .npy files, as ``numpy.savez`` writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._members = {
+                    _without_suffix(info.filename): info for info in archive.infolist()
+                }
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is not an .npz file: {error}") from None
+        self.names = tuple(self._members)
+
+    def read(self, name: str) -> Array:
+        where = f"tensor {name!r} of {self.path}"
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return _read_array(io.BytesIO(archive.read(self._members[name])), where)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{where} is damaged: {error}") from None
+
+    def describe(self, name: str) -> str:
+        try:
+            return _describe(self.read(name))
+        except ValueError:
+            return "not an array of numbers"
+
+    def rewrite(self, replaced: Mapping[str, Array], out: BinaryIO) -> None:
+        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(out, "w") as target:
+            for name, info in self._members.items():
+                if name in replaced:
+                    target.writestr(info, _npy_bytes(replaced[name]))
+                else:
+                    target.writestr(info, archive.read(info))
+
+
+class SafetensorsFile(TensorFile):
+    """The format of Hugging Face: a header in JSON, then the tensors' bytes.
+
+    Reading goes through the library, which checks the header; rewriting needs only where each
+    tensor lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = _safetensors()
+        try:
+            with self._library.safe_open(path, framework="numpy") as file:
+                self.names = tuple(file.keys())
+                self.metadata = file.metadata() or {}
+                slices = {name: file.get_slice(name) for name in self.names}
+                self._described = {
+                    name: f"{part.get_dtype()} {tuple(part.get_shape())}"
+                    for name, part in slices.items()
+                }
+        except self._library.SafetensorError as error:
+            raise ValueError(f"{path} is not a .safetensors file: {error}") from None
+
+    def read(self, name: str) -> Array:
+        with self._library.safe_open(self.path, framework="numpy") as file:
+            try:
+                return np.asarray(file.get_tensor(name))
+            except (TypeError, AttributeError, self._library.SafetensorError):
+                raise ValueError(
+                    f"tensor {name!r} of {self.path} is {self._described[name]}, a type that "
+                    "NumPy does not have"
+                ) from None
+
+    def describe(self, name: str) -> str:
+        return self._described[name]
+
+    def rewrite(self, replaced: Mapping[str, Array], out: BinaryIO) -> None:
+        with self.path.open("rb") as file:
+            shutil.copyfileobj(file, out)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, array in replaced.items():
+            out.seek(8 + length + header[name]["data_offsets"][0])
+            out.write(array.tobytes())  # in C order, little-endian: checked types are
+
+
+_FORMATS: Mapping[str, Callable[[Path], TensorFile]] = {
+    ".npy": NpyFile,
+    ".npz": NpzFile,
+    ".safetensors": SafetensorsFile,
+}
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """The tensors of a file, whose suffix says what it is.
+
+    Raises:
+        ValueError: another suffix, or a file that is not what its suffix says.
+        OSError: it cannot be read.
+        ImportError: .safetensors without the library.
+    """
+    return _FORMATS[_suffix(path)](path)
+
+
+def choose(file: TensorFile, wanted: list[str] | None) -> list[str]:
+    """The tensors to project: those named, or the only one. A ValueError lists what there is."""
+    if not wanted and len(file.names) == 1:
+        return list(file.names)
+    if not file.names:
+        raise ValueError(f"{file.path} holds no tensor")
+    unknown = [name for name in wanted or [] if name not in file.names]
+    if wanted and not unknown:
+        return list(dict.fromkeys(wanted))
+    head = f"{file.path} holds {len(file.names)} tensors: choose with --tensor"
+    if unknown:
+        close = get_close_matches(unknown[0], file.names, n=1)
+        guess = f" did you mean {close[0]!r}?" if close else ""
+        head = f"{file.path} has no tensor {unknown[0]!r};{guess or ' it holds'}"
+    width = max(map(len, file.names[:LISTED]))
+    lines = [f"  {name:{width}}  {file.describe(name)}" for name in file.names[:LISTED]]
+    lines += [f"  and {len(file.names) - LISTED} more"] if len(file.names) > LISTED else []
+    raise ValueError("\n".join([head, *lines]))
+
+
+def check_target(file: TensorFile, target: Path) -> None:
+    """A ValueError unless `target` is a place and a format for the tensors of `file`."""
+    suffix = _suffix(target)
+    if not target.resolve().parent.is_dir():
+        raise ValueError(f"{target.parent} is not a directory")
+    if target.is_dir():
+        raise ValueError(f"{target} is a directory")
+    if suffix == ".npy" and len(file.names) != 1:
+        raise ValueError(
+            f"{target} can hold one array, and {file.path} holds {len(file.names)}: "
+            "write .npz or .safetensors"
+        )
+    if suffix == ".safetensors":
+        _safetensors()
+
+
+def save(file: TensorFile, target: Path, replaced: Mapping[str, Array]) -> None:
+    """Write all tensors of `file` to `target`, those in `replaced` with their new values.
+
+    `target` may be the file itself. ValueError for a tensor that the target's format cannot hold;
+    OSError if it cannot be written.
+    """
+    suffix = _suffix(target)
+    with replacing(target) as out:
+        if suffix == _suffix(file.path):
+            file.rewrite(replaced, out)
+            return
+        tensors = {
+            name: replaced[name] if name in replaced else file.read(name) for name in file.names
+        }
+        if suffix == ".npy":
+            (array,) = tensors.values()
+            _write_array(array, out)
+        elif suffix == ".npz":
+            with zipfile.ZipFile(out, "w") as archive:
+                for name, array in tensors.items():
+                    archive.writestr(f"{name}.npy", _npy_bytes(array))
+        else:
+            out.write(_safetensors_bytes(tensors, dict(file.metadata), target))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the body ends without an error."""
+    path = path.resolve()  # through a link, to what it points at
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        with partial.open("xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise ValueError(f"{path}: the file's name must end in {', '.join(_FORMATS)}")
+    return suffix
+
+
+def _safetensors() -> Any:
+    try:
+        return import_module("safetensors")
+    except ImportError:
+        raise ImportError(
+            'files of .safetensors need the safetensors package: pip install "projgen[safetensors]"'
+        ) from None
+
+
+def _safetensors_bytes(
+    tensors: Mapping[str, Array], metadata: dict[str, str], target: Path
+) -> bytes:
+    library = import_module("safetensors.numpy")
+    plain = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    for name, array in plain.items():
+        if array.dtype.kind not in "biufc" or not array.dtype.isnative:
+            raise ValueError(f"{target} cannot hold tensor {name!r}, which is {array.dtype}")
+    # ascontiguousarray makes a vector of a number
+    shaped = {name: array.reshape(tensors[name].shape) for name, array in plain.items()}
+    data: bytes = library.save(shaped, metadata or None)
+    return data
+
+
+def _read_array(file: Any, where: str) -> Array:
+    try:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from None
+    return array
+
+
+def _write_array(array: Array, out: Any) -> None:
+    np.lib.format.write_array(out, array, allow_pickle=False)
+
+
+def _npy_bytes(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    _write_array(array, buffer)
+    return buffer.getvalue()
+
+
+def _without_suffix(name: str) -> str:
+    return name[:-4] if name.endswith(".npy") else name
+
+
+def _describe(array: Array) -> str:
+    return f"{array.dtype} {array.shape}"

@@ -1,0 +1,190 @@
+"""What a projection did to an array: the report of ``projgen run``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projgen.bind import Binding, bind
+from projgen.projection import Projection
+from projgen.terminal import Terminal, format_ranges, format_shape
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Radius:
+    """A radius, or the part of the array's norm that it is: ``2.5``, ``10%``."""
+
+    value: float
+    relative: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Radius:
+        """A ValueError unless `text` is a number of at least 0, perhaps with a ``%``."""
+        relative = text.endswith("%")
+        try:
+            value = float(text.rstrip("%") if text.count("%") <= 1 else text)
+        except ValueError:
+            value = math.nan
+        if not value >= 0 or (relative and math.isinf(value)):
+            raise ValueError(
+                f"{text!r} is not a radius: write a number of at least 0, or a part of the norm "
+                "such as 10%"
+            )
+        return cls(value / 100 if relative else value, relative)
+
+    def of(self, norm: Any) -> Any:
+        """The radius for an array whose norm is `norm`: a number, or one for each batch entry."""
+        return norm * self.value if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.10g}%" if self.relative else f"{self.value:.10g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of one level of the tree: one for each index along ``axes``.
+
+    ``zero`` of ``count`` are all zero now, ``zero_before`` were so before. ``indices`` are those
+    of the zero ones: integers along a single axis, else one list for each group.
+    """
+
+    level: int
+    norm: str
+    axes: tuple[int, ...]
+    count: int
+    zero_before: int
+    zero: int
+    indices: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One array, before and after. Norms and radii are numbers, or lists over batch axes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    radius: Any
+    norm_before: Any
+    norm_after: Any
+    entries: int
+    zero_entries_before: int
+    zero_entries: int
+    largest_change: float
+    groups: tuple[Groups, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return asdict(self)
+
+    def draw(self, terminal: Terminal) -> None:
+        """For people."""
+        paint = terminal.paint
+        terminal.write(
+            f"{paint(self.name, 'bold')}  {format_shape(self.shape)}  {self.dtype}",
+            f"  norm            {_numbers(self.norm_after)}, was {_numbers(self.norm_before)};"
+            f" radius {_numbers(self.radius)}",
+        )
+        for groups in self.groups:
+            _draw_groups(groups, terminal)
+        before = f"{self.zero_entries_before:,} before"
+        share = _percent(self.zero_entries, self.entries)
+        terminal.write(
+            f"  zero entries    {self.zero_entries:,} of {self.entries:,} ({share}; {before})",
+            f"  largest change  {self.largest_change:.6g}",
+        )
+
+
+def project(projection: Projection, name: str, y: Array, radius: Radius) -> tuple[Array, Outcome]:
+    """`y` projected, and what became of it; `y` itself is not changed.
+
+    Raises:
+        SpecError, ValueError: as `Projection` does.
+    """
+    before = projection.norm(y)
+    radii = radius.of(before)
+    x = y.copy(order="K")
+    projection(x, radii, out=x)  # in place, as the norm's kernel is: one to compile, not two
+    binding = bind(projection.tree, y.ndim, y.shape)
+    outcome = Outcome(
+        name=name,
+        shape=y.shape,
+        dtype=y.dtype.name,
+        radius=_plain(radii),
+        norm_before=_plain(before),
+        norm_after=_plain(projection.norm(x)),
+        entries=y.size,
+        zero_entries_before=y.size - int(np.count_nonzero(y)),
+        zero_entries=y.size - int(np.count_nonzero(x)),
+        largest_change=float(np.max(np.abs(x - y), initial=0.0)),
+        groups=tuple(_groups(binding, y, x)),
+    )
+    return x, outcome
+
+
+def _groups(binding: Binding, y: Array, x: Array) -> list[Groups]:
+    """Level by level below the root, and the root's own where a batch gives it several."""
+    levels = binding.levels
+    found = []
+    for index, level in enumerate(levels):
+        within = tuple(axis for below in levels[index:] for axis in below.axes)
+        axes = tuple(axis for axis in range(binding.rank) if axis not in within)
+        if not axes:
+            continue
+        zero = ~np.any(x != 0, axis=within)
+        where = np.argwhere(zero)
+        found.append(
+            Groups(
+                level=index,
+                norm=level.norm,
+                axes=axes,
+                count=zero.size,
+                zero_before=int(np.count_nonzero(~np.any(y != 0, axis=within))),
+                zero=len(where),
+                indices=(where[:, 0] if len(axes) == 1 else where).tolist(),
+            )
+        )
+    return found
+
+
+def _draw_groups(groups: Groups, terminal: Terminal) -> None:
+    """The counts, and the shorter of the lists of groups that vanished and that remain."""
+    along = f"axis {groups.axes[0]}" if len(groups.axes) == 1 else f"axes {groups.axes}"
+    head = f"{groups.norm} groups along {along}"
+    counts = f"{groups.zero:,} of {groups.count:,} zero"
+    share = f"({_percent(groups.zero, groups.count)}; {groups.zero_before:,} before)"
+    terminal.write(
+        f"  {terminal.level(groups.level, head)}: {terminal.paint(counts, 'bold')} {share}"
+    )
+    if len(groups.axes) > 1 or groups.zero in (0, groups.count):
+        return
+    gone = set(groups.indices)
+    lists = {
+        "zero": groups.indices,
+        "kept": [index for index in range(groups.count) if index not in gone],
+    }
+    word = min(lists, key=lambda word: len(lists[word]))
+    terminal.write(f"    {word}: {format_ranges(lists[word], 60)}")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "none"
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else float(value)
+
+
+def _numbers(value: Any) -> str:
+    """A number, or the range of a batch's."""
+    flat: Sequence[float] = np.ravel(value).tolist()
+    if len(flat) == 1:
+        return f"{flat[0]:.6g}"
+    return f"{min(flat):.6g} to {max(flat):.6g}" if flat else "none"

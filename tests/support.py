@@ -1,0 +1,245 @@
+"""What the tests of the kernels share: the oracle's verdict, and kernels without a compiler."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+
+from projgen import interpret
+from projgen.bind import Binding, bind
+from projgen.check import parse_tree
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = {"float32": 1e-6, "float64": 1e-12}  # of the largest magnitude of a batch entry
+
+
+def bound(spec: str, y: Array) -> Binding:
+    return bind(parse_tree(spec), y.ndim, y.shape)
+
+
+def norm(spec: str, y: Array) -> Array:
+    """The oracle's norm, by batch entry."""
+    return interpret.norm(bound(spec, y), y)
+
+
+def assert_projected(spec: str, y: Array, radius: Any, x: Array) -> None:
+    """That `x` is the projection of `y`: near the oracle's, in the ball, between 0 and y."""
+    binding = bound(spec, y)
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    if not y.size:
+        return
+    tolerance = TOLERANCE[y.dtype.name]
+    reduced = tuple(axis for axis in range(y.ndim) if axis not in binding.batch)
+    top = np.abs(y).max(axis=reduced, keepdims=True).astype(np.float64)
+    scale = np.where(top > 0, top, 1.0)
+    expected = interpret.project(binding, y, radius)
+    error = np.abs(x / scale - expected / scale)
+    assert error.max() <= tolerance, f"{error.max():.2e} from the oracle at {_where(error)}"
+    assert np.all((x == 0) | (np.signbit(x) == np.signbit(y))), "a sign changed"
+    assert np.all(np.abs(x) <= np.abs(y)), "a value grew"
+
+    radii = np.broadcast_to(np.asarray(radius, np.float64), norm(spec, y).shape)
+    tops, norms = top.reshape(radii.shape), norm(spec, x)
+    with np.errstate(over="ignore"):
+        room = radii + tolerance * np.maximum(tops, radii)
+    assert np.all(norms <= room), f"outside the ball: {norms} > {radii}"
+    whole = radii.reshape([1 if axis in reduced else n for axis, n in enumerate(y.shape)])
+    inside = norm(spec, y).reshape(whole.shape) * (1 + 1e-12) <= whole
+    assert np.all(~inside | (x == y)), "changed inside the ball"
+    assert np.all((whole > 0) | (x == 0)), "radius 0 leaves a value"
+
+
+def _where(error: Array) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
+
+
+def bits(x: Array) -> bytes:
+    """All bytes of the elements, in C order: equal for arrays that are equal to the bit."""
+    return np.ascontiguousarray(x).tobytes()
+
+
+def lay_out(values: Array, order: tuple[int, ...], steps: tuple[int, ...]) -> Array:
+    """`values` in fresh memory, axes nested as `order` says, outermost first.
+
+    A step of 2 leaves gaps, a negative one runs backwards, and 0 repeats the axis' first index.
+    """
+    extents = [1 if steps[axis] == 0 else values.shape[axis] * abs(steps[axis]) for axis in order]
+    memory = np.full(extents, np.nan, values.dtype)  # a kernel that reads a gap spoils its result
+    view = memory.transpose(np.argsort(order))
+    view = view[tuple(slice(None, None, step or None) for step in steps)]
+    first = tuple(slice(0, 1) if step == 0 else slice(None) for step in steps)
+    view[...] = values[first]
+    return np.broadcast_to(view, values.shape) if 0 in steps else view
+
+
+def run_python(code: str, seconds: float = 120.0, **environment: str) -> str:
+    """What a fresh interpreter prints that runs `code`; a failure if it crashes, or hangs."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+# Rehearsals: a generated module is Python, and runs without Numba. Slow for an element, but quick
+# for a kernel, so that small arrays try out hundreds of kernels.
+
+
+@contextmanager
+def rehearsals(threads: int = 1, **constants: int) -> Iterator[None]:
+    """Inside, kernels run as plain Python, on `threads` threads; `constants` of projgen.plan
+    are changed, so that small arrays are planned like large ones."""
+    errors: list[BaseException] = []
+
+    def load(compiled: Any) -> Any:
+        function = _function(compiled.source)
+
+        def run(*addresses: int) -> int:
+            verdicts: list[int] = []
+
+            def take_part() -> None:
+                try:
+                    with np.errstate(all="ignore"):
+                        verdicts.append(int(function(*addresses)))
+                except BaseException as error:
+                    errors.append(error)
+
+            others = [threading.Thread(target=take_part) for _ in range(threads - 1)]
+            for other in others:
+                other.start()
+            take_part()
+            for other in others:
+                other.join()
+            assert len(set(verdicts)) <= 1
+            return verdicts[0] if verdicts else 0
+
+        entry = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)(run)
+        address = ctypes.cast(entry, ctypes.c_void_p).value
+        return SimpleNamespace(project=SimpleNamespace(address=address), entry=entry)
+
+    with ExitStack() as patches:
+        patches.enter_context(patch("projgen.call.load_kernel", load))
+        patches.enter_context(_no_hang())
+        for name, value in constants.items():
+            patches.enter_context(patch(f"projgen.plan.{name}", value))
+        try:
+            yield
+        finally:
+            if errors:
+                raise errors[0]
+
+
+@contextmanager
+def _no_hang(seconds: float = 30.0) -> Iterator[None]:
+    """A TimeoutError where a loop in Python has no end (on POSIX, in the main thread)."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Type:
+    """A type of numba's: calling it makes a signature, of which the arguments are kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return arguments
+
+
+def _carray(pointer: tuple[int, _Type], size: int) -> Array:
+    address, kind = pointer
+    dtype = np.dtype(kind.name)
+    memory = (ctypes.c_char * (int(size) * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memory, dtype)
+
+
+_adding = threading.Lock()
+
+
+def _add(cells: tuple[int, _Type], index: int, amount: int) -> int:
+    if amount == 0:
+        time.sleep(0)  # somebody waits: let the others go on
+    cell = ctypes.c_int64.from_address(cells[0] + 8 * int(index))
+    with _adding:
+        before = cell.value
+        cell.value = before + amount
+    return before
+
+
+def _njit(**options: Any) -> Callable[[Any], Any]:
+    return lambda function: function
+
+
+def _cfunc(pointees: tuple[_Type, ...], **options: Any) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        return lambda *addresses: function(*zip(addresses, pointees, strict=True))
+
+    return decorate
+
+
+def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
+    """What an intrinsic's docstring says it does; its body would emit machine code."""
+    if made.__name__ == "add":
+        return _add
+    name, size = made.__name__.split("_")
+    assert name == "spread"
+
+    def spread(limits: Array, group: int, tile: Array) -> None:
+        tile[int(size) * group :][: 16 * int(size)] = np.repeat(limits[group:][:16], int(size))
+
+    return spread
+
+
+_TYPES = {name: _Type(name) for name in ("float32", "float64", "int64")}
+_NUMBA = SimpleNamespace(
+    carray=_carray,
+    cfunc=_cfunc,
+    njit=_njit,
+    types=SimpleNamespace(CPointer=lambda pointee: pointee, **_TYPES),
+)
+_STAND_INS = {
+    "numba": _NUMBA,
+    "numba.extending": SimpleNamespace(intrinsic=_intrinsic),
+    "numba.core.cgutils": SimpleNamespace(ir=None),
+}
+
+
+@lru_cache(maxsize=512)
+def _function(source: str) -> Callable[..., int]:
+    names: dict[str, Any] = {}
+    with patch.dict(sys.modules, _STAND_INS):
+        exec(compile(source, "<rehearsal>", "exec"), names)
+    function: Callable[..., int] = names["project"]
+    return function
