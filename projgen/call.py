@@ -19,6 +19,7 @@ Array = NDArray[Any]
 
 PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
+LONG_BYTES = 8 << 20  # from this on, it is worth waking
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
@@ -55,7 +56,9 @@ class Call:
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
         self._idle: list[Workspace] = []
-        self._followers = threads - 1 if leaf.size * plan.itemsize >= SHARED_BYTES else 0
+        size = leaf.size * plan.itemsize
+        self._followers = threads - 1 if size >= SHARED_BYTES else 0
+        self._short = size < LONG_BYTES
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
@@ -95,7 +98,7 @@ class Call:
             work.desk_at,
         )
         if self._followers:
-            verdict = team().run((self._address, *arguments), self._followers)
+            verdict = team().run((self._address, *arguments), self._followers, self._short)
             if verdict is not None:
                 return verdict
         return int(self._entry(*arguments))

@@ -67,6 +67,11 @@ class StageCode:
         return 16 if self.streamed else 4
 
     @property
+    def rows_out(self) -> int:
+        """How many rows of columns are written together: more streams, if short ones."""
+        return 1 if self.streamed else 4
+
+    @property
     def level(self) -> int:
         return self.stage.level
 
@@ -144,12 +149,24 @@ class StageCode:
     @property
     def pitch(self) -> str:
         """From one row of a tile to the next: packed tiles have a fixed width."""
-        return "64" if self.walk == "packed" else "pitch"
+        return str(_pitch(self)) if self.walk == "packed" else "pitch"
 
     @property
     def block(self) -> str:
         """How a function is told its block; a level that one thread does has but one."""
         return "first, last, " if self.stage.shared else ""
+
+    @property
+    def widened(self) -> bool:
+        """Whether several rows of columns are taken as one."""
+        return self.stage.lanes > 1
+
+    @property
+    def few(self) -> int:
+        """How many neighbours of a packed group are joined in advance: a vector's share of that
+        loop, against the scalar steps that then remain."""
+        size = self.stage.inner
+        return min(range(1, size + 1), key=lambda n: size * n / 11 * (n > 1) + size // n + size % n)
 
     @property
     def partial(self) -> bool:
@@ -379,11 +396,11 @@ def _segments(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> list[S
         if not s.leaf:
             segments.append(Segment(f"v{s.level}", "float64", stage.size))
             segments.append(Segment(f"u{s.level}", "float64", stage.size))
-        slots = stage.groups * (stage.cut.blocks if s.partial else 1)
+        slots = stage.groups * stage.lanes * (stage.cut.blocks if s.partial else 1)
         if not stage.direct or s.threshold == "sweep":
             segments.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.limited:
-            segments.append(Segment(f"limit_{s.level}", s.dtype, stage.groups))
+            segments.append(Segment(f"limit_{s.level}", s.dtype, stage.groups * stage.lanes))
         if s.threshold == "tile":
             segments.append(Segment(f"hints_{s.level}", "float64", 8))
         if s.threshold == "sweep":
@@ -410,8 +427,8 @@ def _scratch(plan: Plan, stages: tuple[StageCode, ...]) -> int:
 
 
 def _pitch(s: StageCode) -> int:
-    if s.walk == "packed":
-        return 64
+    if s.walk == "packed":  # a few thousand values: in the first-level cache
+        return max(64, 2048 // s.stage.inner // 16 * 16)
     return tile_width(s.stage.group_size, 4 if s.dtype == "float32" else 8)
 
 
@@ -425,6 +442,7 @@ def _geometry(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterat
         yield from ((f"s{i}_{s.level}", axis.stride) for i, axis in axes)
         yield from ((f"t{i}_{s.level}", axis.out_stride) for i, axis in axes)
         yield f"pitch_{s.level}", _pitch(s)
+        yield f"lanes_{s.level}", s.stage.lanes
         for prefix, cut in (("", s.stage.cut), ("tile_", s.stage.tiles)):
             yield f"{prefix}blocks_{s.level}", cut.blocks
             yield f"{prefix}step_{s.level}", cut.step

@@ -9,7 +9,7 @@ the number of threads: that is what makes results bit-identical.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from projgen.simplify import BATCH, Layout
@@ -18,6 +18,7 @@ BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
 SCRATCH_BYTES = 512 << 10  # of one thread's tile: stays in a core's second-level cache
 SHORT = 32  # groups of fewer adjacent values are handled many at a time
+WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
@@ -74,7 +75,7 @@ class Stage:
     a slot of partial accumulators, and the slots are combined in order. ``unit``: the innermost
     loop is contiguous. ``inner`` is the innermost extent where it is worth writing into the
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
-    one of them.
+    one of them. ``lanes``: so many rows of few columns are taken as one wide row.
     """
 
     level: int
@@ -88,20 +89,23 @@ class Stage:
     unit: bool
     inner: int
     shared: bool
+    lanes: int
     threshold: Threshold | None
 
     @property
     def groups(self) -> int:
         """How many groups the level has: values of the level above."""
-        return math.prod(axis.extent for axis in self.axes if not axis.reduced)
+        return math.prod(axis.extent for axis in self.axes if not axis.reduced) // self.lanes
 
     @property
     def group_size(self) -> int:
-        return math.prod(axis.extent for axis in self.axes if axis.reduced)
+        """How many values a group has."""
+        return self.size // self.groups
 
     @property
     def size(self) -> int:
-        return self.groups * self.group_size
+        """How many values the level's array has."""
+        return math.prod(axis.extent for axis in self.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,9 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
 
 def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     axes = _axes(layout, level, leaf)
+    lanes = _lanes(axes) if leaf and layout.norms[level] != "l1" else 1
+    if lanes > 1:
+        axes = _widened(axes, lanes)
     itemsize = itemsize if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
     walk = _walk(axes, leaf, unit)
@@ -201,6 +208,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
         unit,
         inner,
         shared,
+        lanes,
         threshold,
     )
 
@@ -218,6 +226,23 @@ def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
             axis = Axis(axis.reduced, axis.extent * inner.extent, inner.stride, inner.out_stride)
         axes.insert(0, axis)
     return tuple(axes)
+
+
+def _lanes(axes: Sequence[Axis]) -> int:
+    """How many rows of columns, if few lie densely, make one row of about `WIDE` columns."""
+    if len(axes) != 2 or axes[1].reduced or not _dense(replace(axes[0], reduced=False), axes[1]):
+        return 1
+    rows, columns = axes[0].extent, axes[1].extent
+    fitting = range(1, max(1, min(2 * WIDE // columns, rows // 4)) + 1)
+    return max(lanes for lanes in fitting if rows % lanes == 0)
+
+
+def _widened(axes: Sequence[Axis], lanes: int) -> tuple[Axis, ...]:
+    rows, columns = axes
+    return (
+        Axis(True, rows.extent // lanes, rows.stride * lanes, rows.out_stride * lanes),
+        replace(columns, extent=columns.extent * lanes),
+    )
 
 
 def _dense(outer: Axis, inner: Axis) -> bool:
@@ -244,19 +269,25 @@ def _walk(axes: Sequence[Axis], leaf: bool, unit: bool) -> Walk:
 
 
 def _loop_to_cut(axes: Sequence[Axis], walk: Walk) -> int:
-    """The outermost loop that is long enough; else the longest."""
+    """The outermost loop that makes enough blocks; else the one that makes the most."""
     candidates = range(len(axes) - 1) if walk is Walk.PACKED else range(len(axes))
-    long_enough = [i for i in candidates if axes[i].extent >= 16]
-    return long_enough[0] if long_enough else max(candidates, key=lambda i: axes[i].extent)
+    enough = [i for i in candidates if _most_blocks(axes, i) >= 16]
+    return enough[0] if enough else max(candidates, key=lambda i: _most_blocks(axes, i))
+
+
+def _most_blocks(axes: Sequence[Axis], loop: int) -> int:
+    """Into how many blocks a loop can well be cut."""
+    extent = axes[loop].extent
+    if axes[loop].reduced:  # each block has its own accumulators: they should stay few
+        return max(1, min(extent, 32, math.prod(a.extent for a in axes if a.reduced) // 64))
+    # The innermost loop is best left long.
+    return extent if loop < len(axes) - 1 else max(1, extent // WIDE)
 
 
 def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
     size = math.prod(axis.extent for axis in axes)
     extent = axes[loop].extent
-    blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, extent)
-    if axes[loop].reduced:  # each block has its own accumulators: let them stay few
-        groups = math.prod(axis.extent for axis in axes if not axis.reduced)
-        blocks = min(blocks, 32, max(1, size // groups // 64))
+    blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
     step = -(-extent // blocks)
     return Cut(loop, step, -(-extent // step))
 

@@ -1,0 +1,338 @@
+"""l1: projects float64 arrays.
+
+    level 0  l1    of y: rows (reduced); threshold by sweep
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1.7976931348623157e308  # finite number
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(y, slot, first, last, axes):
+    """Accumulate part of the groups of level 0, l1 of y."""
+    slot[0] = 0
+
+    at = 0
+    row = y[at + first : at + last]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    g = 0
+    slot[g] = slot[g] + a
+
+@njit(nogil=True, fastmath=FAST)
+def combine_0(slots, blocks, total):
+    """Join what the blocks accumulated of level 0, l1 of y."""
+    groups = total.size
+    for b in range(1, blocks):
+        slot = slots[b * groups : (b + 1) * groups]
+        for g in range(groups):
+            slots[g] = slots[g] + slot[g]
+    for g in range(groups):
+        total[g] = slots[g]
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:  # right of every value: start again where Newton cannot fail
+            if goal == safe:
+                return goal, 1
+            goal = safe
+            before = 0
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return goal, count
+        before = count
+
+@njit(nogil=True, fastmath=FAST)
+def start_0(y, total, radius, limit, count, scratch, axes):
+    """Where the search for the thresholds of level 0, l1 of y starts."""
+    n0 = axes[0]
+    for g in range(total.size):
+        v = total[g]
+        u = radius[g]
+        count[g] = -1
+        if u >= v:
+            limit[g] = 0
+            count[g] = -2
+        elif u <= 0:
+            limit[g] = np.inf
+            count[g] = -2
+        else:
+            limit[g] = (v - u) / (n0)
+    # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
+    sample = scratch.view(np.float64)[:4096]
+    if n0 >= 65536:
+        g = 0
+        if count[g] == -1:
+            at = 0
+            value = 0.0
+            for piece in range(64):
+                row = y[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                for j in range(64):
+                    sample[piece * 64 + j] = row[j]
+                    value += np.float64(abs(row[j]))
+            part = radius[g] * (4096 / n0)
+            if part < value:
+                limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
+
+@njit(nogil=True, fastmath=FINITE)
+def excess_0(y, limit, slot, above, first, last, axes):
+    """Accumulate how far, and how often, the values of level 0, l1 of y exceed their limits."""
+    slot[0] = 0
+    above[0] = 0
+    at = 0
+    row = y[at + first : at + last]
+    g = 0
+    t = limit[g]
+    for start in range(0, row.size, 1024):
+        part = row[start : start + 1024]
+        part_excess = np.float64(0)
+        part_count = np.float64(0)
+        for j in range(part.size):
+            a = abs(part[j]) - t
+            part_excess += a if a > 0 else np.float64(0)
+            part_count += np.float64(1) if a > 0 else np.float64(0)
+        slot[g] += np.float64(part_excess)
+        above[g] += np.float64(part_count)
+
+@njit(nogil=True, fastmath=FAST)
+def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
+    """One Newton step for the thresholds of level 0, l1 of y; returns how many are still open."""
+    n0 = axes[0]
+    groups = total.size
+    open_groups = 0
+    for g in range(groups):
+        if count[g] == -2:
+            continue
+        excess = 0.0
+        above = 0.0
+        for b in range(blocks):
+            excess += slots[b * groups + g]
+            above += counts[b * groups + g]
+        u = radius[g]
+        safe = (total[g] - u) / (n0)
+        if above == 0:  # right of every value: start again where Newton cannot fail
+            if limit[g] == np.float64(safe):
+                limit[g] = safe
+                count[g] = -2
+            else:
+                limit[g] = safe
+                count[g] = -1
+                open_groups += 1
+            continue
+        goal = np.float64(limit[g]) + (excess - u) / above
+        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            limit[g] = goal
+            count[g] = -2
+        else:
+            limit[g] = goal
+            count[g] = above
+            open_groups += 1
+    return open_groups
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(y, x, limit, first, last, axes):
+    """Project the groups of level 0, l1 of y."""
+    at = 0
+    row = y[at + first : at + last]
+    out = x[at + first : at + last]
+    t = limit[0]
+    for j in range(row.size):
+        out[j] = row[j] - min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 30)
+    y_size = cells[0]
+    x_size = cells[1]
+    blocks_0 = cells[6]
+    step_0 = cells[7]
+    end_0 = cells[8]
+    radius_at = cells[12]
+    radius_end = cells[13]
+    total_at = cells[14]
+    total_end = cells[15]
+    slots_0_at = cells[16]
+    slots_0_end = cells[17]
+    limit_0_at = cells[18]
+    limit_0_end = cells[19]
+    counts_0_at = cells[20]
+    counts_0_end = cells[21]
+    count_0_at = cells[22]
+    count_0_end = cells[23]
+    open_0_at = cells[24]
+    open_0_end = cells[25]
+    scratch_at = cells[26]
+    scratch_size = cells[27]
+    seats = cells[28]
+    memory_size = cells[29]
+    axes_0 = cells[2 : 6]
+    seat = draw(desk, 52)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    slots_0 = memory[slots_0_at : slots_0_end]
+    limit_0 = memory[limit_0_at : limit_0_end]
+    counts_0 = memory[counts_0_at : counts_0_end]
+    count_0 = memory[count_0_at : count_0_end]
+    open_0 = memory[open_0_at : open_0_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    # sweep 1: aggregate level 0, l1 of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        aggregate_0(y, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+        finish(desk, 0)
+    wait(desk, 0, blocks_0)
+    # the levels above, up to the root
+    if draw(desk, 1) == 0:
+        combine_0(slots_0, blocks_0, total)
+        verdict = check(total, radius)
+        add(desk, 848, verdict)
+        if verdict == 0:
+            start_0(y, total, radius, limit_0, count_0, scratch, axes_0)
+            open_0[:] = 1
+        finish(desk, 1)
+    wait(desk, 1, 1)
+    status = add(desk, 848, 0)
+    if status != 0:
+        return status
+    # the thresholds of level 0, l1 of y
+    for turn in range(24):
+        while True:
+            block = draw(desk, 2 + 2 * turn)
+            if block >= blocks_0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            excess_0(y, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            finish(desk, 2 + 2 * turn)
+        wait(desk, 2 + 2 * turn, blocks_0)
+        if draw(desk, 3 + 2 * turn) == 0:
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            finish(desk, 3 + 2 * turn)
+        wait(desk, 3 + 2 * turn, 1)
+        if open_0[turn] == 0:
+            break
+    if draw(desk, 50) == 0:
+        while open_0[turn] > 0:  # a search this long is rare: one thread ends it
+            for block in range(blocks_0):
+                first = block * step_0
+                last = min(first + step_0, end_0)
+                excess_0(y, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+        finish(desk, 50)
+    wait(desk, 50, 1)
+    # sweep 2: project level 0, l1 of y
+    while True:
+        block = draw(desk, 51)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        project_0(y, x, limit_0, first, last, axes_0)
+        finish(desk, 51)
+    wait(desk, 51, blocks_0)
+    return 0
+

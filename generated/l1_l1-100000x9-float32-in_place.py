@@ -1,0 +1,583 @@
+"""l1(l1): projects float32 arrays in place.
+
+    level 0  l1    of v0: rows (reduced); threshold by sweep
+    level 1  l1    of y: packed (groups, reduced); threshold by tile
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.core.cgutils import ir
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@intrinsic
+def spread_9(typing_context, limits, group, tile):
+    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
+
+    def codegen(context, builder, signature, args):
+        limits, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
+        values = builder.load(first, align=4)
+        at = builder.gep(tile, [builder.mul(args[1], word(9))])
+        for i in range(0, 144, 16):
+            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
+            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
+            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
+        return context.get_dummy_value()
+
+    return types.void(limits, types.int64, tile), codegen
+
+
+@njit(nogil=True)
+def up(x):
+    """The smallest float32 that is not below x, or 0."""
+    near = np.float32(max(x, 0.0))
+    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_1(y, v0, scratch, first, last, axes):
+    """The values of the groups of level 1, l1 of y."""
+    memory = scratch
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        values = v0[start : stop]
+        row = y[at + start * 9 : at + stop * 9]
+        joins = memory[: row.size - 2]
+        for j in range(joins.size):
+            joins[j] = np.float64(abs(row[j])) + np.float64(abs(row[j + 1])) + np.float64(abs(row[j + 2]))
+        for g in range(values.size):
+            j = 9 * g
+            a = joins[j] + joins[j + 3] + joins[j + 6]
+            values[g] = a
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(v0, slot, first, last, axes):
+    """Accumulate part of the groups of level 0, l1 of v0."""
+    slot[0] = 0
+
+    at = 0
+    row = v0[at + first : at + last]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    g = 0
+    slot[g] = slot[g] + a
+
+@njit(nogil=True, fastmath=FAST)
+def combine_0(slots, blocks, total):
+    """Join what the blocks accumulated of level 0, l1 of v0."""
+    groups = total.size
+    for b in range(1, blocks):
+        slot = slots[b * groups : (b + 1) * groups]
+        for g in range(groups):
+            slots[g] = slots[g] + slot[g]
+    for g in range(groups):
+        total[g] = slots[g]
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:  # right of every value: start again where Newton cannot fail
+            if goal == safe:
+                return goal, 1
+            goal = safe
+            before = 0
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return goal, count
+        before = count
+
+@njit(nogil=True, fastmath=FAST)
+def start_0(v0, total, radius, limit, count, scratch, axes):
+    """Where the search for the thresholds of level 0, l1 of v0 starts."""
+    n0 = axes[0]
+    for g in range(total.size):
+        v = total[g]
+        u = radius[g]
+        count[g] = -1
+        if u >= v:
+            limit[g] = 0
+            count[g] = -2
+        elif u <= 0:
+            limit[g] = np.inf
+            count[g] = -2
+        else:
+            limit[g] = (v - u) / (n0)
+    # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
+    sample = scratch.view(np.float64)[:4096]
+    if n0 >= 65536:
+        g = 0
+        if count[g] == -1:
+            at = 0
+            value = 0.0
+            for piece in range(64):
+                row = v0[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                for j in range(64):
+                    sample[piece * 64 + j] = row[j]
+                    value += np.float64(abs(row[j]))
+            part = radius[g] * (4096 / n0)
+            if part < value:
+                limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
+
+@njit(nogil=True, fastmath=FINITE)
+def excess_0(v0, limit, slot, above, first, last, axes):
+    """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
+    slot[0] = 0
+    above[0] = 0
+    at = 0
+    row = v0[at + first : at + last]
+    g = 0
+    t = limit[g]
+    for start in range(0, row.size, 1024):
+        part = row[start : start + 1024]
+        part_excess = np.float64(0)
+        part_count = np.float64(0)
+        for j in range(part.size):
+            a = abs(part[j]) - t
+            part_excess += a if a > 0 else np.float64(0)
+            part_count += np.float64(1) if a > 0 else np.float64(0)
+        slot[g] += np.float64(part_excess)
+        above[g] += np.float64(part_count)
+
+@njit(nogil=True, fastmath=FAST)
+def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
+    """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
+    n0 = axes[0]
+    groups = total.size
+    open_groups = 0
+    for g in range(groups):
+        if count[g] == -2:
+            continue
+        excess = 0.0
+        above = 0.0
+        for b in range(blocks):
+            excess += slots[b * groups + g]
+            above += counts[b * groups + g]
+        u = radius[g]
+        safe = (total[g] - u) / (n0)
+        if above == 0:  # right of every value: start again where Newton cannot fail
+            if limit[g] == np.float64(safe):
+                limit[g] = safe
+                count[g] = -2
+            else:
+                limit[g] = safe
+                count[g] = -1
+                open_groups += 1
+            continue
+        goal = np.float64(limit[g]) + (excess - u) / above
+        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            limit[g] = goal
+            count[g] = -2
+        else:
+            limit[g] = goal
+            count[g] = above
+            open_groups += 1
+    return open_groups
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(v0, u0, limit, first, last, axes):
+    """Project the groups of level 0, l1 of v0."""
+    at = 0
+    row = v0[at + first : at + last]
+    out = u0[at + first : at + last]
+    t = limit[0]
+    for j in range(row.size):
+        out[j] = row[j] - min(max(row[j], -t), t)
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
+    """The thresholds of the groups of a tile, all at once."""
+    size = v.size
+    searching = 0
+    for g in range(size):
+        before[g] = 0
+        if u[g] >= v[g]:
+            limit[g] = 0
+            before[g] = -1
+        elif u[g] <= 0:
+            limit[g] = np.inf
+            before[g] = -1
+        else:
+            guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
+            limit[g] = max(guess, (v[g] - u[g]) / rows)
+            searching += 1
+    if searching == 0:
+        return
+    values = thresholds = radii = counts = 0.0
+    while searching > 0:
+        total_excess[:size] = 0
+        total_count[:size] = 0
+        for start in range(0, rows, 64):  # so that sums in float32 stay short
+            excess[:size] = 0
+            count[:size] = 0
+            stop = min(start + 64, rows)
+            whole = stop - (stop - start) % 4
+            for i in range(start, whole, 4):
+                row_0 = tile[i * pitch : i * pitch + size]
+                row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
+                row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
+                row_3 = tile[(i + 3) * pitch : (i + 3) * pitch + size]
+                for g in range(size):
+                    t = limit[g]
+                    above_0 = abs(row_0[g]) - t
+                    above_1 = abs(row_1[g]) - t
+                    above_2 = abs(row_2[g]) - t
+                    above_3 = abs(row_3[g]) - t
+                    excess_0 = above_0 if above_0 > 0 else np.float32(0)
+                    count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
+                    excess_1 = above_1 if above_1 > 0 else np.float32(0)
+                    count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
+                    excess_2 = above_2 if above_2 > 0 else np.float32(0)
+                    count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
+                    excess_3 = above_3 if above_3 > 0 else np.float32(0)
+                    count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
+                    excess[g] += (excess_0 + excess_1) + (excess_2 + excess_3)
+                    count[g] += (count_0 + count_1) + (count_2 + count_3)
+            for i in range(whole, stop):
+                row = tile[i * pitch : i * pitch + size]
+                for g in range(size):
+                    above = abs(row[g]) - limit[g]
+                    excess[g] += above if above > 0 else np.float32(0)
+                    count[g] += np.float32(1) if above > 0 else np.float32(0)
+            for g in range(size):
+                total_excess[g] += np.float64(excess[g])
+                total_count[g] += np.float64(count[g])
+        searching = 0
+        for g in range(size):
+            if before[g] < 0:
+                continue
+            safe = (v[g] - u[g]) / rows
+            if total_count[g] == 0 and limit[g] != np.float32(safe):
+                limit[g] = safe  # it was right of every value: start again where Newton cannot fail
+                before[g] = 0
+                searching += 1
+                continue
+            goal = safe
+            if total_count[g] > 0:
+                goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
+            if total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+                limit[g] = up(goal)
+                before[g] = -1
+                values += v[g]
+                thresholds += goal
+                radii += u[g]
+                counts += total_count[g]
+            else:
+                limit[g] = goal
+                before[g] = total_count[g]
+                searching += 1
+    hint[0] = thresholds / values
+    hint[1] = radii / values
+    hint[2] = size / max(counts, 1.0)
+
+@njit(nogil=True, fastmath=FAST)
+def hint_1(y, v0, u0, limit, hints, scratch, axes):
+    """Search the first groups of level 1, l1 of y, for a hint to the others."""
+    n0 = axes[0]
+    hint = scratch[:8]
+    total_excess = scratch[8 : 8 + 224]
+    total_count = scratch[8 + 224 : 8 + 2 * 224]
+    before = scratch[8 + 2 * 224 : 8 + 3 * 224]
+    memory = scratch[8 + 3 * 224 :].view(np.float32)
+    excess = memory[:224]
+    count = memory[224 : 2 * 224]
+    tile = memory[2 * 224 :]
+    width = min(224, n0)
+    for i in range(width):
+        for j in range(9):
+            tile[j * 224 + i] = y[i * 9 + j]
+    hints[:] = 0
+    newton_1(tile, 9, 224, v0[:width], u0[:width], limit[:width], excess, count, total_excess, total_count, before, hints)
+
+@njit(nogil=True, fastmath=FAST)
+def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
+    """The thresholds of the groups of level 1, l1 of y."""
+    hint = scratch[:8]
+    total_excess = scratch[8 : 8 + 224]
+    total_count = scratch[8 + 224 : 8 + 2 * 224]
+    before = scratch[8 + 2 * 224 : 8 + 3 * 224]
+    memory = scratch[8 + 3 * 224 :].view(np.float32)
+    excess = memory[:224]
+    count = memory[224 : 2 * 224]
+    tile = memory[2 * 224 :]
+    hint[:] = hints
+    at = 0
+    for start in range(first, last, 224):
+        width = min(224, last - start)
+        v = v0[start : start + width]
+        u = u0[start : start + width]
+        row = y[at + start * 9 : at + (start + width) * 9]
+        for i in range(width):
+            for j in range(9):
+                tile[j * 224 + i] = row[i * 9 + j]
+        newton_1(tile, 9, 224, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+
+@njit(nogil=True, fastmath=FAST)
+def project_1(y, limit, scratch, first, last, axes):
+    """Project the groups of level 1, l1 of y."""
+    memory = scratch.view(np.float32)
+    limits = memory[:224]
+    spread = memory[224 :]
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        row = y[at + start * 9 : at + stop * 9]
+        limits[: stop - start] = limit[start : stop]
+        for g in range(0, stop - start, 16):
+            spread_9(limits, g, spread)
+        for j in range(row.size):
+            t = spread[j]
+            row[j] = row[j] - min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 51)
+    y_size = cells[0]
+    blocks_0 = cells[6]
+    step_0 = cells[7]
+    end_0 = cells[8]
+    blocks_1 = cells[19]
+    step_1 = cells[20]
+    end_1 = cells[21]
+    tile_blocks_1 = cells[22]
+    tile_step_1 = cells[23]
+    tile_end_1 = cells[24]
+    radius_at = cells[25]
+    radius_end = cells[26]
+    total_at = cells[27]
+    total_end = cells[28]
+    v0_at = cells[29]
+    v0_end = cells[30]
+    u0_at = cells[31]
+    u0_end = cells[32]
+    slots_0_at = cells[33]
+    slots_0_end = cells[34]
+    limit_0_at = cells[35]
+    limit_0_end = cells[36]
+    counts_0_at = cells[37]
+    counts_0_end = cells[38]
+    count_0_at = cells[39]
+    count_0_end = cells[40]
+    open_0_at = cells[41]
+    open_0_end = cells[42]
+    limit_1_at = cells[43]
+    limit_1_end = cells[44]
+    hints_1_at = cells[45]
+    hints_1_end = cells[46]
+    scratch_at = cells[47]
+    scratch_size = cells[48]
+    seats = cells[49]
+    memory_size = cells[50]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[12 : 19]
+    seat = draw(desk, 56)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slots_0 = memory[slots_0_at : slots_0_end]
+    limit_0 = memory[limit_0_at : limit_0_end]
+    counts_0 = memory[counts_0_at : counts_0_end]
+    count_0 = memory[count_0_at : count_0_end]
+    open_0 = memory[open_0_at : open_0_end]
+    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    hints_1 = memory[hints_1_at : hints_1_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    # sweep 1: aggregate level 1, l1 of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        aggregate_1(y, v0, scratch, first, last, axes_1)
+        finish(desk, 0)
+    wait(desk, 0, blocks_1)
+    # sweep 1: aggregate level 0, l1 of v0
+    while True:
+        block = draw(desk, 1)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        aggregate_0(v0, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+        finish(desk, 1)
+    wait(desk, 1, blocks_0)
+    # the levels above, up to the root
+    if draw(desk, 2) == 0:
+        combine_0(slots_0, blocks_0, total)
+        verdict = check(total, radius)
+        add(desk, 912, verdict)
+        if verdict == 0:
+            start_0(v0, total, radius, limit_0, count_0, scratch, axes_0)
+            open_0[:] = 1
+        finish(desk, 2)
+    wait(desk, 2, 1)
+    status = add(desk, 912, 0)
+    if status != 0:
+        return status
+    # the thresholds of level 0, l1 of v0
+    for turn in range(24):
+        while True:
+            block = draw(desk, 3 + 2 * turn)
+            if block >= blocks_0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            finish(desk, 3 + 2 * turn)
+        wait(desk, 3 + 2 * turn, blocks_0)
+        if draw(desk, 4 + 2 * turn) == 0:
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            finish(desk, 4 + 2 * turn)
+        wait(desk, 4 + 2 * turn, 1)
+        if open_0[turn] == 0:
+            break
+    if draw(desk, 51) == 0:
+        while open_0[turn] > 0:  # a search this long is rare: one thread ends it
+            for block in range(blocks_0):
+                first = block * step_0
+                last = min(first + step_0, end_0)
+                excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+        finish(desk, 51)
+    wait(desk, 51, 1)
+    # sweep 2: project level 0, l1 of v0
+    while True:
+        block = draw(desk, 52)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        project_0(v0, u0, limit_0, first, last, axes_0)
+        finish(desk, 52)
+    wait(desk, 52, blocks_0)
+    # between the sweeps
+    if draw(desk, 53) == 0:
+        hint_1(y, v0, u0, limit_1, hints_1, scratch, axes_1)
+        finish(desk, 53)
+    wait(desk, 53, 1)
+    # the thresholds of level 1, l1 of y
+    while True:
+        block = draw(desk, 54)
+        if block >= tile_blocks_1:
+            break
+        first = block * tile_step_1
+        last = min(first + tile_step_1, tile_end_1)
+        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, first, last, axes_1)
+        finish(desk, 54)
+    wait(desk, 54, tile_blocks_1)
+    # sweep 2: project level 1, l1 of y
+    while True:
+        block = draw(desk, 55)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, limit_1, scratch, first, last, axes_1)
+        finish(desk, 55)
+    wait(desk, 55, blocks_1)
+    return 0
+

@@ -1,0 +1,440 @@
+"""l1(linf): projects float32 arrays.
+
+    level 0  l1    of v0: rows (reduced); threshold by sweep
+    level 1  linf  of y: packed (groups, reduced)
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.core.cgutils import ir
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1.7976931348623157e308  # finite number
+MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@intrinsic
+def spread_9(typing_context, limits, group, tile):
+    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
+
+    def codegen(context, builder, signature, args):
+        limits, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
+        values = builder.load(first, align=4)
+        at = builder.gep(tile, [builder.mul(args[1], word(9))])
+        for i in range(0, 144, 16):
+            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
+            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
+            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
+        return context.get_dummy_value()
+
+    return types.void(limits, types.int64, tile), codegen
+
+
+@njit(nogil=True)
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_1(y, v0, scratch, first, last, axes):
+    """The values of the groups of level 1, linf of y."""
+    bits = y.view(np.int32)
+    memory = scratch.view(np.int32)
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        values = v0[start : stop]
+        row = bits[at + start * 9 : at + stop * 9]
+        joins = memory[: row.size - 2]
+        for j in range(joins.size):
+            joins[j] = max(max(np.int32(row[j] & MAGNITUDE_32), np.int32(row[j + 1] & MAGNITUDE_32)), np.int32(row[j + 2] & MAGNITUDE_32))
+        for g in range(values.size):
+            j = 9 * g
+            a = max(max(joins[j], joins[j + 3]), joins[j + 6])
+            values[g] = np.float64(np.int32(a).view(np.float32))
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(v0, slot, first, last, axes):
+    """Accumulate part of the groups of level 0, l1 of v0."""
+    slot[0] = 0
+
+    at = 0
+    row = v0[at + first : at + last]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    g = 0
+    slot[g] = slot[g] + a
+
+@njit(nogil=True, fastmath=FAST)
+def combine_0(slots, blocks, total):
+    """Join what the blocks accumulated of level 0, l1 of v0."""
+    groups = total.size
+    for b in range(1, blocks):
+        slot = slots[b * groups : (b + 1) * groups]
+        for g in range(groups):
+            slots[g] = slots[g] + slot[g]
+    for g in range(groups):
+        total[g] = slots[g]
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:  # right of every value: start again where Newton cannot fail
+            if goal == safe:
+                return goal, 1
+            goal = safe
+            before = 0
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return goal, count
+        before = count
+
+@njit(nogil=True, fastmath=FAST)
+def start_0(v0, total, radius, limit, count, scratch, axes):
+    """Where the search for the thresholds of level 0, l1 of v0 starts."""
+    n0 = axes[0]
+    for g in range(total.size):
+        v = total[g]
+        u = radius[g]
+        count[g] = -1
+        if u >= v:
+            limit[g] = 0
+            count[g] = -2
+        elif u <= 0:
+            limit[g] = np.inf
+            count[g] = -2
+        else:
+            limit[g] = (v - u) / (n0)
+    # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
+    sample = scratch.view(np.float64)[:4096]
+    if n0 >= 65536:
+        g = 0
+        if count[g] == -1:
+            at = 0
+            value = 0.0
+            for piece in range(64):
+                row = v0[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                for j in range(64):
+                    sample[piece * 64 + j] = row[j]
+                    value += np.float64(abs(row[j]))
+            part = radius[g] * (4096 / n0)
+            if part < value:
+                limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
+
+@njit(nogil=True, fastmath=FINITE)
+def excess_0(v0, limit, slot, above, first, last, axes):
+    """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
+    slot[0] = 0
+    above[0] = 0
+    at = 0
+    row = v0[at + first : at + last]
+    g = 0
+    t = limit[g]
+    for start in range(0, row.size, 1024):
+        part = row[start : start + 1024]
+        part_excess = np.float64(0)
+        part_count = np.float64(0)
+        for j in range(part.size):
+            a = abs(part[j]) - t
+            part_excess += a if a > 0 else np.float64(0)
+            part_count += np.float64(1) if a > 0 else np.float64(0)
+        slot[g] += np.float64(part_excess)
+        above[g] += np.float64(part_count)
+
+@njit(nogil=True, fastmath=FAST)
+def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
+    """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
+    n0 = axes[0]
+    groups = total.size
+    open_groups = 0
+    for g in range(groups):
+        if count[g] == -2:
+            continue
+        excess = 0.0
+        above = 0.0
+        for b in range(blocks):
+            excess += slots[b * groups + g]
+            above += counts[b * groups + g]
+        u = radius[g]
+        safe = (total[g] - u) / (n0)
+        if above == 0:  # right of every value: start again where Newton cannot fail
+            if limit[g] == np.float64(safe):
+                limit[g] = safe
+                count[g] = -2
+            else:
+                limit[g] = safe
+                count[g] = -1
+                open_groups += 1
+            continue
+        goal = np.float64(limit[g]) + (excess - u) / above
+        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            limit[g] = goal
+            count[g] = -2
+        else:
+            limit[g] = goal
+            count[g] = above
+            open_groups += 1
+    return open_groups
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(v0, u0, limit, first, last, axes):
+    """Project the groups of level 0, l1 of v0."""
+    at = 0
+    row = v0[at + first : at + last]
+    out = u0[at + first : at + last]
+    t = limit[0]
+    for j in range(row.size):
+        out[j] = row[j] - min(max(row[j], -t), t)
+
+@njit(nogil=True, fastmath=FAST)
+def project_1(y, x, v0, u0, scratch, first, last, axes):
+    """Project the groups of level 1, linf of y."""
+    memory = scratch.view(np.float32)
+    limits = memory[:224]
+    spread = memory[224 :]
+    at = 0
+    to = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        v = v0[start : stop]
+        u = u0[start : stop]
+        row = y[at + start * 9 : at + stop * 9]
+        out = x[to + start * 9 : to + stop * 9]
+        for g in range(v.size):
+            limits[g] = down(u[g]) if u[g] < v[g] else np.float32(np.inf)
+        for g in range(0, stop - start, 16):
+            spread_9(limits, g, spread)
+        for j in range(row.size):
+            t = spread[j]
+            out[j] = min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 47)
+    y_size = cells[0]
+    x_size = cells[1]
+    blocks_0 = cells[6]
+    step_0 = cells[7]
+    end_0 = cells[8]
+    blocks_1 = cells[19]
+    step_1 = cells[20]
+    end_1 = cells[21]
+    radius_at = cells[25]
+    radius_end = cells[26]
+    total_at = cells[27]
+    total_end = cells[28]
+    v0_at = cells[29]
+    v0_end = cells[30]
+    u0_at = cells[31]
+    u0_end = cells[32]
+    slots_0_at = cells[33]
+    slots_0_end = cells[34]
+    limit_0_at = cells[35]
+    limit_0_end = cells[36]
+    counts_0_at = cells[37]
+    counts_0_end = cells[38]
+    count_0_at = cells[39]
+    count_0_end = cells[40]
+    open_0_at = cells[41]
+    open_0_end = cells[42]
+    scratch_at = cells[43]
+    scratch_size = cells[44]
+    seats = cells[45]
+    memory_size = cells[46]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[12 : 19]
+    seat = draw(desk, 54)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slots_0 = memory[slots_0_at : slots_0_end]
+    limit_0 = memory[limit_0_at : limit_0_end]
+    counts_0 = memory[counts_0_at : counts_0_end]
+    count_0 = memory[count_0_at : count_0_end]
+    open_0 = memory[open_0_at : open_0_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    # sweep 1: aggregate level 1, linf of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        aggregate_1(y, v0, scratch, first, last, axes_1)
+        finish(desk, 0)
+    wait(desk, 0, blocks_1)
+    # sweep 1: aggregate level 0, l1 of v0
+    while True:
+        block = draw(desk, 1)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        aggregate_0(v0, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+        finish(desk, 1)
+    wait(desk, 1, blocks_0)
+    # the levels above, up to the root
+    if draw(desk, 2) == 0:
+        combine_0(slots_0, blocks_0, total)
+        verdict = check(total, radius)
+        add(desk, 880, verdict)
+        if verdict == 0:
+            start_0(v0, total, radius, limit_0, count_0, scratch, axes_0)
+            open_0[:] = 1
+        finish(desk, 2)
+    wait(desk, 2, 1)
+    status = add(desk, 880, 0)
+    if status != 0:
+        return status
+    # the thresholds of level 0, l1 of v0
+    for turn in range(24):
+        while True:
+            block = draw(desk, 3 + 2 * turn)
+            if block >= blocks_0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            finish(desk, 3 + 2 * turn)
+        wait(desk, 3 + 2 * turn, blocks_0)
+        if draw(desk, 4 + 2 * turn) == 0:
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            finish(desk, 4 + 2 * turn)
+        wait(desk, 4 + 2 * turn, 1)
+        if open_0[turn] == 0:
+            break
+    if draw(desk, 51) == 0:
+        while open_0[turn] > 0:  # a search this long is rare: one thread ends it
+            for block in range(blocks_0):
+                first = block * step_0
+                last = min(first + step_0, end_0)
+                excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+        finish(desk, 51)
+    wait(desk, 51, 1)
+    # sweep 2: project level 0, l1 of v0
+    while True:
+        block = draw(desk, 52)
+        if block >= blocks_0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        project_0(v0, u0, limit_0, first, last, axes_0)
+        finish(desk, 52)
+    wait(desk, 52, blocks_0)
+    # sweep 2: project level 1, linf of y
+    while True:
+        block = draw(desk, 53)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, x, v0, u0, scratch, first, last, axes_1)
+        finish(desk, 53)
+    wait(desk, 53, blocks_1)
+    return 0
+

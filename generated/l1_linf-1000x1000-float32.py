@@ -1,0 +1,254 @@
+"""l1(linf): projects float32 arrays.
+
+    level 0  l1    of v0: rows (reduced); threshold by row
+    level 1  linf  of y: rows (groups, reduced)
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1.7976931348623157e308  # finite number
+MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@njit(nogil=True)
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_1(y, v0, first, last, axes):
+    """The values of the groups of level 1, linf of y."""
+    n1, s0 = axes[1], axes[2]
+    bits = y.view(np.int32)
+    for i0 in range(first, last):
+        at = i0 * s0
+        row = bits[at : at + n1]
+        a = np.int32(0)
+        for j in range(row.size):
+            a = max(a, np.int32(row[j] & MAGNITUDE_32))
+        v0[i0] = np.float64(np.int32(a).view(np.float32))
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(v0, total, axes):
+    """The values of the groups of level 0, l1 of v0."""
+    n0 = axes[0]
+    at = 0
+    row = v0[at : at + n0]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    total[0] = a
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:  # right of every value: start again where Newton cannot fail
+            if goal == safe:
+                return goal, 1
+            goal = safe
+            before = 0
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return goal, count
+        before = count
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(v0, u0, total, radius, axes):
+    """Project the groups of level 0, l1 of v0."""
+    n0 = axes[0]
+    # Of the last group: threshold and radius by value, and how many values were above.
+    ratio, share, above = 0.0, 0.0, 1
+    at = 0
+    row = v0[at : at + n0]
+    out = u0[at : at + n0]
+    v = total[0]
+    u = radius[0]
+    if u >= v:
+        for j in range(row.size):
+            out[j] = row[j]
+    elif u <= 0:
+        for j in range(row.size):
+            out[j] = 0
+    else:
+        goal, count = newton_0(row, v, u, v * ratio - (u - v * share) / above)
+        ratio, share, above = goal / v, u / v, count
+        t = goal
+        for j in range(row.size):
+            out[j] = row[j] - min(max(row[j], -t), t)
+
+@njit(nogil=True, fastmath=FAST)
+def project_1(y, x, v0, u0, first, last, axes):
+    """Project the groups of level 1, linf of y."""
+    n1, s0, t0 = axes[1], axes[2], axes[4]
+    for i0 in range(first, last):
+        at = i0 * s0
+        to = i0 * t0
+        row = y[at : at + n1]
+        out = x[to : to + n1]
+        v = v0[i0]
+        u = u0[i0]
+        if u >= v:
+            for j in range(row.size):
+                out[j] = row[j]
+        elif u <= 0:
+            for j in range(row.size):
+                out[j] = 0
+        else:
+            t = down(u)
+            for j in range(row.size):
+                out[j] = min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 34)
+    y_size = cells[0]
+    x_size = cells[1]
+    blocks_1 = cells[19]
+    step_1 = cells[20]
+    end_1 = cells[21]
+    radius_at = cells[25]
+    radius_end = cells[26]
+    total_at = cells[27]
+    total_end = cells[28]
+    v0_at = cells[29]
+    v0_end = cells[30]
+    u0_at = cells[31]
+    u0_end = cells[32]
+    memory_size = cells[33]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[12 : 19]
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    # sweep 1: aggregate level 1, linf of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        aggregate_1(y, v0, first, last, axes_1)
+        finish(desk, 0)
+    wait(desk, 0, blocks_1)
+    # the levels above, up to the root
+    if draw(desk, 1) == 0:
+        aggregate_0(v0, total, axes_0)
+        verdict = check(total, radius)
+        add(desk, 64, verdict)
+        if verdict == 0:
+            project_0(v0, u0, total, radius, axes_0)
+        finish(desk, 1)
+    wait(desk, 1, 1)
+    status = add(desk, 64, 0)
+    if status != 0:
+        return status
+    # sweep 2: project level 1, linf of y
+    while True:
+        block = draw(desk, 2)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, x, v0, u0, first, last, axes_1)
+        finish(desk, 2)
+    wait(desk, 2, blocks_1)
+    return 0
+

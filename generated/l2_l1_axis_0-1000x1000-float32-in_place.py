@@ -1,0 +1,402 @@
+"""l2(l1(axis=0)): projects float32 arrays in place.
+
+    level 0  l2    of v0: rows (reduced)
+    level 1  l1    of y: columns (reduced, groups); threshold by tile
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@njit(nogil=True, fastmath=FAST)
+def square(x):
+    """x * x in float64."""
+    return np.float64(x) * np.float64(x)
+
+
+@njit(nogil=True)
+def up(x):
+    """The smallest float32 that is not below x, or 0."""
+    near = np.float32(max(x, 0.0))
+    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_1(y, slot, first, last, axes):
+    """Accumulate part of the groups of level 1, l1 of y."""
+    n1, s0 = axes[1], axes[2]
+    slot[0 : n1] = 0
+
+    values = slot[0 : n1]
+    whole = last - (last - first) % 4
+    for i0 in range(first, whole, 4):
+        at = i0 * s0
+        row_0 = y[at : at + n1]
+        at_1 = at + s0
+        row_1 = y[at_1 : at_1 + n1]
+        at_2 = at_1 + s0
+        row_2 = y[at_2 : at_2 + n1]
+        at_3 = at_2 + s0
+        row_3 = y[at_3 : at_3 + n1]
+        for j in range(values.size):
+            values[j] = values[j] + (np.float64(abs(row_0[j])) + np.float64(abs(row_1[j])) + np.float64(abs(row_2[j])) + np.float64(abs(row_3[j])))
+    for i0 in range(whole, last):
+        at = i0 * s0
+        row = y[at : at + n1]
+        for j in range(values.size):
+            values[j] = values[j] + np.float64(abs(row[j]))
+
+@njit(nogil=True, fastmath=FAST)
+def combine_1(slots, blocks, v0):
+    """Join what the blocks accumulated of level 1, l1 of y."""
+    groups = v0.size
+    for b in range(1, blocks):
+        slot = slots[b * groups : (b + 1) * groups]
+        for g in range(groups):
+            slots[g] = slots[g] + slot[g]
+    for g in range(groups):
+        v0[g] = slots[g]
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(v0, total, axes):
+    """The values of the groups of level 0, l2 of v0."""
+    n0 = axes[0]
+    at = 0
+    row = v0[at : at + n0]
+    a = 0.0
+    for j in range(row.size):
+        a = a + square(row[j])
+    total[0] = math.sqrt(a)
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(v0, u0, total, radius, axes):
+    """Project the groups of level 0, l2 of v0."""
+    n0 = axes[0]
+    at = 0
+    row = v0[at : at + n0]
+    out = u0[at : at + n0]
+    v = total[0]
+    u = radius[0]
+    if u >= v:
+        for j in range(row.size):
+            out[j] = row[j]
+    elif u <= 0:
+        for j in range(row.size):
+            out[j] = 0
+    else:
+        t = u / v
+        for j in range(row.size):
+            out[j] = row[j] * t
+
+@njit(nogil=True, fastmath=FINITE)
+def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
+    """The thresholds of the groups of a tile, all at once."""
+    size = v.size
+    searching = 0
+    for g in range(size):
+        before[g] = 0
+        if u[g] >= v[g]:
+            limit[g] = 0
+            before[g] = -1
+        elif u[g] <= 0:
+            limit[g] = np.inf
+            before[g] = -1
+        else:
+            guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
+            limit[g] = max(guess, (v[g] - u[g]) / rows)
+            searching += 1
+    if searching == 0:
+        return
+    values = thresholds = radii = counts = 0.0
+    while searching > 0:
+        total_excess[:size] = 0
+        total_count[:size] = 0
+        for start in range(0, rows, 64):  # so that sums in float32 stay short
+            excess[:size] = 0
+            count[:size] = 0
+            stop = min(start + 64, rows)
+            whole = stop - (stop - start) % 4
+            for i in range(start, whole, 4):
+                row_0 = tile[i * pitch : i * pitch + size]
+                row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
+                row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
+                row_3 = tile[(i + 3) * pitch : (i + 3) * pitch + size]
+                for g in range(size):
+                    t = limit[g]
+                    above_0 = abs(row_0[g]) - t
+                    above_1 = abs(row_1[g]) - t
+                    above_2 = abs(row_2[g]) - t
+                    above_3 = abs(row_3[g]) - t
+                    excess_0 = above_0 if above_0 > 0 else np.float32(0)
+                    count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
+                    excess_1 = above_1 if above_1 > 0 else np.float32(0)
+                    count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
+                    excess_2 = above_2 if above_2 > 0 else np.float32(0)
+                    count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
+                    excess_3 = above_3 if above_3 > 0 else np.float32(0)
+                    count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
+                    excess[g] += (excess_0 + excess_1) + (excess_2 + excess_3)
+                    count[g] += (count_0 + count_1) + (count_2 + count_3)
+            for i in range(whole, stop):
+                row = tile[i * pitch : i * pitch + size]
+                for g in range(size):
+                    above = abs(row[g]) - limit[g]
+                    excess[g] += above if above > 0 else np.float32(0)
+                    count[g] += np.float32(1) if above > 0 else np.float32(0)
+            for g in range(size):
+                total_excess[g] += np.float64(excess[g])
+                total_count[g] += np.float64(count[g])
+        searching = 0
+        for g in range(size):
+            if before[g] < 0:
+                continue
+            safe = (v[g] - u[g]) / rows
+            if total_count[g] == 0 and limit[g] != np.float32(safe):
+                limit[g] = safe  # it was right of every value: start again where Newton cannot fail
+                before[g] = 0
+                searching += 1
+                continue
+            goal = safe
+            if total_count[g] > 0:
+                goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
+            if total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+                limit[g] = up(goal)
+                before[g] = -1
+                values += v[g]
+                thresholds += goal
+                radii += u[g]
+                counts += total_count[g]
+            else:
+                limit[g] = goal
+                before[g] = total_count[g]
+                searching += 1
+    hint[0] = thresholds / values
+    hint[1] = radii / values
+    hint[2] = size / max(counts, 1.0)
+
+@njit(nogil=True, fastmath=FAST)
+def hint_1(y, v0, u0, limit, hints, scratch, axes):
+    """Search the first groups of level 1, l1 of y, for a hint to the others."""
+    n0, n1, s0, pitch = axes[0], axes[1], axes[2], axes[6]
+    hint = scratch[:8]
+    total_excess = scratch[8 : 8 + pitch]
+    total_count = scratch[8 + pitch : 8 + 2 * pitch]
+    before = scratch[8 + 2 * pitch : 8 + 3 * pitch]
+    memory = scratch[8 + 3 * pitch :].view(np.float32)
+    excess = memory[:pitch]
+    count = memory[pitch : 2 * pitch]
+    width = min(16, n1)
+    hints[:] = 0
+    newton_1(y[: (n0 - 1) * s0 + width], n0, s0, v0[:width], u0[:width], limit[:width], excess, count, total_excess, total_count, before, hints)
+
+@njit(nogil=True, fastmath=FAST)
+def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
+    """The thresholds of the groups of level 1, l1 of y."""
+    n0, s0, pitch = axes[0], axes[2], axes[6]
+    hint = scratch[:8]
+    total_excess = scratch[8 : 8 + pitch]
+    total_count = scratch[8 + pitch : 8 + 2 * pitch]
+    before = scratch[8 + 2 * pitch : 8 + 3 * pitch]
+    memory = scratch[8 + 3 * pitch :].view(np.float32)
+    excess = memory[:pitch]
+    count = memory[pitch : 2 * pitch]
+    hint[:] = hints
+    for start in range(first, last, pitch):
+        width = min(pitch, last - start)
+        v = v0[start : start + width]
+        u = u0[start : start + width]
+        at = 0 + start
+        newton_1(y[at : at + (n0 - 1) * s0 + width], n0, s0, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+
+@njit(nogil=True, fastmath=FAST)
+def project_1(y, limit, first, last, axes):
+    """Project the groups of level 1, l1 of y."""
+    n1, s0 = axes[1], axes[2]
+    limits = limit[0 : n1]
+    whole = last - (last - first) % 4
+    for i0 in range(first, whole, 4):
+        at = i0 * s0
+        row_0 = y[at : at + n1]
+        at += s0
+        row_1 = y[at : at + n1]
+        at += s0
+        row_2 = y[at : at + n1]
+        at += s0
+        row_3 = y[at : at + n1]
+        for j in range(limits.size):
+            t = limits[j]
+            row_0[j] = row_0[j] - min(max(row_0[j], -t), t)
+            row_1[j] = row_1[j] - min(max(row_1[j], -t), t)
+            row_2[j] = row_2[j] - min(max(row_2[j], -t), t)
+            row_3[j] = row_3[j] - min(max(row_3[j], -t), t)
+    for i0 in range(whole, last):
+        at = i0 * s0
+        row = y[at : at + n1]
+        for j in range(limits.size):
+            t = limits[j]
+            row[j] = row[j] - min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 43)
+    y_size = cells[0]
+    blocks_1 = cells[19]
+    step_1 = cells[20]
+    end_1 = cells[21]
+    tile_blocks_1 = cells[22]
+    tile_step_1 = cells[23]
+    tile_end_1 = cells[24]
+    radius_at = cells[25]
+    radius_end = cells[26]
+    total_at = cells[27]
+    total_end = cells[28]
+    v0_at = cells[29]
+    v0_end = cells[30]
+    u0_at = cells[31]
+    u0_end = cells[32]
+    slots_1_at = cells[33]
+    slots_1_end = cells[34]
+    limit_1_at = cells[35]
+    limit_1_end = cells[36]
+    hints_1_at = cells[37]
+    hints_1_end = cells[38]
+    scratch_at = cells[39]
+    scratch_size = cells[40]
+    seats = cells[41]
+    memory_size = cells[42]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[12 : 19]
+    seat = draw(desk, 4)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slots_1 = memory[slots_1_at : slots_1_end]
+    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    hints_1 = memory[hints_1_at : hints_1_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    # sweep 1: aggregate level 1, l1 of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+        finish(desk, 0)
+    wait(desk, 0, blocks_1)
+    # the levels above, up to the root
+    if draw(desk, 1) == 0:
+        combine_1(slots_1, blocks_1, v0)
+        aggregate_0(v0, total, axes_0)
+        verdict = check(total, radius)
+        add(desk, 80, verdict)
+        if verdict == 0:
+            project_0(v0, u0, total, radius, axes_0)
+            hint_1(y, v0, u0, limit_1, hints_1, scratch, axes_1)
+        finish(desk, 1)
+    wait(desk, 1, 1)
+    status = add(desk, 80, 0)
+    if status != 0:
+        return status
+    # the thresholds of level 1, l1 of y
+    while True:
+        block = draw(desk, 2)
+        if block >= tile_blocks_1:
+            break
+        first = block * tile_step_1
+        last = min(first + tile_step_1, tile_end_1)
+        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, first, last, axes_1)
+        finish(desk, 2)
+    wait(desk, 2, tile_blocks_1)
+    # sweep 2: project level 1, l1 of y
+    while True:
+        block = draw(desk, 3)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, limit_1, first, last, axes_1)
+        finish(desk, 3)
+    wait(desk, 3, blocks_1)
+    return 0
+

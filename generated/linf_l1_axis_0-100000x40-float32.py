@@ -1,0 +1,372 @@
+"""linf(l1(axis=0)): projects float32 arrays.
+
+    level 0  linf  of v0: rows (reduced)
+    level 1  l1    of y: columns (reduced, groups); threshold by sweep
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 1.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1e34  # norm: partial sums in float32 have room above it
+MAGNITUDE_64 = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@njit(nogil=True)
+def draw(desk, phase):
+    """The next block of a phase; past the last one when all are drawn."""
+    return add(desk, 16 * phase, 1)
+
+
+@njit(nogil=True)
+def finish(desk, phase):
+    """Count a block of a phase as done."""
+    add(desk, 16 * phase + 8, 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase, blocks):
+    """Return when all blocks of a phase are done."""
+    while add(desk, 16 * phase + 8, 0) < blocks:
+        pass
+
+
+@njit(nogil=True)
+def up(x):
+    """The smallest float32 that is not below x, or 0."""
+    near = np.float32(max(x, 0.0))
+    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
+
+
+@njit(nogil=True, fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_1(y, slot, first, last, axes):
+    """Accumulate part of the groups of level 1, l1 of y."""
+    n1, s0 = axes[1], axes[2]
+    slot[0 : n1] = 0
+
+    values = slot[0 : n1]
+    whole = last - (last - first) % 4
+    for i0 in range(first, whole, 4):
+        at = i0 * s0
+        row_0 = y[at : at + n1]
+        at_1 = at + s0
+        row_1 = y[at_1 : at_1 + n1]
+        at_2 = at_1 + s0
+        row_2 = y[at_2 : at_2 + n1]
+        at_3 = at_2 + s0
+        row_3 = y[at_3 : at_3 + n1]
+        for j in range(values.size):
+            values[j] = values[j] + (np.float64(abs(row_0[j])) + np.float64(abs(row_1[j])) + np.float64(abs(row_2[j])) + np.float64(abs(row_3[j])))
+    for i0 in range(whole, last):
+        at = i0 * s0
+        row = y[at : at + n1]
+        for j in range(values.size):
+            values[j] = values[j] + np.float64(abs(row[j]))
+
+@njit(nogil=True, fastmath=FAST)
+def combine_1(slots, blocks, v0):
+    """Join what the blocks accumulated of level 1, l1 of y."""
+    groups = v0.size
+    for b in range(1, blocks):
+        slot = slots[b * groups : (b + 1) * groups]
+        for g in range(groups):
+            slots[g] = slots[g] + slot[g]
+    for g in range(groups):
+        v0[g] = slots[g]
+
+@njit(nogil=True, fastmath=FAST)
+def aggregate_0(v0, total, axes):
+    """The values of the groups of level 0, linf of v0."""
+    n0 = axes[0]
+    bits = v0.view(np.int64)
+    at = 0
+    row = bits[at : at + n0]
+    a = np.int64(0)
+    for j in range(row.size):
+        a = max(a, np.int64(row[j] & MAGNITUDE_64))
+    total[0] = np.float64(np.int64(a).view(np.float64))
+
+@njit(nogil=True, fastmath=FAST)
+def project_0(v0, u0, total, radius, axes):
+    """Project the groups of level 0, linf of v0."""
+    n0 = axes[0]
+    at = 0
+    row = v0[at : at + n0]
+    out = u0[at : at + n0]
+    v = total[0]
+    u = radius[0]
+    if u >= v:
+        for j in range(row.size):
+            out[j] = row[j]
+    elif u <= 0:
+        for j in range(row.size):
+            out[j] = 0
+    else:
+        t = u
+        for j in range(row.size):
+            out[j] = min(max(row[j], -t), t)
+
+@njit(nogil=True, fastmath=FAST)
+def start_1(v0, u0, limit, count, axes):
+    """Where the search for the thresholds of level 1, l1 of y starts."""
+    n0 = axes[0]
+    for g in range(v0.size):
+        v = v0[g]
+        u = u0[g]
+        count[g] = -1
+        if u >= v:
+            limit[g] = 0
+            count[g] = -2
+        elif u <= 0:
+            limit[g] = np.inf
+            count[g] = -2
+        else:
+            limit[g] = (v - u) / (n0)
+
+@njit(nogil=True, fastmath=FINITE)
+def excess_1(y, limit, slot, above, first, last, axes):
+    """Accumulate how far, and how often, the values of level 1, l1 of y exceed their limits."""
+    n1, s0 = axes[1], axes[2]
+    slot[0 : n1] = 0
+    above[0 : n1] = 0
+    limits = limit[0 : n1]
+    excesses = slot[0 : n1]
+    counts = above[0 : n1]
+    for i0 in range(first, last):
+        at = i0 * s0
+        row = y[at : at + n1]
+        for j in range(limits.size):
+            a = abs(row[j]) - limits[j]
+            excesses[j] += np.float64(a) if a > 0 else 0.0
+            counts[j] += 1.0 if a > 0 else 0.0
+
+@njit(nogil=True, fastmath=FAST)
+def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
+    """One Newton step for the thresholds of level 1, l1 of y; returns how many are still open."""
+    n0 = axes[0]
+    groups = v0.size
+    open_groups = 0
+    for g in range(groups):
+        if count[g] == -2:
+            continue
+        excess = 0.0
+        above = 0.0
+        for b in range(blocks):
+            excess += slots[b * groups + g]
+            above += counts[b * groups + g]
+        u = u0[g]
+        safe = (v0[g] - u) / (n0)
+        if above == 0:  # right of every value: start again where Newton cannot fail
+            if limit[g] == np.float32(safe):
+                limit[g] = up(safe)
+                count[g] = -2
+            else:
+                limit[g] = safe
+                count[g] = -1
+                open_groups += 1
+            continue
+        goal = np.float64(limit[g]) + (excess - u) / above
+        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            limit[g] = up(goal)
+            count[g] = -2
+        else:
+            limit[g] = goal
+            count[g] = above
+            open_groups += 1
+    return open_groups
+
+@njit(nogil=True, fastmath=FAST)
+def project_1(y, x, limit, first, last, axes):
+    """Project the groups of level 1, l1 of y."""
+    n1, s0, t0 = axes[1], axes[2], axes[4]
+    limits = limit[0 : n1]
+    whole = last - (last - first) % 4
+    for i0 in range(first, whole, 4):
+        at = i0 * s0
+        to = i0 * t0
+        row_0 = y[at : at + n1]
+        out_0 = x[to : to + n1]
+        at += s0
+        to += t0
+        row_1 = y[at : at + n1]
+        out_1 = x[to : to + n1]
+        at += s0
+        to += t0
+        row_2 = y[at : at + n1]
+        out_2 = x[to : to + n1]
+        at += s0
+        to += t0
+        row_3 = y[at : at + n1]
+        out_3 = x[to : to + n1]
+        for j in range(limits.size):
+            t = limits[j]
+            out_0[j] = row_0[j] - min(max(row_0[j], -t), t)
+            out_1[j] = row_1[j] - min(max(row_1[j], -t), t)
+            out_2[j] = row_2[j] - min(max(row_2[j], -t), t)
+            out_3[j] = row_3[j] - min(max(row_3[j], -t), t)
+    for i0 in range(whole, last):
+        at = i0 * s0
+        to = i0 * t0
+        row = y[at : at + n1]
+        out = x[to : to + n1]
+        for j in range(limits.size):
+            t = limits[j]
+            out[j] = row[j] - min(max(row[j], -t), t)
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 44)
+    y_size = cells[0]
+    x_size = cells[1]
+    blocks_1 = cells[19]
+    step_1 = cells[20]
+    end_1 = cells[21]
+    radius_at = cells[25]
+    radius_end = cells[26]
+    total_at = cells[27]
+    total_end = cells[28]
+    v0_at = cells[29]
+    v0_end = cells[30]
+    u0_at = cells[31]
+    u0_end = cells[32]
+    slots_1_at = cells[33]
+    slots_1_end = cells[34]
+    limit_1_at = cells[35]
+    limit_1_end = cells[36]
+    counts_1_at = cells[37]
+    counts_1_end = cells[38]
+    count_1_at = cells[39]
+    count_1_end = cells[40]
+    open_1_at = cells[41]
+    open_1_end = cells[42]
+    memory_size = cells[43]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[12 : 19]
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slots_1 = memory[slots_1_at : slots_1_end]
+    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    counts_1 = memory[counts_1_at : counts_1_end]
+    count_1 = memory[count_1_at : count_1_end]
+    open_1 = memory[open_1_at : open_1_end]
+    # sweep 1: aggregate level 1, l1 of y
+    while True:
+        block = draw(desk, 0)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+        finish(desk, 0)
+    wait(desk, 0, blocks_1)
+    # the levels above, up to the root
+    if draw(desk, 1) == 0:
+        combine_1(slots_1, blocks_1, v0)
+        aggregate_0(v0, total, axes_0)
+        verdict = check(total, radius)
+        add(desk, 848, verdict)
+        if verdict == 0:
+            project_0(v0, u0, total, radius, axes_0)
+            start_1(v0, u0, limit_1, count_1, axes_1)
+            open_1[:] = 1
+        finish(desk, 1)
+    wait(desk, 1, 1)
+    status = add(desk, 848, 0)
+    if status != 0:
+        return status
+    # the thresholds of level 1, l1 of y
+    for turn in range(24):
+        while True:
+            block = draw(desk, 2 + 2 * turn)
+            if block >= blocks_1:
+                break
+            first = block * step_1
+            last = min(first + step_1, end_1)
+            excess_1(y, limit_1, slots_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            finish(desk, 2 + 2 * turn)
+        wait(desk, 2 + 2 * turn, blocks_1)
+        if draw(desk, 3 + 2 * turn) == 0:
+            open_1[turn] = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
+            finish(desk, 3 + 2 * turn)
+        wait(desk, 3 + 2 * turn, 1)
+        if open_1[turn] == 0:
+            break
+    if draw(desk, 50) == 0:
+        while open_1[turn] > 0:  # a search this long is rare: one thread ends it
+            for block in range(blocks_1):
+                first = block * step_1
+                last = min(first + step_1, end_1)
+                excess_1(y, limit_1, slots_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            open_1[turn] = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
+        finish(desk, 50)
+    wait(desk, 50, 1)
+    # sweep 2: project level 1, l1 of y
+    while True:
+        block = draw(desk, 51)
+        if block >= blocks_1:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, x, limit_1, first, last, axes_1)
+        finish(desk, 51)
+    wait(desk, 51, blocks_1)
+    return 0
+

@@ -1,0 +1,73 @@
+"""generated/ is what the compiler emits, byte for byte, and shows all of its ways."""
+
+from collections.abc import Callable
+
+import pytest
+
+from projgen.gallery import CANON, Exhibit, gallery, write
+from projgen.plan import Threshold, Walk
+from projgen.resources import resource_dir
+
+GENERATED = resource_dir("generated")
+IDS = [exhibit.name for exhibit in CANON]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rewritten(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-snapshots"):
+        write(GENERATED)
+
+
+@pytest.mark.parametrize("exhibit", CANON, ids=IDS)
+def test_the_file_is_what_the_compiler_emits(exhibit: Exhibit) -> None:
+    path = GENERATED / exhibit.name
+    assert path.exists(), "run python -m projgen.gallery"
+    source = exhibit.compiled().source
+    assert path.read_bytes() == source.encode(), "run python -m projgen.gallery, read the diff"
+
+
+def test_no_orphans() -> None:
+    assert {path.name for path in GENERATED.glob("*.py")} == set(IDS)
+
+
+def test_names_tell_exhibits_apart() -> None:
+    assert len(set(IDS)) == len(CANON)
+    for exhibit in CANON:
+        assert exhibit.name.replace(".py", "").replace("-", "_").isidentifier()
+
+
+@pytest.mark.parametrize(
+    ("way", "of"),
+    [
+        (set(Walk), lambda plan: {stage.walk for stage in plan.stages}),
+        ({*Threshold, None}, lambda plan: {stage.threshold for stage in plan.stages}),
+        ({True, False}, lambda plan: {stage.direct for stage in plan.stages}),
+        ({True, False}, lambda plan: {stage.shared for stage in plan.stages}),
+        ({True, False}, lambda plan: {stage.unit for stage in plan.stages}),
+        ({True, False}, lambda plan: {stage.inner > 0 for stage in plan.stages}),
+        ({True, False}, lambda plan: {plan.in_place}),
+        ({True, False}, lambda plan: {plan.streamed}),
+        ({True, False}, lambda plan: {plan.batch > 1}),
+        ({"float32", "float64"}, lambda plan: {plan.dtype}),
+        ({"l1", "l2", "linf"}, lambda plan: {plan.leaf.norm}),
+        ({1, 2, 4}, lambda plan: {len(plan.stages)}),
+    ],
+    ids="walk threshold direct shared unit baked in_place streamed batch dtype leaf depth".split(),
+)
+def test_every_way_is_shown(way: set, of: Callable) -> None:
+    assert set().union(*(of(exhibit.compiled().plan) for exhibit in CANON)) == way
+
+
+def test_writing_mends_a_directory(tmp_path) -> None:
+    sources = gallery()
+    changed, missing = sorted(sources)[:2]
+    for name, source in sources.items():
+        (tmp_path / name).write_text(source)
+    (tmp_path / changed).write_text("# edited by hand\n")
+    (tmp_path / missing).unlink()
+    (tmp_path / "orphan.py").touch()
+    (tmp_path / "README.md").touch()
+    assert write(tmp_path) == sorted([changed, missing, "orphan.py"])
+    assert {p.name for p in tmp_path.iterdir()} == {*sources, "README.md"}
+    assert all((tmp_path / name).read_text() == source for name, source in sources.items())
+    assert write(tmp_path) == []

@@ -1,0 +1,275 @@
+"""The contract between `lower` and the templates, and what every generated module keeps to."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+from jinja2 import StrictUndefined, meta, nodes
+from jinja2.exceptions import UndefinedError
+from support import run_python
+
+import projgen
+from projgen.bind import bind
+from projgen.check import parse_tree
+from projgen.compiler import c_strides, compile_binding
+from projgen.gallery import CANON, Exhibit, gallery
+from projgen.lower import Counter, Kernel, Nest, Phase, StageCode, lower
+from projgen.plan import Stage
+from projgen.render import environment, render
+from projgen.resources import resource_dir
+
+TEMPLATES = resource_dir("templates")
+NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.rglob("*.j2"))
+NORMS = [name for name in NAMES if "/norms/" in name]
+IDS = [exhibit.name for exhibit in CANON]
+
+
+def tree(name: str) -> nodes.Template:
+    return environment().parse((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+# What the templates ask for is what `lower` supplies
+
+# What template variables hold. Everything else there is a string, a number, a list or a macro.
+VARIABLES = {
+    "kernel": Kernel,
+    "s": StageCode,
+    "p": Phase,
+    "nest": Nest,
+    "c": Counter,
+}
+CONTRACT = (Kernel, StageCode, Nest, Counter, Phase)
+
+
+def supplied(kind: type) -> dict[str, Any]:
+    """The public names of a class that a template may use, and their types."""
+    names: dict[str, Any] = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    for name, member in inspect.getmembers(kind):
+        if name.startswith("_"):
+            continue
+        function = getattr(member, "fget", None) or getattr(member, "func", None) or member
+        if callable(function):
+            names[name] = get_type_hints(function).get("return")
+    return names
+
+
+def kind_of(node: nodes.Node) -> Any:
+    """The class of an expression's value, where it is one of the contract's."""
+    if isinstance(node, nodes.Name):
+        return VARIABLES.get(node.name)
+    if isinstance(node, nodes.Getattr):
+        owner = kind_of(node.node)
+        hint = supplied(owner).get(node.attr) if owner else None
+        return next((k for k in (*CONTRACT, Stage) if hint in (k, k | None)), None)
+    return None
+
+
+def used() -> set[tuple[type, str]]:
+    """Each (class, name) that a template looks up."""
+    found = set()
+    for name in NAMES:
+        for node in tree(name).find_all(nodes.Getattr):
+            owner = kind_of(node.node)
+            if owner is not None:
+                found.add((owner, node.attr))
+    return found
+
+
+def test_one_object_is_all_that_the_templates_are_given() -> None:
+    for name in NAMES:
+        # Jinja counts a name that is set inside an {% if %}, for it may not come to that.
+        names = tree(name).find_all(nodes.Name)
+        somewhere = {node.name for node in names if node.ctx == "store"}
+        undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
+        assert undeclared == ({"kernel"} if name == "cpu/kernel.py.j2" else set()), name
+
+
+def test_every_template_is_reached() -> None:
+    reached, new = set(), {"cpu/kernel.py.j2"}
+    while new:
+        reached |= new
+        new = {str(r) for name in new for r in meta.find_referenced_templates(tree(name))} - reached
+    assert reached == set(NAMES)
+
+
+def test_what_templates_look_up_exists() -> None:
+    missing = [f"{kind.__name__}.{name}" for kind, name in used() if name not in supplied(kind)]
+    assert missing == []
+
+
+def test_nothing_is_supplied_that_nobody_uses() -> None:
+    """A name that is only for Python code stands outside the line that defines it."""
+    package = Path(projgen.__file__).parent
+    python = "".join(p.read_text(encoding="utf-8") for p in sorted(package.glob("*.py")))
+    looked_up = used()
+    unused = [
+        f"{kind.__name__}.{name}"
+        for kind in CONTRACT
+        for name in supplied(kind)
+        if (kind, name) not in looked_up and not re.search(rf"\.{name}\b", python)
+    ]
+    assert unused == []
+
+
+def test_norms_offer_the_same_macros_and_all_are_used() -> None:
+    def macros(name: str) -> dict[str, tuple[str, ...]]:
+        found = tree(name).find_all(nodes.Macro)
+        return {macro.name: tuple(argument.name for argument in macro.args) for macro in found}
+
+    offers = {name: macros(name) for name in NORMS}
+    offers["cpu/norms/l1.py.j2"]["limit"] = ("s", "u", "v")  # searched for instead
+    assert all(offer == offers["cpu/norms/l2.py.j2"] for offer in offers.values())
+    text = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in NAMES)
+    unused = [m for m in offers["cpu/norms/l2.py.j2"] if not re.search(rf"(n|\])\.{m}\(", text)]
+    assert unused == []
+
+
+def test_every_macro_is_used() -> None:
+    text = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in NAMES)
+    macros = {macro.name for name in NAMES for macro in tree(name).find_all(nodes.Macro)}
+    assert [name for name in sorted(macros) if len(re.findall(rf"\b{name}\(", text)) < 2] == []
+
+
+def test_an_undefined_name_is_an_error() -> None:
+    assert environment().undefined is StrictUndefined
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ kernel.nothing }}").render(kernel=lowered("l1"))
+
+
+def lowered(spec: str, shape: tuple[int, ...] = (100, 200)) -> Kernel:
+    return compile_binding(bind(parse_tree(spec), len(shape)), shape, "float32").kernel
+
+
+# What is rendered
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    return gallery()
+
+
+def imports(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("name", IDS)
+class TestSources:
+    def test_it_imports_only_numpy_and_numba(self, name: str, sources: dict[str, str]) -> None:
+        found = {imported.split(".")[0] for imported in imports(ast.parse(sources[name]))}
+        assert found <= {"math", "numpy", "numba"}
+
+    def test_nothing_is_there_for_nothing(self, name: str, sources: dict[str, str]) -> None:
+        """Every import, constant and function is used, and every variable is read."""
+        module = ast.parse(sources[name])
+        assert unused_names(module) == []
+
+    def test_it_is_laid_out_like_code_that_someone_wrote(
+        self, name: str, sources: dict[str, str]
+    ) -> None:
+        source = sources[name]
+        assert source.endswith("\n")
+        assert not source.endswith("\n\n")
+        assert not re.search(r"[ \t]\n|\t|\r", source)
+        assert not re.search(r"\n{4}", source), "more than two blank lines"
+        assert not re.search(r"\S\n\n?(@|def )", source), "fewer than two lines before a function"
+        assert not re.search(r":\n\n", source), "a block that begins with a blank line"
+        assert source.isascii()
+
+    def test_functions_say_what_they_do(self, name: str, sources: dict[str, str]) -> None:
+        module = ast.parse(sources[name])
+        assert ast.get_docstring(module)
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef):
+                assert ast.get_docstring(node), node.name
+
+
+def unused_names(module: ast.Module) -> list[str]:
+    """Top-level names that nothing in the module reads, and local ones that their function does
+    not."""
+
+    def names(node: ast.AST, context: type) -> set[str]:
+        found = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+        return {n.id for n in found if isinstance(n.ctx, context)}
+
+    top = {"project"}
+    defined: set[str] = set()
+    unused = []
+    for node in module.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef):
+            defined.add(node.name)
+            unused += [f"{node.name}.{name}" for name in names(node, ast.Store) - names(node, ast.Load)]
+        else:
+            defined |= names(node, ast.Store)
+    return sorted([*unused, *(defined - names(module, ast.Load) - top)])
+
+
+def test_unused_names_are_found() -> None:
+    module = ast.parse("import math, re\ndef f(): a = re\nb = c = 1\ndef g(): a = f; return a + b")
+    assert unused_names(module) == ["c", "f.a", "g", "math"]
+
+
+def test_rendering_is_deterministic() -> None:
+    code = "from projgen.gallery import gallery\nimport hashlib\n"
+    code += "print(hashlib.sha256(repr(sorted(gallery().items())).encode()).hexdigest())"
+    assert run_python(code, PYTHONHASHSEED="1") == run_python(code, PYTHONHASHSEED="2")
+
+
+def test_equal_kernels_have_equal_sources() -> None:
+    """What a shape changes is in the geometry, not in the source."""
+    p = projgen.build("l1(linf)")
+    assert p.source((1000, 1000)) == p.source((700, 3000)) == p.source(2)
+    assert p.source((1000, 1000)) != p.source((1000, 1000), np.float64)
+    assert render(lowered("l1(l2)")) == render(lowered("l1(l2)"))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "l1(linf(axis=1))",
+        " l1 (\n linf ( axis = 1 ,) ) ",
+        "ℓ1(ℓ∞(axis=1))",
+        "l1(l∞(axis=(1,)))",
+    ],
+)
+def test_no_text_of_a_spec_reaches_the_source(spelling: str) -> None:
+    """Only the canonical spec does, in the first line."""
+    source = projgen.build(spelling).source(2)
+    assert source == projgen.build("l1(linf(axis=1))").source(2)
+    first, rest = source.split("\n", 1)
+    assert first == '"""l1(linf(axis=1)): projects float32 arrays.'
+    assert "axis" not in rest.replace("axes", "")
+
+
+def test_the_spec_is_all_that_tells_two_spellings_of_axes_apart() -> None:
+    def code(spec: str) -> str:
+        return projgen.build(spec).source(2).split("\n", 1)[1]
+
+    assert code("l1(linf)") == code("l1(linf(axis=1))") == code("l1(linf(axis=-1), axis=0)")
+
+
+@pytest.mark.parametrize("exhibit", CANON, ids=IDS)
+def test_lowering_is_a_function_of_the_plan(exhibit: Exhibit) -> None:
+    compiled = exhibit.compiled()
+    assert lower(compiled.plan) == compiled.kernel
+    assert render(compiled.kernel) == compiled.source
+
+
+def test_c_order_is_the_default() -> None:
+    binding = bind(parse_tree("l1(l2)"), 3)
+    shape = (4, 5, 6)
+    assert compile_binding(binding, shape, "float32") == compile_binding(
+        binding, shape, "float32", c_strides(shape), c_strides(shape)
+    )

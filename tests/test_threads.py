@@ -1,0 +1,322 @@
+"""Threads, forks and processes. Each case runs in an interpreter of its own: what hangs, fails."""
+
+import multiprocessing
+import os
+import sys
+
+import numpy as np
+import pytest
+from support import assert_projected, bits, run_python
+
+import projgen
+
+SETUP = """
+import numpy as np, projgen
+from support import assert_projected
+
+def problem(seed=0, shape=(700, 800)):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+p = projgen.build({spec!r}, threads={threads})
+y = problem()
+expected = projgen.build({spec!r}, threads=1)(y, 30.0)
+assert_projected({spec!r}, y, 30.0, expected)
+
+def check(z=y, wanted=expected):
+    assert np.array_equal(p(z, 30.0), wanted)
+"""
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+
+SHARED = [  # every way in which threads share a level
+    ("l1(linf(axis=1))", (700, 800)),
+    ("l1(linf(axis=0))", (700, 800)),
+    ("linf(l1(axis=1))", (700, 800)),
+    ("linf(l1(axis=0))", (700, 800)),
+    ("l2(l1)", (40000, 16)),
+    ("l1", (700, 800)),
+    ("l1(axis=0)", (30000, 20)),
+    ("l1(l2(axis=0))", (3, 200000)),
+]
+
+
+def setup(spec: str = "l1(linf(axis=1))", threads: int = 2) -> str:
+    return SETUP.format(spec=spec, threads=threads)
+
+
+@pytest.mark.parametrize(("spec", "shape"), SHARED)
+def test_bits_do_not_depend_on_threads(spec: str, shape: tuple[int, ...]) -> None:
+    """7 threads are more than there are processors, mostly."""
+    y = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    radius = 0.1 * projgen.build(spec, backend="numpy").norm(y)
+    alone = projgen.build(spec, threads=1)(y, radius)
+    assert_projected(spec, y, radius, alone)
+    for threads in (2, 7):
+        p = projgen.build(spec, threads=threads)
+        for _ in range(20):
+            assert bits(p(y, radius)) == bits(alone)
+            assert np.array_equal(p.norm(y), projgen.build(spec, threads=1).norm(y))
+
+
+def test_the_verdict_reaches_the_caller_whoever_works() -> None:
+    """Inside the ball, and not finite: decided by the threads together, again and again."""
+    code = setup("linf(l1(axis=0))", 2) + """
+many = projgen.build("linf(l1(axis=0))", threads=7)
+bad = y.copy()
+bad[3, 4] = np.nan
+out = np.empty_like(y)
+for turn in range(3000):
+    q = (p, many)[turn % 5 == 0]
+    out[0, 0] = out[-1, -1] = 7
+    assert q(y, 1e6, out=out) is out and out[0, 0] == y[0, 0] and out[-1, -1] == y[-1, -1], turn
+    if turn % 10 == 0:
+        try:
+            q(bad, 1.0, out=out)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError(turn)
+"""
+    run_python(code)
+
+
+def test_from_run_to_run() -> None:
+    code = setup("linf(l1(axis=0))", 3) + "print(hash(expected.tobytes()), hash(p(y, 3.0).tobytes()))"
+    assert run_python(code, PYTHONHASHSEED="0") == run_python(code, PYTHONHASHSEED="0")
+
+
+@pytest.mark.parametrize("spec", ["l1(linf(axis=1))", "linf(l1(axis=0))", "l1"])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_eight_python_threads_and_one_projection(spec: str, threads: int) -> None:
+    code = setup(spec, threads) + """
+from concurrent.futures import ThreadPoolExecutor
+problems = [problem(seed) for seed in range(8)]
+alone = projgen.build(p.spec, threads=1)
+wanted = [alone(z, 30.0) for z in problems]
+
+def work(i):
+    for _ in range(25):
+        check(problems[i], wanted[i])
+
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(work, range(8)))
+"""
+    run_python(code)
+
+
+def test_first_calls_at_once() -> None:
+    """Nothing is compiled yet, and no team is there."""
+    code = """
+import threading, numpy as np, projgen
+p = projgen.build("l1(linf(axis=1))", threads=2)
+y = np.random.default_rng(0).standard_normal((700, 800)).astype(np.float32)
+barrier, results = threading.Barrier(8), []
+
+def work():
+    barrier.wait()
+    results.append(p(y, 30.0))
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert len(results) == 8 and all(np.array_equal(x, results[0]) for x in results)
+"""
+    run_python(code)
+
+
+def test_several_kernels_take_turns() -> None:
+    """Followers must not enter a call with the arguments of another."""
+    code = setup() + """
+import threading
+cases = []
+for spec in ("l1(linf(axis=1))", "l1(linf(axis=0))", "linf(l1(axis=0))"):
+    for seed, shape in enumerate([(700, 800), (500, 900)]):
+        q, z = projgen.build(spec, threads=2), problem(seed, shape)
+        cases.append((q, z, projgen.build(spec, threads=1)(z, 5.0)))
+
+def work(offset):
+    for i in range(300):
+        q, z, wanted = cases[(i + offset) % len(cases)]
+        assert np.array_equal(q(z, 5.0), wanted)
+
+failures = []
+threading.excepthook = failures.append
+threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert not failures, failures
+"""
+    run_python(code)
+
+
+FORK = """
+import os, signal
+
+def child(task):
+    \"\"\"Run `task` in a forked child that must end well, and soon.\"\"\"
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            task()
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+def join(pid):
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@forks
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_a_forked_child_calls_it_too(threads: int) -> None:
+    code = setup(threads=threads) + FORK + """
+check()
+for _ in range(5):
+    join(child(check))
+    check()
+join(child(lambda: join(child(check))))
+"""
+    run_python(code)
+
+
+@forks
+def test_a_child_forked_while_another_thread_is_in_a_call() -> None:
+    code = setup() + FORK + """
+import threading
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        check()
+
+worker = threading.Thread(target=work)
+worker.start()
+for _ in range(30):
+    join(child(check))
+stop.set()
+worker.join()
+check()
+"""
+    run_python(code)
+
+
+@forks
+def test_a_child_forked_while_another_thread_compiles() -> None:
+    code = setup() + FORK + """
+import threading
+specs = ["l2(linf)", "l2(l1)", "linf(l2)"]
+z = problem(1, (20, 30))
+
+def compile_all():
+    for spec in specs:
+        projgen.project(z, spec, 1.0)
+
+worker = threading.Thread(target=compile_all)
+worker.start()
+for _ in range(5):
+    join(child(compile_all))
+worker.join()
+"""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as cache:
+        run_python(code, PROJGEN_CACHE_DIR=cache)
+
+
+def process_code(method: str) -> str:
+    """A script: a spawned child imports it again, from its file."""
+    return f"""
+import multiprocessing, pickle, numpy as np, projgen
+
+def work(job):
+    p, y, wanted = job
+    return bool(np.array_equal(p(y, 30.0), wanted))
+
+def main():
+    p = projgen.build("l1(linf(axis=1))", threads=2)
+    y = np.random.default_rng(0).standard_normal((700, 800)).astype(np.float32)
+    wanted = p(y, 30.0)
+    with multiprocessing.get_context({method!r}).Pool(2) as pool:
+        assert pool.map(work, [(p, y, wanted)] * 6) == [True] * 6
+    assert work((p, y, wanted))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_processes(method: str, tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(process_code(method))
+    run_python(f"import runpy, sys; sys.argv = [{str(script)!r}]; "
+               f"sys.path.insert(0, {str(tmp_path)!r}); "
+               f"import script; script.main()")  # fmt: skip
+
+
+def test_a_call_at_exit() -> None:
+    code = "import atexit\n" + setup() + "atexit.register(check)\ncheck()"
+    run_python(code)
+
+
+def test_a_daemon_thread_in_a_call_at_exit() -> None:
+    code = setup() + """
+import threading
+def forever():
+    while True:
+        check()
+for _ in range(3):
+    threading.Thread(target=forever, daemon=True).start()
+check()
+print("done")
+"""
+    assert run_python(code) == "done\n"
+
+
+def test_an_interrupt_leaves_it_usable() -> None:
+    code = setup("linf(l1(axis=0))") + """
+import _thread, threading, time
+interrupts = 0
+def interrupt():
+    for _ in range(40):
+        time.sleep(0.005)
+        _thread.interrupt_main()
+worker = threading.Thread(target=interrupt)
+worker.start()
+while True:
+    try:
+        while worker.is_alive():
+            p(y, 30.0)
+        time.sleep(0.02)
+        break
+    except KeyboardInterrupt:
+        interrupts += 1
+assert interrupts
+for _ in range(20):
+    check()
+"""
+    run_python(code)
+
+
+def test_more_threads_than_any_machine_has() -> None:
+    """A call takes as many threads as it has blocks."""
+    code = setup(threads=10**6) + "import threading\ncheck()\nassert threading.active_count() < 300"
+    run_python(code)
+
+
+def test_threads_of_the_environment() -> None:
+    code = setup(threads=None) + "import threading\ncheck()\nprint(threading.active_count())"
+    assert run_python(code, PROJGEN_NUM_THREADS="1") == "1\n"
+    assert run_python(code, PROJGEN_NUM_THREADS="3") == "3\n"
+    assert run_python(code, PROJGEN_NUM_THREADS="many") in {f"{n}\n" for n in range(1, 300)}
+
+
+if sys.platform == "linux":
+
+    def test_one_processor_and_seven_threads() -> None:
+        code = "import os\nos.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
+        run_python(code + setup("linf(l1(axis=0))", 7) + "for _ in range(10): check()")
