@@ -67,11 +67,6 @@ class StageCode:
         return 16 if self.streamed else 4
 
     @property
-    def rows_out(self) -> int:
-        """How many rows of columns are written together: more streams, if short ones."""
-        return 1 if self.streamed else 4
-
-    @property
     def level(self) -> int:
         return self.stage.level
 

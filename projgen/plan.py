@@ -281,7 +281,7 @@ def _most_blocks(axes: Sequence[Axis], loop: int) -> int:
     if axes[loop].reduced:  # each block has its own accumulators: they should stay few
         return max(1, min(extent, 32, math.prod(a.extent for a in axes if a.reduced) // 64))
     # The innermost loop is best left long.
-    return extent if loop < len(axes) - 1 else max(1, extent // WIDE)
+    return extent if loop < len(axes) - 1 else max(1, extent // (4 * WIDE))
 
 
 def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:

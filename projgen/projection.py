@@ -137,8 +137,8 @@ class Projection:
 
     def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled:
         name = check_dtype(np.empty(0, dtype))
-        if 0 in shape:
-            raise ValueError(f"an array of shape {shape} has no elements, and needs no plan")
+        if any(extent < 1 for extent in shape):
+            raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
         return compile_binding(bind(self._tree, len(shape), shape), shape, name)
 
     def _bind(self, y: Array) -> Binding:

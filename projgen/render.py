@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,14 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+# Macros cannot know what stands before them: two empty lines before each definition, wherever.
+_EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
+
+
 def render(kernel: Kernel) -> str:
     """The source of the module that holds `kernel`. Equal kernels have equal sources."""
-    return environment().get_template("cpu/kernel.py.j2").render(kernel=kernel)
+    text = environment().get_template("cpu/kernel.py.j2").render(kernel=kernel)
+    return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
 @cache

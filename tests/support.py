@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from projgen import interpret
+from projgen import interpret, plan
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 
@@ -107,32 +107,40 @@ def run_python(code: str, seconds: float = 120.0, **environment: str) -> str:
 
 
 @contextmanager
-def rehearsals(threads: int = 1, **constants: int) -> Iterator[None]:
-    """Inside, kernels run as plain Python, on `threads` threads; `constants` of projgen.plan
-    are changed, so that small arrays are planned like large ones."""
+def rehearsals(threads: int = 1, early: int = 0, **constants: int) -> Iterator[None]:
+    """Inside, kernels run as plain Python.
+
+    `threads` of them run together, after `early` others that came and went before the one that
+    leads the call. `constants` of projgen.plan and projgen.lower are changed, so that small arrays
+    are planned like large ones.
+    """
     errors: list[BaseException] = []
 
     def load(compiled: Any) -> Any:
         function = _function(compiled.source)
 
+        def take_part(addresses: tuple[int, ...]) -> int:
+            try:
+                with np.errstate(all="ignore"):
+                    return int(function(*addresses))
+            except BaseException as error:
+                errors.append(error)
+                return 0
+
         def run(*addresses: int) -> int:
-            verdicts: list[int] = []
-
-            def take_part() -> None:
-                try:
-                    with np.errstate(all="ignore"):
-                        verdicts.append(int(function(*addresses)))
-                except BaseException as error:
-                    errors.append(error)
-
-            others = [threading.Thread(target=take_part) for _ in range(threads - 1)]
-            for other in others:
-                other.start()
-            take_part()
-            for other in others:
-                other.join()
-            assert len(set(verdicts)) <= 1
-            return verdicts[0] if verdicts else 0
+            with _no_hang():
+                for _ in range(early):
+                    take_part(addresses)
+                others = [
+                    threading.Thread(target=take_part, args=(addresses,), daemon=True)
+                    for _ in range(threads - 1)
+                ]
+                for other in others:
+                    other.start()
+                verdict = take_part(addresses)
+                for other in others:
+                    other.join()
+            return verdict
 
         entry = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)(run)
         address = ctypes.cast(entry, ctypes.c_void_p).value
@@ -140,10 +148,10 @@ def rehearsals(threads: int = 1, **constants: int) -> Iterator[None]:
 
     with ExitStack() as patches:
         patches.enter_context(patch("projgen.call.load_kernel", load))
-        patches.enter_context(_no_hang())
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
-            patches.enter_context(patch(f"projgen.plan.{name}", value))
+            module = "plan" if hasattr(plan, name) else "lower"
+            patches.enter_context(patch(f"projgen.{module}.{name}", value))
         try:
             yield
         finally:
@@ -152,7 +160,7 @@ def rehearsals(threads: int = 1, **constants: int) -> Iterator[None]:
 
 
 @contextmanager
-def _no_hang(seconds: float = 30.0) -> Iterator[None]:
+def _no_hang(seconds: float = 10.0) -> Iterator[None]:
     """A TimeoutError where a loop in Python has no end (on POSIX, in the main thread)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,8 @@
 """Compiled kernels against the oracle: every chain of two levels, and the hard cases of each way."""
 
 import math
-from typing import Any
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -135,9 +136,161 @@ def staircase(size: int, turns: int) -> Array:
     return np.array(y)
 
 
-def test_a_search_of_many_turns() -> None:
-    """More sweeps than threads share: one of them goes on alone."""
-    y = staircase(1 << 18, 40)
-    assert y.min() > 0
-    radius = y.max() * 1e-9
-    assert newton_turns(y, radius) > 24
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_search_of_many_turns(dtype: str) -> None:
+    """More sweeps than the threads share: one of them goes on alone."""
+    turns, size = (34, 1 << 17) if dtype == "float64" else (12, 1 << 13)
+    stairs = staircase(size, turns).astype(dtype)
+    assert stairs.min() > 0
+    assert newton_turns(stairs.astype(np.float64), 1e-9) > (24 if dtype == "float64" else 6)
+    y = np.ascontiguousarray(np.outer(stairs[::-1], np.array([1, -2, 4, 0.5], dtype)))
+    with rehearsals(NEWTON_TURNS=2) if dtype == "float32" else nullcontext():
+        for radius in (1e-6, 1e-2, 1.0, 100.0):
+            assert_projected("l1(axis=0)", y, radius, projgen.project(y, "l1(axis=0)", radius))
+
+
+@pytest.mark.parametrize("spec", ["l1", "l1(axis=0)", "l1(axis=1)", "linf(l1)", "l1(l1(axis=0))"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(2, 3), (40, 40), (70, 5), (400, 3), (5, 300)])
+def test_radii_smaller_than_a_rounding_error(
+    spec: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """What remains of the largest value is less than its last digit."""
+    y = np.arange(1, 1 + math.prod(shape), dtype=dtype).reshape(shape)
+    with rehearsals(BLOCK_BYTES=512, SCRATCH_BYTES=2048):
+        for radius in (1e-5, 1e-9, 1e-17, 1e-40, 1e-300):
+            assert_projected(spec, y, radius, projgen.project(y, spec, radius))
+
+
+def test_tiny_radii_compiled() -> None:
+    """In an interpreter of its own: it once had no end."""
+    run_python("""
+import numpy as np, projgen
+for y, spec in [
+    (np.float32([[1, 2]]), "l1(axis=1)"),
+    (np.repeat(np.float32([[1], [2]]), 64, 1), "l1(axis=0)"),
+    (np.repeat(np.float32([[1, 2]]), 64, 0), "l1(axis=1)"),
+    (np.repeat(np.float32([1, 2]), 10**6), "l1"),
+]:
+    x = projgen.project(y, spec, 1e-9)
+    assert 0 <= x.min() and x.max() <= 1e-6, (spec, x)
+""")
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "radius"),
+    [
+        ("l1(axis=1)", (3, 200), 1e40),
+        ("l1(axis=0)", (40, 64), 5e39),
+        ("l1(axis=1)", (64, 10), 1e39),
+        ("l1", (400, 400), 1e43),
+        ("l1(l2)", (40, 40), 1e39),
+        ("l2(linf(axis=0))", (40, 40), 1e38),
+    ],
+)
+def test_float32_sums_beyond_its_range(spec: str, shape: tuple[int, ...], radius: float) -> None:
+    y = np.full(shape, 3e38, np.float32) * np.linspace(0.5, 1, shape[0], dtype=np.float32)[:, None]
+    with rehearsals():
+        assert_projected(spec, y, radius, projgen.project(y, spec, radius))
+        assert projgen.build(spec).norm(y) == pytest.approx(norm(spec, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-308, 1e-200, 1e-154, 1e-130, 1e150, 1e160, 1e300])
+@pytest.mark.parametrize("spec", ["l2", "l1(l2)", "l2(l2)", "l2(l1)", "linf(l2(axis=0))", "l1", "l2(axis=1)"])
+def test_the_ends_of_float64(spec: str, scale: float) -> None:
+    rng = np.random.default_rng(8)
+    y = rng.uniform(-100, 100, (9, 20)) * scale
+    mixed = y.copy()
+    mixed[::2] = rng.uniform(-1, 1, (5, 20))
+    with rehearsals():
+        for z in (y, mixed):
+            check(spec, z, (1e-3, 0.3, 1.1))
+
+
+# Large arrays
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("l1(linf)", (2100, 2100)),
+        ("l1(l2(axis=0))", (2100, 2100)),
+        ("l1", (4_500_000,)),
+        ("linf(l1(axis=0))", (2100, 2100)),
+    ],
+)
+def test_arrays_from_main_memory(spec: str, shape: tuple[int, ...]) -> None:
+    """From 16 MiB on the kernels differ, to hide the memory's latency."""
+    y = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+    p = projgen.build(spec)
+    assert p.plan(shape).streamed
+    check(spec, y, (0.02, 0.5))
+    wanted = p(y, 100.0)
+    assert p(y, 100.0, out=y) is y
+    assert bits(y) == bits(wanted)
+
+
+@pytest.mark.parametrize("spec", ["l1", "l2", "l1(l1(axis=0))", "l2(axis=0)"])
+@pytest.mark.parametrize("value", [0.1, 1e-3, 1e4])
+def test_sums_of_a_million_equal_float32(spec: str, value: float) -> None:
+    y = np.full((1_000_000, 2), value, np.float32)
+    y[::1000] *= 3
+    check(spec, y, (0.9, 0.999))
+
+
+def test_one_huge_and_a_million_tiny() -> None:
+    y = (np.random.default_rng(10).standard_normal(1_000_000) * 1e-6).astype(np.float32)
+    y[654_321] = -1e6
+    check("l1", y, (1e-7, 1e-3, 0.5, 0.9999999))
+
+
+@pytest.mark.parametrize("spec", ["l1(axis=1)", "linf(l1)"])
+def test_equal_float32_far_apart(spec: str) -> None:
+    """Values with a stride are summed one after the other, without vectors."""
+    y = np.full((300, 4000, 2), 0.9, np.float32)[:, :, 0]
+    check(spec, y, (0.86, 0.9999))
+
+
+# Threads, rehearsed: what they do together is right in whatever order they come
+
+
+TEAM = [
+    ("l1(linf(axis=1))", (40, 40)),
+    ("linf(l1(axis=0))", (40, 40)),
+    ("linf(l1)", (200, 5)),
+    ("l1", (2000,)),
+    ("l1(l1(axis=0))", (300, 7)),
+]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+@pytest.mark.parametrize("early", [1, 2, 5])
+@pytest.mark.parametrize(("spec", "shape"), TEAM)
+def test_who_leads_a_call_may_come_last(
+    spec: str, shape: tuple[int, ...], early: int, inside: bool
+) -> None:
+    """Followers may come, do all there is to do, and go, before the lead has begun."""
+    y = np.random.default_rng(11).standard_normal(shape)
+    radius = (1.1 if inside else 0.3) * float(norm(spec, y))
+    bad = y.copy()
+    bad.flat[-1] = np.nan
+    p = projgen.build(spec, threads=2)
+    with rehearsals(early=early, BLOCK_BYTES=512, SCRATCH_BYTES=2048):
+        assert_projected(spec, y, radius, p(y, radius))
+        assert p.norm(y) == pytest.approx(norm(spec, y), rel=1e-14)
+        with pytest.raises(ValueError, match="nothing was written"):
+            p(bad, radius)
+
+
+@pytest.mark.parametrize(("spec", "shape"), TEAM)
+def test_three_threads_together(spec: str, shape: tuple[int, ...]) -> None:
+    y = np.random.default_rng(12).standard_normal(shape)
+    radius = 0.3 * float(norm(spec, y))
+    p = projgen.build(spec, threads=3)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with rehearsals(threads=3, BLOCK_BYTES=512, SCRATCH_BYTES=2048):
+            assert_projected(spec, y, radius, p(y, radius))
+    finally:
+        sys.setswitchinterval(before)
