@@ -55,6 +55,8 @@ class Call:
         self._batch = plan.batch
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
+        self._bytes = cells["y_size"] * plan.itemsize
+        self._out_bytes = cells["x_size"] * plan.itemsize
         self._idle: list[Workspace] = []
         size = leaf.size * plan.itemsize
         self._followers = threads - 1 if size >= SHARED_BYTES else 0
@@ -71,6 +73,11 @@ class Call:
         verdict = self._run(y, out, work)
         self._idle.append(work)
         return verdict
+
+    def overlap(self, y: int, out: int) -> bool:
+        """Whether the memory from the first to the last element of both has a part in common."""
+        y, out = y + self._offset, out + self._out_offset
+        return y < out + self._out_bytes and out < y + self._bytes
 
     def norms(self, y: int) -> Array | None:
         """The norm of each batch entry, in memory order; None if one is out of range."""

@@ -15,6 +15,7 @@ from projgen.plan import UNCUT, Cut, Plan, Stage, Walk, tile_width
 
 VERSION = 1  # of the generated code
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
+TOGETHER = 4  # rows of a tile that are worked on at once
 CELL = 16  # int64 from one counter of the desk to the next: two cache lines
 
 
@@ -124,9 +125,9 @@ class StageCode:
         return self.threshold in ("sweep", "tile") or self.walk == "columns"
 
     @property
-    def copied(self) -> bool:
-        """Whether a tile is worked on in scratch memory: where it is far away, or lies apart."""
-        return self.streamed or self.walk == "packed" or not self.stage.unit
+    def rows_of_tile(self) -> str:
+        """How many rows a tile has: one for each value of a group."""
+        return str(self.stage.inner) if self.walk == "packed" else f"n{len(self.stage.axes) - 2}"
 
     @property
     def sum_dtype(self) -> str:
@@ -414,8 +415,7 @@ def _scratch(plan: Plan, stages: tuple[StageCode, ...]) -> int:
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
         if s.threshold == "tile":
-            cells = rows * pitch if s.copied else 0
-            sizes.append(8 + 3 * pitch + (2 * pitch + cells) * itemsize // 8)
+            sizes.append(8 + 3 * pitch + (rows + TOGETHER + 2) * pitch * itemsize // 8)
         if s.walk == "packed":
             sizes.append(max((rows + 1) * pitch * itemsize // 8, rows * pitch))
     return -(-max(sizes) // 8) * 8
@@ -424,7 +424,7 @@ def _scratch(plan: Plan, stages: tuple[StageCode, ...]) -> int:
 def _pitch(s: StageCode) -> int:
     if s.walk == "packed":  # a few thousand values: in the first-level cache
         return max(64, 2048 // s.stage.inner // 16 * 16)
-    return tile_width(s.stage.group_size, 4 if s.dtype == "float32" else 8)
+    return tile_width(s.stage.group_size, 4 if s.dtype == "float32" else 8, s.streamed)
 
 
 def _geometry(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterator[tuple[str, int]]:

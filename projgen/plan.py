@@ -16,7 +16,8 @@ from projgen.simplify import BATCH, Layout
 
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
-SCRATCH_BYTES = 512 << 10  # of one thread's tile: stays in a core's second-level cache
+SCRATCH_BYTES = 1024 << 10  # of one thread's tile: stays in a core's second-level cache
+FAR_SCRATCH_BYTES = 4 << 20  # where y is in main memory: wide tiles, since it is read in long runs
 SHORT = 32  # groups of fewer adjacent values are handled many at a time
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 BAKED = 128  # extents up to this are written into the kernel
@@ -140,7 +141,7 @@ class Plan:
         """How many adjacent groups a tile of the leaf holds."""
         if self.leaf.walk is Walk.PACKED:
             return 64
-        return tile_width(self.leaf.group_size, self.itemsize)
+        return tile_width(self.leaf.group_size, self.itemsize, self.streamed)
 
     def __str__(self) -> str:
         head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
@@ -298,13 +299,16 @@ def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
     extent = axes[loop].extent
     if loop < len(axes) - 1:
         return _cut(axes, loop, itemsize)
-    step = tile_width(math.prod(axis.extent for axis in axes if axis.reduced), itemsize)
+    size = math.prod(axis.extent for axis in axes)
+    rows = math.prod(axis.extent for axis in axes if axis.reduced)
+    step = tile_width(rows, itemsize, size * itemsize >= STREAMED_BYTES)
     return Cut(loop, step, -(-extent // step))
 
 
-def tile_width(rows: int, itemsize: int) -> int:
+def tile_width(rows: int, itemsize: int, streamed: bool) -> int:
     """How many groups of `rows` values fit in one thread's scratch memory, in whole vectors."""
-    return max(16, min(SCRATCH_BYTES // (rows * itemsize) // 16 * 16, 256))
+    room = FAR_SCRATCH_BYTES if streamed else SCRATCH_BYTES
+    return max(16, min(room // (rows * itemsize) // 16 * 16, 256))
 
 
 def _threshold(axes: Sequence[Axis], walk: Walk, cut: Cut, direct: bool, itemsize: int) -> Threshold:
@@ -315,7 +319,7 @@ def _threshold(axes: Sequence[Axis], walk: Walk, cut: Cut, direct: bool, itemsiz
         return Threshold.TILE
     if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
         return Threshold.ROW
-    fits = rows * 16 * itemsize <= SCRATCH_BYTES
+    fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
         return Threshold.TILE
     return Threshold.SWEEP

@@ -92,6 +92,10 @@ class Projection:
             ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
                 overlapping. `out` is untouched then.
         """
+        if type(y) is np.ndarray and isinstance(radius, float):
+            done = self._again(y, radius, out)
+            if done is not None:
+                return done
         source, wrap = view(y)
         dtype = check_dtype(source)
         binding = self._bind(source)
@@ -104,6 +108,31 @@ class Projection:
         if source.size:
             self._project(binding, source, target, radii, dtype)
         return wrap(target) if out is None else out
+
+    def _again(self, y: Array, radius: float, out: Any) -> Array | None:
+        """The short way, for NumPy arrays like those of an earlier call: or None, nothing done."""
+        if out is y:
+            target, strides = y, None
+        elif out is None:
+            target = np.empty_like(y)
+            strides = target.strides
+        elif type(out) is np.ndarray and out.shape == y.shape and out.dtype == y.dtype:
+            target, strides = out, out.strides
+        else:
+            return None
+        call = self._calls.get((y.dtype, y.shape, y.strides, strides))
+        if call is None or not (radius >= 0 and target.flags.writeable):
+            return None
+        y_at = y.ctypes.data
+        out_at = y_at if target is y else target.ctypes.data
+        if (y_at | out_at) % y.itemsize or (target is not y and call.overlap(y_at, out_at)):
+            return None
+        verdict = call.project(y_at, out_at, radius)
+        if verdict == OUT_OF_RANGE:
+            return None
+        if verdict == INSIDE and target is not y:
+            np.copyto(target, y)
+        return target
 
     def norm(self, y: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
@@ -187,7 +216,7 @@ class Projection:
     def _call_for(self, binding: Binding, y: Array, out: Array | None, dtype: str) -> Call:
         """The call that is ready for these shapes and strides, or a new one."""
         strides = None if out is None else out.strides
-        key = dtype, y.shape, y.strides, strides
+        key = y.dtype, y.shape, y.strides, strides
         call = self._calls.get(key)
         if call is None:
             size = y.itemsize

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,16 +17,24 @@ CHAINS = [
     *[f"{a}({b})" for a in NORMS for b in NORMS],
     *[f"{a}({b}(axis=0))" for a in NORMS for b in NORMS],
 ]
-DEEP = [
-    ("l1(l2(linf))", (8, 30, 70)),
-    ("linf(l1(l2(axis=0)))", (16, 30, 40)),
-    ("l1(linf(axis=(0, 2)))", (20, 30, 40)),
-    ("l2(l1(linf(l1(axis=-1), axis=0), axis=2))", (5, 6, 7, 40)),
-    ("l1(l1(l1(l1(l1(l1)))))", (3, 4, 2, 5, 3, 20)),
-    ("l1(l2(linf(l2(l1(linf(axis=(1, 7)), axis=3), axis=5), axis=0), axis=2))", (2, 3) * 4),
-    ("l1(axis=-1)", (40, 50)),
-    ("l1(linf(axis=1), axis=3)", (3, 20, 4, 30)),
-]
+# Each norm as the leaf of rows and of columns, which is what most of a kernel is about.
+OFTEN = {*NORMS, "l1(linf)", "linf(l2)", "linf(l1)", "l1(linf(axis=0))", "l1(l2(axis=0))"}
+OFTEN |= {"l2(l1(axis=0))"}
+DEEP = {
+    "l1(l2(linf))": (8, 30, 70),
+    "l1(linf(axis=(0, 2)))": (20, 30, 40),
+    "l1(axis=-1)": (40, 50),
+    "l1(linf(axis=1), axis=3)": (3, 20, 4, 30),
+    "linf(l1(l2(axis=0)))": (16, 30, 40),
+    "l2(l1(linf(l1(axis=-1), axis=0), axis=2))": (5, 6, 7, 40),
+    "l1(l1(l1(l1(l1(l1)))))": (3, 4, 2, 5, 3, 20),
+    "l1(l2(linf(l2(l1(linf(axis=(1, 7)), axis=3), axis=5), axis=0), axis=2))": (2, 3) * 4,
+}
+
+
+def slow_but(often: set[str], specs: Iterable[str]) -> list[Any]:
+    """Parameters, of which those that are not in `often` are marked slow."""
+    return [s if s in often else pytest.param(s, marks=pytest.mark.slow) for s in specs]
 
 
 def values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
@@ -56,35 +65,38 @@ def check(spec: str, y: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 
     projection = projgen.build(spec)
     norms = norm(spec, y)
     with np.errstate(over="ignore", divide="ignore"):
-        np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-12)
+        np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-11)
     for radius in (0.0, *(fraction * norms for fraction in fractions), math.inf):
         if np.all(np.isfinite(radius)) or np.ndim(radius) == 0:
             assert_projected(spec, y, radius, projection(y, radius))
 
 
-@pytest.mark.parametrize("spec", CHAINS)
+@pytest.mark.parametrize("spec", slow_but(OFTEN, CHAINS))
 def test_chains_of_one_and_two_levels(spec: str) -> None:
     """Large enough for several blocks."""
     for y in values("float32", (180, 230)).values():
         check(spec, y)
 
 
-@pytest.mark.parametrize("spec", ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)", "l1(l1(axis=0))"])
+FLOAT64 = ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)", "l1(l1(axis=0))"]
+
+
+@pytest.mark.parametrize("spec", slow_but({"l1", "l1(l2(axis=0))"}, FLOAT64))
 def test_float64(spec: str) -> None:
     for y in values("float64", (140, 150)).values():
         check(spec, y)
 
 
-@pytest.mark.parametrize(("spec", "shape"), DEEP)
-def test_deep_trees(spec: str, shape: tuple[int, ...]) -> None:
-    check(spec, values("float32", shape)["normal"])
+@pytest.mark.parametrize("spec", slow_but({"l1(l2(linf))", "l1(linf(axis=(0, 2)))"}, DEEP))
+def test_deep_trees(spec: str) -> None:
+    check(spec, values("float32", DEEP[spec])["normal"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("spec", CHAINS + [spec for spec, _ in DEEP])
+@pytest.mark.parametrize("spec", [*CHAINS, *DEEP])
 def test_rehearsed(spec: str, dtype: str) -> None:
     """Every chain in both types, with blocks so small that each kind of them occurs."""
-    shape = dict(DEEP).get(spec, (19, 23))
+    shape = DEEP.get(spec, (19, 23))
     shape = shape if math.prod(shape) < 2000 else tuple(min(n, 5) for n in shape)
     with rehearsals(BLOCK_BYTES=256, SHARED_VALUES=16, SCRATCH_BYTES=4096):
         for y in values(dtype, shape).values():
@@ -99,7 +111,16 @@ def test_packed_groups_of_every_length(norm: str, dtype: str) -> None:
             check(f"l1({norm})", values(dtype, (70, length), length)["normal"], (0.4,))
 
 
-@pytest.mark.parametrize(("norm", "length"), [("l1", 3), ("linf", 32), ("l2", 1), ("l1", 32)])
+@pytest.mark.parametrize(
+    ("norm", "length"),
+    [
+        ("l1", 3),
+        ("linf", 32),
+        pytest.param("l2", 1, marks=pytest.mark.slow),
+        pytest.param("l1", 32, marks=pytest.mark.slow),
+        pytest.param("l2", 9, marks=pytest.mark.slow),
+    ],
+)
 def test_packed_groups(norm: str, length: int) -> None:
     for y in values("float32", (3000, length)).values():
         check(f"linf({norm})", y)
@@ -196,7 +217,7 @@ def test_float32_sums_beyond_its_range(spec: str, shape: tuple[int, ...], radius
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-308, 1e-200, 1e-154, 1e-130, 1e150, 1e160, 1e300])
-@pytest.mark.parametrize("spec", ["l2", "l1(l2)", "l2(l2)", "l2(l1)", "linf(l2(axis=0))", "l1", "l2(axis=1)"])
+@pytest.mark.parametrize("spec", ["l1", "l2", "l2(axis=1)", "l1(l2)", "l2(l2)", "linf(l2(axis=0))"])
 def test_the_ends_of_float64(spec: str, scale: float) -> None:
     rng = np.random.default_rng(8)
     y = rng.uniform(-100, 100, (9, 20)) * scale
@@ -216,7 +237,7 @@ def test_the_ends_of_float64(spec: str, scale: float) -> None:
         ("l1(linf)", (2100, 2100)),
         ("l1(l2(axis=0))", (2100, 2100)),
         ("l1", (4_500_000,)),
-        ("linf(l1(axis=0))", (2100, 2100)),
+        pytest.param("l2(l1(axis=0))", (2100, 2100), marks=pytest.mark.slow),
     ],
 )
 def test_arrays_from_main_memory(spec: str, shape: tuple[int, ...]) -> None:
@@ -230,12 +251,12 @@ def test_arrays_from_main_memory(spec: str, shape: tuple[int, ...]) -> None:
     assert bits(y) == bits(wanted)
 
 
-@pytest.mark.parametrize("spec", ["l1", "l2", "l1(l1(axis=0))", "l2(axis=0)"])
-@pytest.mark.parametrize("value", [0.1, 1e-3, 1e4])
-def test_sums_of_a_million_equal_float32(spec: str, value: float) -> None:
-    y = np.full((1_000_000, 2), value, np.float32)
-    y[::1000] *= 3
-    check(spec, y, (0.9, 0.999))
+@pytest.mark.parametrize("spec", ["l1", "l2", "l1(l2(axis=0))"])
+def test_sums_of_a_million_equal_float32(spec: str) -> None:
+    for value in (0.1, 1e-3, 1e4):
+        y = np.full((500_000, 2), value, np.float32)
+        y[::1000] *= 3
+        check(spec, y, (0.9, 0.999))
 
 
 def test_one_huge_and_a_million_tiny() -> None:
@@ -244,7 +265,7 @@ def test_one_huge_and_a_million_tiny() -> None:
     check("l1", y, (1e-7, 1e-3, 0.5, 0.9999999))
 
 
-@pytest.mark.parametrize("spec", ["l1(axis=1)", "linf(l1)"])
+@pytest.mark.parametrize("spec", ["linf(l1)"])
 def test_equal_float32_far_apart(spec: str) -> None:
     """Values with a stride are summed one after the other, without vectors."""
     y = np.full((300, 4000, 2), 0.9, np.float32)[:, :, 0]

@@ -1,12 +1,12 @@
 """Any tree, any shape, any memory layout: kernels are rehearsed in Python against the oracle."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import Array, assert_projected, bits, lay_out, norm, rehearsals
 
@@ -116,10 +116,93 @@ def sparse(rng: Any, shape: tuple[int, ...]) -> Array:
 KINDS = [normal, ties, equal, geometric, peak, sparse]
 
 
-@settings(max_examples=300)
+def run(problem: Problem, tiny: bool, **options: Any) -> Array:
+    with rehearsals(**TINY if tiny else {}):
+        return projgen.build(problem.spec)(problem.y, problem.radius, **options)
+
+
+@settings(max_examples=400)
 @given(problems(), st.booleans())
 def test_any_projection(problem: Problem, tiny: bool) -> None:
     spec, y, radius = problem.spec, problem.y, problem.radius
     with rehearsals(**TINY if tiny else {}):
-        x = projgen.build(spec)(y, radius)
-    assert_projected(spec, y, radius, x)
+        p = projgen.build(spec)
+        x = p(y, radius)
+        assert_projected(spec, y, radius, x)
+        np.testing.assert_allclose(p.norm(y), norm(spec, y), rtol=1e-12)
+
+
+@settings(max_examples=100)
+@given(problems(), st.booleans())
+def test_in_place(problem: Problem, tiny: bool) -> None:
+    """The same bits, by another kernel."""
+    x = run(problem, tiny)
+    out = np.zeros_like(problem.y)
+    assert run(problem, tiny, out=out) is out
+    z = problem.y.copy("K")
+    assert run(Problem(problem.spec, z, problem.radius), tiny, out=z) is z
+    assert bits(out) == bits(x)
+    assert np.array_equal(z, x)
+
+
+@settings(max_examples=100)
+@given(problems(("float64",)), st.booleans())
+def test_twice_is_once(problem: Problem, tiny: bool) -> None:
+    """Up to rounding, which may leave the first result just outside of the ball."""
+    x = run(problem, tiny)
+    top = np.abs(problem.y).max()
+    twice = run(Problem(problem.spec, x, problem.radius), tiny)
+    assert np.abs(twice / (top or 1) - x / (top or 1)).max() <= 1e-12
+
+
+@settings(max_examples=100)
+@given(problems(("float64",)), st.booleans())
+def test_the_norm_identity(problem: Problem, tiny: bool) -> None:
+    """Under an l1 root, what is taken away and what remains add up: ||y - x|| + ||x|| = ||y||."""
+    spec, y = problem.spec, problem.y
+    assume(spec.startswith("l1(") and np.abs(y).max() < 1e200)
+    x = run(problem, tiny)
+    parts = norm(spec, y - x) + norm(spec, x)
+    np.testing.assert_allclose(parts, norm(spec, y), rtol=1e-12, atol=0)
+
+
+@settings(max_examples=100)
+@given(st.data(), problems(), st.booleans())
+def test_permuted_axes_permute_the_result(data: st.DataObject, problem: Problem, tiny: bool) -> None:
+    """Of the same memory: the plan follows memory, not the order of the axes."""
+    spec, y, radius = problem.spec, problem.y, problem.radius
+    order = data.draw(st.permutations(range(y.ndim)))
+    assume(np.ndim(radius) == 0)
+    renamed = re.sub(r"\d+(?=[,)])", lambda axis: str(order.index(int(axis[0]))), spec)
+    with rehearsals(**TINY if tiny else {}):
+        x = projgen.project(y, spec, radius)
+        z = projgen.project(y.transpose(order), renamed, radius)
+    top = np.abs(y).max() or 1
+    assert np.abs(z / top - x.transpose(order) / top).max() <= (2e-5 if y.itemsize == 4 else 1e-12)
+
+
+@settings(max_examples=100)
+@given(problems(), st.booleans())
+def test_signs_do_not_matter(problem: Problem, tiny: bool) -> None:
+    y = problem.y.copy("K")
+    x, negative = (run(Problem(problem.spec, z, problem.radius), tiny) for z in (y, -y))
+    assert np.array_equal(negative, -x)
+
+
+@settings(max_examples=100)
+@given(problems(("float64",)), st.booleans(), st.sampled_from([-30, 7, 40]))
+def test_powers_of_two_scale_along(problem: Problem, tiny: bool, power: int) -> None:
+    spec, y, radius = problem.spec, problem.y, problem.radius
+    assume(1e-100 < np.abs(y).max() < 1e100 and np.all(np.asarray(radius) > 1e-120))
+    assume(not np.any((y != 0) & (np.abs(y) < 1e-280)))
+    scaled = Problem(spec, np.ldexp(y, power), np.ldexp(radius, power))
+    assert np.array_equal(run(scaled, tiny), np.ldexp(run(problem, tiny), power))
+
+
+@settings(max_examples=60)
+@given(problems(), st.integers(1, 4))
+def test_any_projection_by_a_team(problem: Problem, early: int) -> None:
+    """Whoever comes first, and whoever comes last."""
+    spec, y, radius = problem.spec, problem.y, problem.radius
+    with rehearsals(early=early, **TINY):
+        assert_projected(spec, y, radius, projgen.build(spec, threads=2)(y, radius))
