@@ -9,8 +9,7 @@
 `build` compiles a spec to a `Projection`; `project` does it in one go. See README.md.
 """
 
-from projgen.cache import CacheWarning
-from projgen.errors import SpecError
+from projgen.errors import CacheWarning, SpecError
 from projgen.projection import Projection, build, project
 
 __version__ = "0.1.0"

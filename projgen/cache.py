@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from projgen.errors import CacheWarning
+
 FORMAT = 1  # of the layout above; part of the toolchain's name
 SOURCE = "kernel.py"
 SUMS = "SHA256SUMS"
@@ -37,10 +39,6 @@ STALE_AFTER = 3600.0  # seconds after which an unpublished directory counts as a
 _TEMPORARY = ".tmp-"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TOOLCHAIN = re.compile(r"v\d+-.+-[0-9a-f]{12}")
-
-
-class CacheWarning(RuntimeWarning):
-    """The kernel cache could not be used as it should; results are right, but slower to get."""
 
 
 class UntrustedError(OSError):

@@ -17,7 +17,6 @@ from projgen.pool import team
 
 Array = NDArray[Any]
 
-PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
 LONG_BYTES = 8 << 20  # from this on, it is worth waking
 
@@ -38,6 +37,9 @@ class Workspace:
 
 class Call:
     """Projects arrays whose shape, dtype and strides are those that `compiled` was made for."""
+
+    # What a kernel says of its call; only the first has written anything.
+    PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
 
     def __init__(self, compiled: Compiled, threads: int) -> None:
         plan = compiled.plan
@@ -66,7 +68,7 @@ class Call:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
 
         `radius` is a number, or one for each batch entry in memory order. Returns the kernel's
-        verdict: only `PROJECTED` has written anything.
+        verdict.
         """
         work = self._borrow()
         work.memory[: self._batch] = radius
@@ -87,7 +89,7 @@ class Call:
         total = int(self._cells[self.compiled.kernel.cells.index("total_at")])
         norms = work.memory[total : total + self._batch].copy()
         self._idle.append(work)
-        return None if verdict == OUT_OF_RANGE else norms
+        return None if verdict == self.OUT_OF_RANGE else norms
 
     def _borrow(self) -> Workspace:
         try:

@@ -99,3 +99,7 @@ def _windows(length: int, marks: Sequence[range]) -> Iterator[range]:
             start = end - _CONTEXT
         stop = min(end + _CONTEXT, length) + 1
     yield range(start, stop)
+
+
+class CacheWarning(RuntimeWarning):
+    """The kernel cache could not be used as it should; results are right, but slower to get."""

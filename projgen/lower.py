@@ -130,6 +130,13 @@ class StageCode:
         return str(self.stage.inner) if self.walk == "packed" else f"n{len(self.stage.axes) - 2}"
 
     @property
+    def hinting(self) -> int:
+        """How many turns of the loop that is cut say where the others should start."""
+        if self.walk == "packed":
+            return _pitch(self) if self.stage.tiles.loop == len(self.stage.axes) - 2 else 1
+        return 16 if self.stage.tiles.loop == len(self.stage.axes) - 1 else 1
+
+    @property
     def sum_dtype(self) -> str:
         """The type of short sums; a loop over strided values does not vectorise, and adds one
         value after the other."""
@@ -468,7 +475,8 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
         if s.threshold == "sweep":
             actions += [("start", s), ("newton", s)]
         elif s.threshold == "tile":
-            actions += [("hint", s), ("thresholds", s)]
+            actions += [("hint", s)] if s.stage.shared else []
+            actions.append(("thresholds", s))
         elif s.limited:
             actions.append(("limits", s))
         actions.append(("project", s))

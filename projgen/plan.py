@@ -148,7 +148,9 @@ class Plan:
         lines = [head, "  loops, in memory order"]
         lines += [f"    {loop}" for loop in self.layout.loops]
         for stage in reversed(self.stages):
-            lines.append(f"  up    level {stage.level} {stage.norm:5} {_describe(stage, stage.cut)}")
+            lines.append(
+                f"  up    level {stage.level} {stage.norm:5} {_describe(stage, stage.cut)}"
+            )
         for stage in self.stages:
             way = f", threshold by {stage.threshold}" if stage.threshold else ""
             down = _describe(stage, stage.cut)
@@ -311,7 +313,9 @@ def tile_width(rows: int, itemsize: int, streamed: bool) -> int:
     return max(16, min(room // (rows * itemsize) // 16 * 16, 256))
 
 
-def _threshold(axes: Sequence[Axis], walk: Walk, cut: Cut, direct: bool, itemsize: int) -> Threshold:
+def _threshold(
+    axes: Sequence[Axis], walk: Walk, cut: Cut, direct: bool, itemsize: int
+) -> Threshold:
     alone = sum(axis.reduced for axis in axes) == 1
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
     small = rows * itemsize <= 2 * SCRATCH_BYTES

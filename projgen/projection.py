@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from projgen import interpret
 from projgen.arrays import check_dtype, view, writable_view
 from projgen.bind import Binding, bind
-from projgen.call import INSIDE, OUT_OF_RANGE, Call
 from projgen.check import parse_tree
-from projgen.compiler import Compiled, compile_binding
-from projgen.plan import Plan
-from projgen.pool import default_threads
 from projgen.tree import NormTree
+
+if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
+    from projgen.call import Call
+    from projgen.compiler import Compiled
+    from projgen.plan import Plan
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
@@ -111,6 +111,7 @@ class Projection:
 
     def _again(self, y: Array, radius: float, out: Any) -> Array | None:
         """The short way, for NumPy arrays like those of an earlier call: or None, nothing done."""
+        target: Array
         if out is y:
             target, strides = y, None
         elif out is None:
@@ -123,19 +124,21 @@ class Projection:
         call = self._calls.get((y.dtype, y.shape, y.strides, strides))
         if call is None or not (radius >= 0 and target.flags.writeable):
             return None
-        y_at = y.ctypes.data
+        y_at = int(y.ctypes.data)
         out_at = y_at if target is y else target.ctypes.data
         if (y_at | out_at) % y.itemsize or (target is not y and call.overlap(y_at, out_at)):
             return None
         verdict = call.project(y_at, out_at, radius)
-        if verdict == OUT_OF_RANGE:
+        if verdict == call.OUT_OF_RANGE:
             return None
-        if verdict == INSIDE and target is not y:
+        if verdict == call.INSIDE and target is not y:
             np.copyto(target, y)
         return target
 
     def norm(self, y: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
+        from projgen import interpret
+
         source, wrap = view(y)
         dtype = check_dtype(source)
         binding = self._bind(source)
@@ -165,6 +168,8 @@ class Projection:
         return self._compile(tuple(shape), dtype).source
 
     def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled:
+        from projgen.compiler import compile_binding
+
         name = check_dtype(np.empty(0, dtype))
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
@@ -180,6 +185,8 @@ class Projection:
         self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
     ) -> None:
         if self._backend == "numpy":
+            from projgen import interpret
+
             np.copyto(out, interpret.project(binding, self._finite(y), radii), casting="same_kind")
             return
         if not (walkable(y) and walkable(out)):  # odd strides: rare, through plain memory
@@ -197,26 +204,38 @@ class Projection:
         call = self._call_for(binding, y, None if in_place else out, dtype)
         ordered = radii if isinstance(radii, float) else _memory_order(radii, binding, call.plan)
         verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
-        if verdict == INSIDE:
+        if verdict == call.INSIDE:
             if not in_place:
                 np.copyto(out, y)
-        elif verdict == OUT_OF_RANGE:
+        elif verdict == call.OUT_OF_RANGE:
             self._rescue(binding, y, out, radii, dtype)
 
     def _norms(self, binding: Binding, y: Array, dtype: str) -> Array:
+        from projgen import interpret
+
         if not walkable(y):
             y = y.copy()
-        call = self._call_for(binding, y, None, dtype)
+        call = self._call_for(binding, y, None, dtype, only_norm=True)
         ordered = call.norms(y.ctypes.data)
         if ordered is None:
             self._finite(y)
             return np.asarray(interpret.norm(binding, y))
         return _axis_order(ordered, binding, call.plan, y.shape)
 
-    def _call_for(self, binding: Binding, y: Array, out: Array | None, dtype: str) -> Call:
-        """The call that is ready for these shapes and strides, or a new one."""
+    def _call_for(
+        self, binding: Binding, y: Array, out: Array | None, dtype: str, only_norm: bool = False
+    ) -> Call:
+        """The call that is ready for these shapes and strides, or a new one.
+
+        Those that have only been asked for a norm are kept apart: `_again` takes it that what it
+        finds has passed the checks of `out`.
+        """
+        from projgen.call import Call
+        from projgen.compiler import compile_binding
+        from projgen.pool import default_threads
+
         strides = None if out is None else out.strides
-        key = y.dtype, y.shape, y.strides, strides
+        key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides
         call = self._calls.get(key)
         if call is None:
             size = y.itemsize

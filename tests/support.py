@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,20 +106,44 @@ def run_python(code: str, seconds: float = 120.0, **environment: str) -> str:
 # for a kernel, so that small arrays try out hundreds of kernels.
 
 
+Part = Callable[[], int]
+
+
+def early(part: Part, followers: int) -> int:
+    """A team whose followers come, do all there is to do, and go, before the lead begins."""
+    for _ in range(followers):
+        part()
+    return part()
+
+
+def together(part: Part, followers: int) -> int:
+    """A team that works at the same time, and changes hands very often."""
+    threads = [threading.Thread(target=part, daemon=True) for _ in range(followers)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        return part()
+    finally:
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+
+
 @contextmanager
-def rehearsals(threads: int = 1, early: int = 0, **constants: int) -> Iterator[None]:
+def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int) -> Iterator[None]:
     """Inside, kernels run as plain Python.
 
-    `threads` of them run together, after `early` others that came and went before the one that
-    leads the call. `constants` of projgen.plan and projgen.lower are changed, so that small arrays
-    are planned like large ones.
+    `team` runs the lead and the followers of a call. `constants` of projgen.plan and projgen.lower
+    are changed, so that small arrays are planned like large ones.
     """
     errors: list[BaseException] = []
 
     def load(compiled: Any) -> Any:
         function = _function(compiled.source)
 
-        def take_part(addresses: tuple[int, ...]) -> int:
+        def take_part(*addresses: int) -> int:
             try:
                 with np.errstate(all="ignore"):
                     return int(function(*addresses))
@@ -127,26 +151,19 @@ def rehearsals(threads: int = 1, early: int = 0, **constants: int) -> Iterator[N
                 errors.append(error)
                 return 0
 
-        def run(*addresses: int) -> int:
-            with _no_hang():
-                for _ in range(early):
-                    take_part(addresses)
-                others = [
-                    threading.Thread(target=take_part, args=(addresses,), daemon=True)
-                    for _ in range(threads - 1)
-                ]
-                for other in others:
-                    other.start()
-                verdict = take_part(addresses)
-                for other in others:
-                    other.join()
-            return verdict
-
-        entry = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)(run)
+        entry = _ENTRY(take_part)
         address = ctypes.cast(entry, ctypes.c_void_p).value
         return SimpleNamespace(project=SimpleNamespace(address=address), entry=entry)
 
+    def run(call: tuple[int, ...], followers: int, *_: object) -> int:
+        assert team is not None
+        return team(partial(_ENTRY(call[0]), *call[1:]), followers)
+
     with ExitStack() as patches:
+        patches.enter_context(_no_hang())
+        if team is not None:
+            patches.enter_context(patch("projgen.call.team", lambda: SimpleNamespace(run=run)))
+            patches.enter_context(patch("projgen.call.SHARED_BYTES", 0))
         patches.enter_context(patch("projgen.call.load_kernel", load))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
@@ -159,10 +176,16 @@ def rehearsals(threads: int = 1, early: int = 0, **constants: int) -> Iterator[N
                 raise errors[0]
 
 
+_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
+
+
 @contextmanager
-def _no_hang(seconds: float = 10.0) -> Iterator[None]:
+def _no_hang(seconds: float = 60.0) -> Iterator[None]:
     """A TimeoutError where a loop in Python has no end (on POSIX, in the main thread)."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 

@@ -247,7 +247,9 @@ def test_a_large_rank() -> None:
     spec = "l1(l2(linf(l1(l2(linf(l1(linf)))))))"
     y = np.random.default_rng(7).standard_normal((2, 3, 1, 2, 2, 3, 2, 2))
     with rehearsals():
-        assert_projected(spec, y, 0.4 * norm(spec, y), projgen.project(y, spec, 0.4 * norm(spec, y)))
+        assert_projected(
+            spec, y, 0.4 * norm(spec, y), projgen.project(y, spec, 0.4 * norm(spec, y))
+        )
     assert "level 6" in str(projgen.build(spec).plan(y.shape))
     compile(projgen.build(spec).source(8), "source", "exec")
 
@@ -269,5 +271,7 @@ def test_the_example_of_the_package_works() -> None:
 
 
 def test_import_is_quick() -> None:
-    code = "import sys, projgen; print(sorted({'numba', 'jinja2', 'lark', 'torch'} & {*sys.modules}))"
+    code = (
+        "import sys, projgen; print(sorted({'numba', 'jinja2', 'lark', 'torch'} & {*sys.modules}))"
+    )
     assert run_python(code) == "[]\n"

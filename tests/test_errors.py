@@ -56,7 +56,9 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "NaN, radius 0": lambda: p(with_value(np.nan), 0.0),
         "NaN in place": lambda: p(z := with_value(np.nan), 1.0, out=z),
         "NaN in Fortran order": lambda: p(np.asfortranarray(with_value(np.nan)), 1.0),
-        "NaN for the reference": lambda: projgen.build(SPEC, backend="numpy")(with_value(np.nan), 1),
+        "NaN for the reference": lambda: projgen.build(SPEC, backend="numpy")(
+            with_value(np.nan), 1
+        ),
         "NaN for the norm": lambda: p.norm(with_value(np.nan)),
         "integers": lambda: p(np.ones(SHAPE, int), 1.0),
         "booleans": lambda: p(np.ones(SHAPE, bool), 1.0),
@@ -225,6 +227,44 @@ def test_overlaps_of_every_kind() -> None:
             assert memory.tobytes() == before
         for out in allowed:
             assert projgen.project(y, SPEC, 1.0, out=out) is out
+
+
+def test_overlapping_itself_after_the_norm() -> None:
+    """A known layout is still checked, before it is written to."""
+    y = self_overlapping()
+    p = projgen.build(SPEC)
+    with rehearsals():
+        p.norm(y)
+        with pytest.raises(ValueError, match="share memory"):
+            p(y, 1.0, out=y)
+
+
+def test_a_second_call_checks_as_the_first_did() -> None:
+    p = projgen.build(SPEC)
+    y, out = GOOD.copy(), np.full(SHAPE, 7, np.float32)
+    with rehearsals():
+        for _ in range(2):
+            p(y, 1.0)
+            p(y, 1.0, out=out)
+            p(y, 1.0, out=y)
+        before = y.tobytes()
+        memory = np.zeros(13, np.float32)
+        z, overlap = overlapping(memory)
+        with pytest.raises(ValueError, match="overlap"):
+            p(z, 1.0, out=overlap)
+        for bad in (-1.0, float("nan"), np.float64(-1)):
+            with pytest.raises(ValueError, match="radius"):
+                p(y, bad, out=y)
+        for given in (with_value(np.nan), read_only(y)):
+            kept = given.tobytes()
+            with pytest.raises(ValueError, match="nothing was written|read-only"):
+                p(given, 1.0, out=given)
+            assert given.tobytes() == kept
+        with pytest.raises(ValueError, match="read-only"):
+            p(y, 1.0, out=read_only(y))
+        moved = np.frombuffer(bytearray(b"\0" + y.tobytes()), np.uint8)[1:].view(np.float32)
+        assert np.array_equal(p(moved.reshape(SHAPE), 1.0), p(y, 1.0))
+        assert y.tobytes() == before
 
 
 def test_without_the_finite_check_a_bad_entry_becomes_nan() -> None:

@@ -1,13 +1,22 @@
 """Compiled kernels against the oracle: every chain of two levels, and the hard cases of each way."""
 
 import math
-import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
-from support import Array, assert_projected, bits, norm, rehearsals, run_python
+from support import (
+    Array,
+    assert_projected,
+    bits,
+    early,
+    norm,
+    rehearsals,
+    run_python,
+    together,
+)
 
 import projgen
 
@@ -173,9 +182,7 @@ def test_a_search_of_many_turns(dtype: str) -> None:
 @pytest.mark.parametrize("spec", ["l1", "l1(axis=0)", "l1(axis=1)", "linf(l1)", "l1(l1(axis=0))"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(2, 3), (40, 40), (70, 5), (400, 3), (5, 300)])
-def test_radii_smaller_than_a_rounding_error(
-    spec: str, dtype: str, shape: tuple[int, ...]
-) -> None:
+def test_radii_smaller_than_a_rounding_error(spec: str, dtype: str, shape: tuple[int, ...]) -> None:
     """What remains of the largest value is less than its last digit."""
     y = np.arange(1, 1 + math.prod(shape), dtype=dtype).reshape(shape)
     with rehearsals(BLOCK_BYTES=512, SCRATCH_BYTES=2048):
@@ -285,33 +292,17 @@ TEAM = [
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
-@pytest.mark.parametrize("early", [1, 2, 5])
+@pytest.mark.parametrize("team", [early, together])
+@pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize(("spec", "shape"), TEAM)
-def test_who_leads_a_call_may_come_last(
-    spec: str, shape: tuple[int, ...], early: int, inside: bool
-) -> None:
-    """Followers may come, do all there is to do, and go, before the lead has begun."""
+def test_teams(spec: str, shape: tuple[int, ...], threads: int, team: Any, inside: bool) -> None:
     y = np.random.default_rng(11).standard_normal(shape)
     radius = (1.1 if inside else 0.3) * float(norm(spec, y))
     bad = y.copy()
     bad.flat[-1] = np.nan
-    p = projgen.build(spec, threads=2)
-    with rehearsals(early=early, BLOCK_BYTES=512, SCRATCH_BYTES=2048):
+    p = projgen.build(spec, threads=threads)
+    with rehearsals(team, BLOCK_BYTES=512, SCRATCH_BYTES=2048):
         assert_projected(spec, y, radius, p(y, radius))
         assert p.norm(y) == pytest.approx(norm(spec, y), rel=1e-14)
         with pytest.raises(ValueError, match="nothing was written"):
             p(bad, radius)
-
-
-@pytest.mark.parametrize(("spec", "shape"), TEAM)
-def test_three_threads_together(spec: str, shape: tuple[int, ...]) -> None:
-    y = np.random.default_rng(12).standard_normal(shape)
-    radius = 0.3 * float(norm(spec, y))
-    p = projgen.build(spec, threads=3)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with rehearsals(threads=3, BLOCK_BYTES=512, SCRATCH_BYTES=2048):
-            assert_projected(spec, y, radius, p(y, radius))
-    finally:
-        sys.setswitchinterval(before)

@@ -150,7 +150,7 @@ class TestRehearsed:
         assert bits(projgen.project(y, SPEC, radius, out=out)) == bits(values)
         assert bits(projgen.project(y, SPEC, radius, out=y)) == bits(values)
 
-    @pytest.mark.parametrize("order", permutations(range(4)))
+    @pytest.mark.parametrize("order", list(permutations(range(4))))
     def test_four_axes_in_every_order(self, order: tuple[int, ...]) -> None:
         rng = np.random.default_rng(2)
         spec = "l1(linf(axis=(0, 2)), axis=3)"
@@ -220,10 +220,17 @@ def test_no_elements(spec: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("rehearsed")
-@pytest.mark.parametrize("shape", product((1, 6), repeat=4))
+@pytest.mark.parametrize("shape", list(product((1, 6), repeat=4)))
 @pytest.mark.parametrize(
     "spec",
-    ["l1", "linf(l2)", "l1(linf(axis=(1, 3)))", "l1(l2(l1))", "l1(l1(axis=2), axis=0)", "l2(axis=1)"],
+    [
+        "l1",
+        "linf(l2)",
+        "l1(linf(axis=(1, 3)))",
+        "l1(l2(l1))",
+        "l1(l1(axis=2), axis=0)",
+        "l2(axis=1)",
+    ],
 )
 def test_axes_of_length_one(spec: str, shape: tuple[int, ...]) -> None:
     y = np.random.default_rng(3).standard_normal(shape)
@@ -231,5 +238,3 @@ def test_axes_of_length_one(spec: str, shape: tuple[int, ...]) -> None:
         radius = 0.4 * norm(spec, view)
         assert_projected(spec, view, radius, projgen.project(view, spec, radius))
         np.testing.assert_allclose(projgen.build(spec).norm(view), norm(spec, view), rtol=1e-13)
-
-

@@ -210,7 +210,9 @@ def unused_names(module: ast.Module) -> list[str]:
             defined |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef):
             defined.add(node.name)
-            unused += [f"{node.name}.{name}" for name in names(node, ast.Store) - names(node, ast.Load)]
+            unused += [
+                f"{node.name}.{name}" for name in names(node, ast.Store) - names(node, ast.Load)
+            ]
         else:
             defined |= names(node, ast.Store)
     return sorted([*unused, *(defined - names(module, ast.Load) - top)])

@@ -59,7 +59,9 @@ def test_bits_do_not_depend_on_threads(spec: str, shape: tuple[int, ...]) -> Non
 
 def test_the_verdict_reaches_the_caller_whoever_works() -> None:
     """Inside the ball, and not finite: decided by the threads together, again and again."""
-    code = setup("l2(l1(axis=0))", 2) + """
+    code = (
+        setup("l2(l1(axis=0))", 2)
+        + """
 many = projgen.build("l2(l1(axis=0))", threads=7)
 bad = y.copy()
 bad[3, 4] = np.nan
@@ -76,6 +78,7 @@ for turn in range(3000):
         else:
             raise AssertionError(turn)
 """
+    )
     run_python(code)
 
 
@@ -87,7 +90,9 @@ def test_from_run_to_run() -> None:
 @pytest.mark.parametrize("spec", ["l1(linf)", "l2(l1(axis=0))", "l1"])
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_eight_python_threads_and_one_projection(spec: str, threads: int) -> None:
-    code = setup(spec, threads) + """
+    code = (
+        setup(spec, threads)
+        + """
 from concurrent.futures import ThreadPoolExecutor
 problems = [problem(seed) for seed in range(8)]
 alone = projgen.build(p.spec, threads=1)
@@ -100,6 +105,7 @@ def work(i):
 with ThreadPoolExecutor(8) as pool:
     list(pool.map(work, range(8)))
 """
+    )
     run_python(code)
 
 
@@ -125,7 +131,9 @@ assert len(results) == 8 and all(np.array_equal(x, results[0]) for x in results)
 
 def test_several_kernels_take_turns() -> None:
     """Followers must not enter a call with the arguments of another."""
-    code = setup() + """
+    code = (
+        setup()
+        + """
 import threading
 cases = []
 for spec in ("l1(linf)", "l1(linf(axis=0))", "l2(l1(axis=0))"):
@@ -145,6 +153,7 @@ for t in threads: t.start()
 for t in threads: t.join()
 assert not failures, failures
 """
+    )
     run_python(code)
 
 
@@ -173,19 +182,26 @@ def join(pid):
 @forks
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_a_forked_child_calls_it_too(threads: int) -> None:
-    code = setup(threads=threads) + FORK + """
+    code = (
+        setup(threads=threads)
+        + FORK
+        + """
 check()
 for _ in range(5):
     join(child(check))
     check()
 join(child(lambda: join(child(check))))
 """
+    )
     run_python(code)
 
 
 @forks
 def test_a_child_forked_while_another_thread_is_in_a_call() -> None:
-    code = setup() + FORK + """
+    code = (
+        setup()
+        + FORK
+        + """
 import threading
 stop = threading.Event()
 
@@ -201,12 +217,16 @@ stop.set()
 worker.join()
 check()
 """
+    )
     run_python(code)
 
 
 @forks
 def test_a_child_forked_while_another_thread_compiles() -> None:
-    code = setup() + FORK + """
+    code = (
+        setup()
+        + FORK
+        + """
 import threading
 specs = ["l2(linf)", "l2(l1)", "linf(l2)"]
 z = problem(1, (20, 30))
@@ -221,6 +241,7 @@ for _ in range(5):
     join(child(compile_all))
 worker.join()
 """
+    )
     import tempfile
 
     with tempfile.TemporaryDirectory() as cache:
@@ -264,7 +285,9 @@ def test_a_call_at_exit() -> None:
 
 
 def test_a_daemon_thread_in_a_call_at_exit() -> None:
-    code = setup() + """
+    code = (
+        setup()
+        + """
 import threading
 def forever():
     while True:
@@ -274,11 +297,14 @@ for _ in range(3):
 check()
 print("done")
 """
+    )
     assert run_python(code) == "done\n"
 
 
 def test_an_interrupt_leaves_it_usable() -> None:
-    code = setup("l2(l1(axis=0))") + """
+    code = (
+        setup("l2(l1(axis=0))")
+        + """
 import _thread, threading, time
 interrupts = 0
 def interrupt():
@@ -299,6 +325,7 @@ assert interrupts
 for _ in range(20):
     check()
 """
+    )
     run_python(code)
 
 
