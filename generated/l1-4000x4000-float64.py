@@ -8,8 +8,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -70,7 +68,6 @@ def check(total, radius):
 def aggregate_0(y, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of y."""
     slot[0] = 0
-
     at = 0
     row = y[at + first : at + last]
     a = 0.0
@@ -78,6 +75,7 @@ def aggregate_0(y, slot, first, last, axes):
         a = a + np.float64(abs(row[j]))
     g = 0
     slot[g] = slot[g] + a
+
 
 @njit(nogil=True, fastmath=FAST)
 def combine_0(slots, blocks, total):
@@ -89,6 +87,7 @@ def combine_0(slots, blocks, total):
             slots[g] = slots[g] + slot[g]
     for g in range(groups):
         total[g] = slots[g]
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -110,16 +109,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def start_0(y, total, radius, limit, count, scratch, axes):
@@ -153,6 +152,7 @@ def start_0(y, total, radius, limit, count, scratch, axes):
             if part < value:
                 limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
 
+
 @njit(nogil=True, fastmath=FINITE)
 def excess_0(y, limit, slot, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 0, l1 of y exceed their limits."""
@@ -173,6 +173,7 @@ def excess_0(y, limit, slot, above, first, last, axes):
         slot[g] += np.float64(part_excess)
         above[g] += np.float64(part_count)
 
+
 @njit(nogil=True, fastmath=FAST)
 def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     """One Newton step for the thresholds of level 0, l1 of y; returns how many are still open."""
@@ -189,17 +190,15 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             above += counts[b * groups + g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        if above == 0:  # right of every value: start again where Newton cannot fail
-            if limit[g] == np.float64(safe):
-                limit[g] = safe
-                count[g] = -2
-            else:
-                limit[g] = safe
-                count[g] = -1
-                open_groups += 1
+        goal = max(np.float64(limit[g]), safe)
+        if above > 0:
+            goal = np.float64(limit[g]) + (excess - u) / above
+        elif count[g] < 0 and limit[g] != np.float64(safe):
+            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+            open_groups += 1
             continue
-        goal = np.float64(limit[g]) + (excess - u) / above
-        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            goal = max(goal, 0.0)
             limit[g] = goal
             count[g] = -2
         else:
@@ -207,6 +206,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             count[g] = above
             open_groups += 1
     return open_groups
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(y, x, limit, first, last, axes):
@@ -217,6 +217,7 @@ def project_0(y, x, limit, first, last, axes):
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -236,30 +237,30 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 30)
+    cells = carray(geometry, 31)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_0 = cells[6]
-    step_0 = cells[7]
-    end_0 = cells[8]
-    radius_at = cells[12]
-    radius_end = cells[13]
-    total_at = cells[14]
-    total_end = cells[15]
-    slots_0_at = cells[16]
-    slots_0_end = cells[17]
-    limit_0_at = cells[18]
-    limit_0_end = cells[19]
-    counts_0_at = cells[20]
-    counts_0_end = cells[21]
-    count_0_at = cells[22]
-    count_0_end = cells[23]
-    open_0_at = cells[24]
-    open_0_end = cells[25]
-    scratch_at = cells[26]
-    scratch_size = cells[27]
-    seats = cells[28]
-    memory_size = cells[29]
+    blocks_0 = cells[7]
+    step_0 = cells[8]
+    end_0 = cells[9]
+    radius_at = cells[13]
+    radius_end = cells[14]
+    total_at = cells[15]
+    total_end = cells[16]
+    slots_0_at = cells[17]
+    slots_0_end = cells[18]
+    limit_0_at = cells[19]
+    limit_0_end = cells[20]
+    counts_0_at = cells[21]
+    counts_0_end = cells[22]
+    count_0_at = cells[23]
+    count_0_end = cells[24]
+    open_0_at = cells[25]
+    open_0_end = cells[26]
+    scratch_at = cells[27]
+    scratch_size = cells[28]
+    seats = cells[29]
+    memory_size = cells[30]
     axes_0 = cells[2 : 6]
     seat = draw(desk, 52)
     if seat >= seats:
@@ -335,4 +336,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 51)
     wait(desk, 51, blocks_0)
     return 0
-

@@ -8,8 +8,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -85,6 +83,7 @@ def aggregate_0(y, total, first, last, axes):
             a = a + np.float64(abs(row[j]))
         total[i0] = a
 
+
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
@@ -105,16 +104,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float32(1) if above > 0 else np.float32(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(y, x, total, radius, first, last, axes):
@@ -142,6 +141,7 @@ def project_0(y, x, total, radius, first, last, axes):
             for j in range(row.size):
                 out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @cfunc(
     types.int64(
         types.CPointer(types.float32),
@@ -160,17 +160,17 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 20)
+    cells = carray(geometry, 21)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_0 = cells[9]
-    step_0 = cells[10]
-    end_0 = cells[11]
-    radius_at = cells[15]
-    radius_end = cells[16]
-    total_at = cells[17]
-    total_end = cells[18]
-    memory_size = cells[19]
+    blocks_0 = cells[10]
+    step_0 = cells[11]
+    end_0 = cells[12]
+    radius_at = cells[16]
+    radius_end = cells[17]
+    total_at = cells[18]
+    total_end = cells[19]
+    memory_size = cells[20]
     axes_0 = cells[2 : 9]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
@@ -207,4 +207,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_0)
     return 0
-

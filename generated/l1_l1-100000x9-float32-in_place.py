@@ -9,8 +9,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.core.cgutils import ir
@@ -114,11 +112,11 @@ def aggregate_1(y, v0, scratch, first, last, axes):
             a = joins[j] + joins[j + 3] + joins[j + 6]
             values[g] = a
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of v0."""
     slot[0] = 0
-
     at = 0
     row = v0[at + first : at + last]
     a = 0.0
@@ -126,6 +124,7 @@ def aggregate_0(v0, slot, first, last, axes):
         a = a + np.float64(abs(row[j]))
     g = 0
     slot[g] = slot[g] + a
+
 
 @njit(nogil=True, fastmath=FAST)
 def combine_0(slots, blocks, total):
@@ -137,6 +136,7 @@ def combine_0(slots, blocks, total):
             slots[g] = slots[g] + slot[g]
     for g in range(groups):
         total[g] = slots[g]
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -158,16 +158,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def start_0(v0, total, radius, limit, count, scratch, axes):
@@ -201,6 +201,7 @@ def start_0(v0, total, radius, limit, count, scratch, axes):
             if part < value:
                 limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
 
+
 @njit(nogil=True, fastmath=FINITE)
 def excess_0(v0, limit, slot, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
@@ -221,6 +222,7 @@ def excess_0(v0, limit, slot, above, first, last, axes):
         slot[g] += np.float64(part_excess)
         above[g] += np.float64(part_count)
 
+
 @njit(nogil=True, fastmath=FAST)
 def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
@@ -237,17 +239,15 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             above += counts[b * groups + g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        if above == 0:  # right of every value: start again where Newton cannot fail
-            if limit[g] == np.float64(safe):
-                limit[g] = safe
-                count[g] = -2
-            else:
-                limit[g] = safe
-                count[g] = -1
-                open_groups += 1
+        goal = max(np.float64(limit[g]), safe)
+        if above > 0:
+            goal = np.float64(limit[g]) + (excess - u) / above
+        elif count[g] < 0 and limit[g] != np.float64(safe):
+            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+            open_groups += 1
             continue
-        goal = np.float64(limit[g]) + (excess - u) / above
-        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            goal = max(goal, 0.0)
             limit[g] = goal
             count[g] = -2
         else:
@@ -255,6 +255,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             count[g] = above
             open_groups += 1
     return open_groups
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, limit, first, last, axes):
@@ -265,6 +266,7 @@ def project_0(v0, u0, limit, first, last, axes):
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
@@ -292,9 +294,7 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
         for start in range(0, rows, 64):  # so that sums in float32 stay short
             excess[:size] = 0
             count[:size] = 0
-            stop = min(start + 64, rows)
-            whole = stop - (stop - start) % 4
-            for i in range(start, whole, 4):
+            for i in range(start, min(start + 64, rows), 4):
                 row_0 = tile[i * pitch : i * pitch + size]
                 row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
                 row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
@@ -302,25 +302,19 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
                 for g in range(size):
                     t = limit[g]
                     above_0 = abs(row_0[g]) - t
-                    above_1 = abs(row_1[g]) - t
-                    above_2 = abs(row_2[g]) - t
-                    above_3 = abs(row_3[g]) - t
                     excess_0 = above_0 if above_0 > 0 else np.float32(0)
                     count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
+                    above_1 = abs(row_1[g]) - t
                     excess_1 = above_1 if above_1 > 0 else np.float32(0)
                     count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
+                    above_2 = abs(row_2[g]) - t
                     excess_2 = above_2 if above_2 > 0 else np.float32(0)
                     count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
+                    above_3 = abs(row_3[g]) - t
                     excess_3 = above_3 if above_3 > 0 else np.float32(0)
                     count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
-                    excess[g] += (excess_0 + excess_1) + (excess_2 + excess_3)
-                    count[g] += (count_0 + count_1) + (count_2 + count_3)
-            for i in range(whole, stop):
-                row = tile[i * pitch : i * pitch + size]
-                for g in range(size):
-                    above = abs(row[g]) - limit[g]
-                    excess[g] += above if above > 0 else np.float32(0)
-                    count[g] += np.float32(1) if above > 0 else np.float32(0)
+                    excess[g] += excess_0 + excess_1 + excess_2 + excess_3
+                    count[g] += count_0 + count_1 + count_2 + count_3
             for g in range(size):
                 total_excess[g] += np.float64(excess[g])
                 total_count[g] += np.float64(count[g])
@@ -329,15 +323,15 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
             if before[g] < 0:
                 continue
             safe = (v[g] - u[g]) / rows
-            if total_count[g] == 0 and limit[g] != np.float32(safe):
-                limit[g] = safe  # it was right of every value: start again where Newton cannot fail
-                before[g] = 0
-                searching += 1
-                continue
-            goal = safe
+            goal = max(np.float64(limit[g]), safe)
             if total_count[g] > 0:
                 goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
-            if total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+            elif before[g] == 0 and limit[g] != np.float32(safe):
+                limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+                searching += 1
+                continue
+            if total_count[g] == 0 or total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+                goal = max(goal, 0.0)
                 limit[g] = up(goal)
                 before[g] = -1
                 values += v[g]
@@ -352,29 +346,10 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
     hint[1] = radii / values
     hint[2] = size / max(counts, 1.0)
 
-@njit(nogil=True, fastmath=FAST)
-def hint_1(y, v0, u0, limit, hints, scratch, axes):
-    """Search the first groups of level 1, l1 of y, for a hint to the others."""
-    n0 = axes[0]
-    hint = scratch[:8]
-    total_excess = scratch[8 : 8 + 224]
-    total_count = scratch[8 + 224 : 8 + 2 * 224]
-    before = scratch[8 + 2 * 224 : 8 + 3 * 224]
-    memory = scratch[8 + 3 * 224 :].view(np.float32)
-    excess = memory[:224]
-    count = memory[224 : 2 * 224]
-    tile = memory[2 * 224 :]
-    width = min(224, n0)
-    for i in range(width):
-        for j in range(9):
-            tile[j * 224 + i] = y[i * 9 + j]
-    hints[:] = 0
-    newton_1(tile, 9, 224, v0[:width], u0[:width], limit[:width], excess, count, total_excess, total_count, before, hints)
 
 @njit(nogil=True, fastmath=FAST)
-def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
-    """The thresholds of the groups of level 1, l1 of y."""
-    hint = scratch[:8]
+def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
+    """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     total_excess = scratch[8 : 8 + 224]
     total_count = scratch[8 + 224 : 8 + 2 * 224]
     before = scratch[8 + 2 * 224 : 8 + 3 * 224]
@@ -382,7 +357,9 @@ def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
     excess = memory[:224]
     count = memory[224 : 2 * 224]
     tile = memory[2 * 224 :]
-    hint[:] = hints
+    # Whole bunches of rows: those that are missing are zeros, which exceed no threshold.
+    whole = -(-9 // 4) * 4
+    tile[9 * 224 : whole * 224] = 0
     at = 0
     for start in range(first, last, 224):
         width = min(224, last - start)
@@ -392,7 +369,8 @@ def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
         for i in range(width):
             for j in range(9):
                 tile[j * 224 + i] = row[i * 9 + j]
-        newton_1(tile, 9, 224, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+        newton_1(tile, whole, 224, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, limit, scratch, first, last, axes):
@@ -404,12 +382,15 @@ def project_1(y, limit, scratch, first, last, axes):
     for start in range(first, last, 224):
         stop = min(start + 224, last)
         row = y[at + start * 9 : at + stop * 9]
-        limits[: stop - start] = limit[start : stop]
+        given = limit[start : stop]
+        for g in range(given.size):
+            limits[g] = given[g]
         for g in range(0, stop - start, 16):
             spread_9(limits, g, spread)
         for j in range(row.size):
             t = spread[j]
             row[j] = row[j] - min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -429,45 +410,45 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 51)
+    cells = carray(geometry, 53)
     y_size = cells[0]
-    blocks_0 = cells[6]
-    step_0 = cells[7]
-    end_0 = cells[8]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    tile_blocks_1 = cells[22]
-    tile_step_1 = cells[23]
-    tile_end_1 = cells[24]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    slots_0_at = cells[33]
-    slots_0_end = cells[34]
-    limit_0_at = cells[35]
-    limit_0_end = cells[36]
-    counts_0_at = cells[37]
-    counts_0_end = cells[38]
-    count_0_at = cells[39]
-    count_0_end = cells[40]
-    open_0_at = cells[41]
-    open_0_end = cells[42]
-    limit_1_at = cells[43]
-    limit_1_end = cells[44]
-    hints_1_at = cells[45]
-    hints_1_end = cells[46]
-    scratch_at = cells[47]
-    scratch_size = cells[48]
-    seats = cells[49]
-    memory_size = cells[50]
+    blocks_0 = cells[7]
+    step_0 = cells[8]
+    end_0 = cells[9]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    tile_blocks_1 = cells[24]
+    tile_step_1 = cells[25]
+    tile_end_1 = cells[26]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_0_at = cells[35]
+    slots_0_end = cells[36]
+    limit_0_at = cells[37]
+    limit_0_end = cells[38]
+    counts_0_at = cells[39]
+    counts_0_end = cells[40]
+    count_0_at = cells[41]
+    count_0_end = cells[42]
+    open_0_at = cells[43]
+    open_0_end = cells[44]
+    limit_1_at = cells[45]
+    limit_1_end = cells[46]
+    hints_1_at = cells[47]
+    hints_1_end = cells[48]
+    scratch_at = cells[49]
+    scratch_size = cells[50]
+    seats = cells[51]
+    memory_size = cells[52]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     seat = draw(desk, 56)
     if seat >= seats:
         return 0
@@ -556,7 +537,8 @@ def project(y_at, x_at, geometry, work, desk):
     wait(desk, 52, blocks_0)
     # between the sweeps
     if draw(desk, 53) == 0:
-        hint_1(y, v0, u0, limit_1, hints_1, scratch, axes_1)
+        hints_1[:] = 0
+        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, 0 * tile_end_1, min(224, tile_end_1), axes_1)
         finish(desk, 53)
     wait(desk, 53, 1)
     # the thresholds of level 1, l1 of y
@@ -566,7 +548,9 @@ def project(y_at, x_at, geometry, work, desk):
             break
         first = block * tile_step_1
         last = min(first + tile_step_1, tile_end_1)
-        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, first, last, axes_1)
+        for i in range(3):
+            scratch[i] = hints_1[i]
+        thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
         finish(desk, 54)
     wait(desk, 54, tile_blocks_1)
     # sweep 2: project level 1, l1 of y
@@ -580,4 +564,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 55)
     wait(desk, 55, blocks_1)
     return 0
-

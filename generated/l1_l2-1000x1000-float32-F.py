@@ -85,7 +85,6 @@ def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l2 of y."""
     n1, s0 = axes[1], axes[2]
     slot[0 : n1] = 0
-
     values = slot[0 : n1]
     whole = last - (last - first) % 4
     for i0 in range(first, whole, 4):
@@ -105,6 +104,7 @@ def aggregate_1(y, slot, first, last, axes):
         for j in range(values.size):
             values[j] = values[j] + square(row[j])
 
+
 @njit(nogil=True, fastmath=FAST)
 def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l2 of y."""
@@ -116,6 +116,7 @@ def combine_1(slots, blocks, v0):
     for g in range(groups):
         v0[g] = math.sqrt(slots[g])
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
@@ -126,6 +127,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
     total[0] = a
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -147,16 +149,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -182,44 +184,26 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FAST)
-def limits_1(v0, u0, limit):
+def limits_1(v0, u0, limit, lanes):
     """The limits of the groups of level 1, l2 of y."""
     for g in range(v0.size):
         u = u0[g]
         v = v0[g]
         limit[g] = down(u / v) if u < v else np.float32(1)
+    groups = v0.size
+    for lane in range(1, lanes):
+        for g in range(groups):
+            limit[lane * groups + g] = limit[g]
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l2 of y."""
     n1, s0, t0 = axes[1], axes[2], axes[4]
     limits = limit[0 : n1]
-    whole = last - (last - first) % 4
-    for i0 in range(first, whole, 4):
-        at = i0 * s0
-        to = i0 * t0
-        row_0 = y[at : at + n1]
-        out_0 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_1 = y[at : at + n1]
-        out_1 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_2 = y[at : at + n1]
-        out_2 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_3 = y[at : at + n1]
-        out_3 = x[to : to + n1]
-        for j in range(limits.size):
-            t = limits[j]
-            out_0[j] = row_0[j] * t
-            out_1[j] = row_1[j] * t
-            out_2[j] = row_2[j] * t
-            out_3[j] = row_3[j] * t
-    for i0 in range(whole, last):
+    for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
         row = y[at : at + n1]
@@ -227,6 +211,7 @@ def project_1(y, x, limit, first, last, axes):
         for j in range(limits.size):
             t = limits[j]
             out[j] = row[j] * t
+
 
 @cfunc(
     types.int64(
@@ -246,27 +231,28 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 38)
+    cells = carray(geometry, 40)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    slots_1_at = cells[33]
-    slots_1_end = cells[34]
-    limit_1_at = cells[35]
-    limit_1_end = cells[36]
-    memory_size = cells[37]
+    lanes_1 = cells[20]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_1_at = cells[35]
+    slots_1_end = cells[36]
+    limit_1_at = cells[37]
+    limit_1_end = cells[38]
+    memory_size = cells[39]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -283,18 +269,18 @@ def project(y_at, x_at, geometry, work, desk):
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+        aggregate_1(y, slots_1[block * v0.size * lanes_1 : (block + 1) * v0.size * lanes_1], first, last, axes_1)
         finish(desk, 0)
     wait(desk, 0, blocks_1)
     # the levels above, up to the root
     if draw(desk, 1) == 0:
-        combine_1(slots_1, blocks_1, v0)
+        combine_1(slots_1, blocks_1 * lanes_1, v0)
         aggregate_0(v0, total, axes_0)
         verdict = check(total, radius)
         add(desk, 64, verdict)
         if verdict == 0:
             project_0(v0, u0, total, radius, axes_0)
-            limits_1(v0, u0, limit_1)
+            limits_1(v0, u0, limit_1, lanes_1)
         finish(desk, 1)
     wait(desk, 1, 1)
     status = add(desk, 64, 0)
@@ -311,4 +297,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_1)
     return 0
-

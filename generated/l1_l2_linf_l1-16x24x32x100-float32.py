@@ -95,6 +95,7 @@ def aggregate_3(y, v2, first, last, axes):
             a = a + np.float64(abs(row[j]))
         v2[i0] = a
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_2(v2, v1, axes):
     """The values of the groups of level 2, linf of v2."""
@@ -108,6 +109,7 @@ def aggregate_2(v2, v1, axes):
             a = max(a, np.int64(row[j] & MAGNITUDE_64))
         v1[i0] = np.float64(np.int64(a).view(np.float64))
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_1(v1, v0, axes):
     """The values of the groups of level 1, l2 of v1."""
@@ -120,6 +122,7 @@ def aggregate_1(v1, v0, axes):
             a = a + square(row[j])
         v0[i0] = math.sqrt(a)
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
@@ -130,6 +133,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
     total[0] = a
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -151,16 +155,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -186,6 +190,7 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FAST)
 def project_1(v1, u1, v0, u0, axes):
     """Project the groups of level 1, l2 of v1."""
@@ -207,6 +212,7 @@ def project_1(v1, u1, v0, u0, axes):
             t = u / v
             for j in range(row.size):
                 out[j] = row[j] * t
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_2(v2, u2, v1, u1, axes):
@@ -230,6 +236,7 @@ def project_2(v2, u2, v1, u1, axes):
             for j in range(row.size):
                 out[j] = min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FINITE)
 def newton_3(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
@@ -250,16 +257,16 @@ def newton_3(row, v, u, guess):
                 part_count += np.float32(1) if above > 0 else np.float32(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_3(y, x, v2, u2, first, last, axes):
@@ -287,6 +294,7 @@ def project_3(y, x, v2, u2, first, last, axes):
             for j in range(100):
                 out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @cfunc(
     types.int64(
         types.CPointer(types.float32),
@@ -305,33 +313,33 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 68)
+    cells = carray(geometry, 72)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_3 = cells[45]
-    step_3 = cells[46]
-    end_3 = cells[47]
-    radius_at = cells[51]
-    radius_end = cells[52]
-    total_at = cells[53]
-    total_end = cells[54]
-    v0_at = cells[55]
-    v0_end = cells[56]
-    u0_at = cells[57]
-    u0_end = cells[58]
-    v1_at = cells[59]
-    v1_end = cells[60]
-    u1_at = cells[61]
-    u1_end = cells[62]
-    v2_at = cells[63]
-    v2_end = cells[64]
-    u2_at = cells[65]
-    u2_end = cells[66]
-    memory_size = cells[67]
+    blocks_3 = cells[49]
+    step_3 = cells[50]
+    end_3 = cells[51]
+    radius_at = cells[55]
+    radius_end = cells[56]
+    total_at = cells[57]
+    total_end = cells[58]
+    v0_at = cells[59]
+    v0_end = cells[60]
+    u0_at = cells[61]
+    u0_end = cells[62]
+    v1_at = cells[63]
+    v1_end = cells[64]
+    u1_at = cells[65]
+    u1_end = cells[66]
+    v2_at = cells[67]
+    v2_end = cells[68]
+    u2_at = cells[69]
+    u2_end = cells[70]
+    memory_size = cells[71]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
-    axes_2 = cells[25 : 32]
-    axes_3 = cells[38 : 45]
+    axes_1 = cells[13 : 20]
+    axes_2 = cells[27 : 34]
+    axes_3 = cells[41 : 48]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -380,4 +388,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_3)
     return 0
-

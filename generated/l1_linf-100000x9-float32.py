@@ -9,8 +9,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.core.cgutils import ir
@@ -116,11 +114,11 @@ def aggregate_1(y, v0, scratch, first, last, axes):
             a = max(max(joins[j], joins[j + 3]), joins[j + 6])
             values[g] = np.float64(np.int32(a).view(np.float32))
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of v0."""
     slot[0] = 0
-
     at = 0
     row = v0[at + first : at + last]
     a = 0.0
@@ -128,6 +126,7 @@ def aggregate_0(v0, slot, first, last, axes):
         a = a + np.float64(abs(row[j]))
     g = 0
     slot[g] = slot[g] + a
+
 
 @njit(nogil=True, fastmath=FAST)
 def combine_0(slots, blocks, total):
@@ -139,6 +138,7 @@ def combine_0(slots, blocks, total):
             slots[g] = slots[g] + slot[g]
     for g in range(groups):
         total[g] = slots[g]
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -160,16 +160,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def start_0(v0, total, radius, limit, count, scratch, axes):
@@ -203,6 +203,7 @@ def start_0(v0, total, radius, limit, count, scratch, axes):
             if part < value:
                 limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
 
+
 @njit(nogil=True, fastmath=FINITE)
 def excess_0(v0, limit, slot, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
@@ -223,6 +224,7 @@ def excess_0(v0, limit, slot, above, first, last, axes):
         slot[g] += np.float64(part_excess)
         above[g] += np.float64(part_count)
 
+
 @njit(nogil=True, fastmath=FAST)
 def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
@@ -239,17 +241,15 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             above += counts[b * groups + g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        if above == 0:  # right of every value: start again where Newton cannot fail
-            if limit[g] == np.float64(safe):
-                limit[g] = safe
-                count[g] = -2
-            else:
-                limit[g] = safe
-                count[g] = -1
-                open_groups += 1
+        goal = max(np.float64(limit[g]), safe)
+        if above > 0:
+            goal = np.float64(limit[g]) + (excess - u) / above
+        elif count[g] < 0 and limit[g] != np.float64(safe):
+            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+            open_groups += 1
             continue
-        goal = np.float64(limit[g]) + (excess - u) / above
-        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            goal = max(goal, 0.0)
             limit[g] = goal
             count[g] = -2
         else:
@@ -257,6 +257,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             count[g] = above
             open_groups += 1
     return open_groups
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, limit, first, last, axes):
@@ -267,6 +268,7 @@ def project_0(v0, u0, limit, first, last, axes):
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, v0, u0, scratch, first, last, axes):
@@ -290,6 +292,7 @@ def project_1(y, x, v0, u0, scratch, first, last, axes):
             t = spread[j]
             out[j] = min(max(row[j], -t), t)
 
+
 @cfunc(
     types.int64(
         types.CPointer(types.float32),
@@ -308,39 +311,39 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 47)
+    cells = carray(geometry, 49)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_0 = cells[6]
-    step_0 = cells[7]
-    end_0 = cells[8]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    slots_0_at = cells[33]
-    slots_0_end = cells[34]
-    limit_0_at = cells[35]
-    limit_0_end = cells[36]
-    counts_0_at = cells[37]
-    counts_0_end = cells[38]
-    count_0_at = cells[39]
-    count_0_end = cells[40]
-    open_0_at = cells[41]
-    open_0_end = cells[42]
-    scratch_at = cells[43]
-    scratch_size = cells[44]
-    seats = cells[45]
-    memory_size = cells[46]
+    blocks_0 = cells[7]
+    step_0 = cells[8]
+    end_0 = cells[9]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_0_at = cells[35]
+    slots_0_end = cells[36]
+    limit_0_at = cells[37]
+    limit_0_end = cells[38]
+    counts_0_at = cells[39]
+    counts_0_end = cells[40]
+    count_0_at = cells[41]
+    count_0_end = cells[42]
+    open_0_at = cells[43]
+    open_0_end = cells[44]
+    scratch_at = cells[45]
+    scratch_size = cells[46]
+    seats = cells[47]
+    memory_size = cells[48]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     seat = draw(desk, 54)
     if seat >= seats:
         return 0
@@ -437,4 +440,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 53)
     wait(desk, 53, blocks_1)
     return 0
-

@@ -9,8 +9,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -88,6 +86,7 @@ def aggregate_1(y, v0, first, last, axes):
             a = max(a, np.int32(row[j] & MAGNITUDE_32))
         v0[i0] = np.float64(np.int32(a).view(np.float32))
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
@@ -98,6 +97,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
     total[0] = a
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -119,16 +119,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -154,6 +154,7 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, v0, u0, first, last, axes):
     """Project the groups of level 1, linf of y."""
@@ -170,6 +171,7 @@ def project_1(y, v0, u0, first, last, axes):
             t = down(u)
             for j in range(row.size):
                 row[j] = min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -189,22 +191,22 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 34)
+    cells = carray(geometry, 36)
     y_size = cells[0]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    memory_size = cells[33]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    memory_size = cells[35]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     y = carray(y_at, y_size)
     memory = carray(work, memory_size)
     radius = memory[radius_at : radius_end]
@@ -244,4 +246,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_1)
     return 0
-

@@ -9,8 +9,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -82,7 +80,6 @@ def aggregate_1(y, slot, first, last, axes):
     bits = y.view(np.int32)
     for i1 in range(0, n1):
         slot[i1 * n3 : i1 * n3 + n3] = 0
-
     for i0 in range(first, last):
         for i1 in range(0, n1):
             values = slot[i1 * n3 : i1 * n3 + n3]
@@ -104,6 +101,7 @@ def aggregate_1(y, slot, first, last, axes):
                 for j in range(values.size):
                     values[j] = max(values[j], np.int32(row[j] & MAGNITUDE_32))
 
+
 @njit(nogil=True, fastmath=FAST)
 def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, linf of y."""
@@ -114,6 +112,7 @@ def combine_1(slots, blocks, v0):
             slots[g] = max(slots[g], slot[g])
     for g in range(groups):
         v0[g] = np.float64(np.int32(slots[g]).view(np.float32))
+
 
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
@@ -126,6 +125,7 @@ def aggregate_0(v0, total, axes):
         for j in range(row.size):
             a = a + np.float64(abs(row[j]))
         total[i0] = a
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_0(row, v, u, guess):
@@ -147,16 +147,16 @@ def newton_0(row, v, u, guess):
                 part_count += np.float64(1) if above > 0 else np.float64(0)
             excess += np.float64(part_excess)
             count += int(part_count)
-        if count == 0:  # right of every value: start again where Newton cannot fail
-            if goal == safe:
-                return goal, 1
-            goal = safe
-            before = 0
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
         if count == before or (before > 0 and goal <= np.float64(t)):
-            return goal, count
+            return max(goal, 0.0), count
         before = count
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -184,6 +184,7 @@ def project_0(v0, u0, total, radius, axes):
             for j in range(row.size):
                 out[j] = row[j] - min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FAST)
 def limits_1(v0, u0, limit):
     """The limits of the groups of level 1, linf of y."""
@@ -192,6 +193,7 @@ def limits_1(v0, u0, limit):
         v = v0[g]
         limit[g] = down(u) if u < v else np.float32(np.inf)
 
+
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, linf of y."""
@@ -199,31 +201,7 @@ def project_1(y, x, limit, first, last, axes):
     for i0 in range(first, last):
         for i1 in range(0, n1):
             limits = limit[i1 * n3 : i1 * n3 + n3]
-            whole = n2 - (n2 - 0) % 4
-            for i2 in range(0, whole, 4):
-                at = i0 * s0 + i1 * s1 + i2 * s2
-                to = i0 * t0 + i1 * t1 + i2 * t2
-                row_0 = y[at : at + n3]
-                out_0 = x[to : to + n3]
-                at += s2
-                to += t2
-                row_1 = y[at : at + n3]
-                out_1 = x[to : to + n3]
-                at += s2
-                to += t2
-                row_2 = y[at : at + n3]
-                out_2 = x[to : to + n3]
-                at += s2
-                to += t2
-                row_3 = y[at : at + n3]
-                out_3 = x[to : to + n3]
-                for j in range(limits.size):
-                    t = limits[j]
-                    out_0[j] = min(max(row_0[j], -t), t)
-                    out_1[j] = min(max(row_1[j], -t), t)
-                    out_2[j] = min(max(row_2[j], -t), t)
-                    out_3[j] = min(max(row_3[j], -t), t)
-            for i2 in range(whole, n2):
+            for i2 in range(0, n2):
                 at = i0 * s0 + i1 * s1 + i2 * s2
                 to = i0 * t0 + i1 * t1 + i2 * t2
                 row = y[at : at + n3]
@@ -231,6 +209,7 @@ def project_1(y, x, limit, first, last, axes):
                 for j in range(limits.size):
                     t = limits[j]
                     out[j] = min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -250,27 +229,27 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 47)
+    cells = carray(geometry, 49)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_1 = cells[28]
-    step_1 = cells[29]
-    end_1 = cells[30]
-    radius_at = cells[34]
-    radius_end = cells[35]
-    total_at = cells[36]
-    total_end = cells[37]
-    v0_at = cells[38]
-    v0_end = cells[39]
-    u0_at = cells[40]
-    u0_end = cells[41]
-    slots_1_at = cells[42]
-    slots_1_end = cells[43]
-    limit_1_at = cells[44]
-    limit_1_end = cells[45]
-    memory_size = cells[46]
+    blocks_1 = cells[30]
+    step_1 = cells[31]
+    end_1 = cells[32]
+    radius_at = cells[36]
+    radius_end = cells[37]
+    total_at = cells[38]
+    total_end = cells[39]
+    v0_at = cells[40]
+    v0_end = cells[41]
+    u0_at = cells[42]
+    u0_end = cells[43]
+    slots_1_at = cells[44]
+    slots_1_end = cells[45]
+    limit_1_at = cells[46]
+    limit_1_end = cells[47]
+    memory_size = cells[48]
     axes_0 = cells[2 : 9]
-    axes_1 = cells[15 : 28]
+    axes_1 = cells[16 : 29]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -315,4 +294,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_1)
     return 0
-

@@ -85,7 +85,6 @@ def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
     slot[0 : n1] = 0
-
     values = slot[0 : n1]
     whole = last - (last - first) % 4
     for i0 in range(first, whole, 4):
@@ -105,6 +104,7 @@ def aggregate_1(y, slot, first, last, axes):
         for j in range(values.size):
             values[j] = values[j] + np.float64(abs(row[j]))
 
+
 @njit(nogil=True, fastmath=FAST)
 def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l1 of y."""
@@ -116,6 +116,7 @@ def combine_1(slots, blocks, v0):
     for g in range(groups):
         v0[g] = slots[g]
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l2 of v0."""
@@ -126,6 +127,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = a + square(row[j])
     total[0] = math.sqrt(a)
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -146,6 +148,7 @@ def project_0(v0, u0, total, radius, axes):
         t = u / v
         for j in range(row.size):
             out[j] = row[j] * t
+
 
 @njit(nogil=True, fastmath=FINITE)
 def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
@@ -173,9 +176,7 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
         for start in range(0, rows, 64):  # so that sums in float32 stay short
             excess[:size] = 0
             count[:size] = 0
-            stop = min(start + 64, rows)
-            whole = stop - (stop - start) % 4
-            for i in range(start, whole, 4):
+            for i in range(start, min(start + 64, rows), 4):
                 row_0 = tile[i * pitch : i * pitch + size]
                 row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
                 row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
@@ -183,25 +184,19 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
                 for g in range(size):
                     t = limit[g]
                     above_0 = abs(row_0[g]) - t
-                    above_1 = abs(row_1[g]) - t
-                    above_2 = abs(row_2[g]) - t
-                    above_3 = abs(row_3[g]) - t
                     excess_0 = above_0 if above_0 > 0 else np.float32(0)
                     count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
+                    above_1 = abs(row_1[g]) - t
                     excess_1 = above_1 if above_1 > 0 else np.float32(0)
                     count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
+                    above_2 = abs(row_2[g]) - t
                     excess_2 = above_2 if above_2 > 0 else np.float32(0)
                     count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
+                    above_3 = abs(row_3[g]) - t
                     excess_3 = above_3 if above_3 > 0 else np.float32(0)
                     count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
-                    excess[g] += (excess_0 + excess_1) + (excess_2 + excess_3)
-                    count[g] += (count_0 + count_1) + (count_2 + count_3)
-            for i in range(whole, stop):
-                row = tile[i * pitch : i * pitch + size]
-                for g in range(size):
-                    above = abs(row[g]) - limit[g]
-                    excess[g] += above if above > 0 else np.float32(0)
-                    count[g] += np.float32(1) if above > 0 else np.float32(0)
+                    excess[g] += excess_0 + excess_1 + excess_2 + excess_3
+                    count[g] += count_0 + count_1 + count_2 + count_3
             for g in range(size):
                 total_excess[g] += np.float64(excess[g])
                 total_count[g] += np.float64(count[g])
@@ -210,15 +205,15 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
             if before[g] < 0:
                 continue
             safe = (v[g] - u[g]) / rows
-            if total_count[g] == 0 and limit[g] != np.float32(safe):
-                limit[g] = safe  # it was right of every value: start again where Newton cannot fail
-                before[g] = 0
-                searching += 1
-                continue
-            goal = safe
+            goal = max(np.float64(limit[g]), safe)
             if total_count[g] > 0:
                 goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
-            if total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+            elif before[g] == 0 and limit[g] != np.float32(safe):
+                limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+                searching += 1
+                continue
+            if total_count[g] == 0 or total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
+                goal = max(goal, 0.0)
                 limit[g] = up(goal)
                 before[g] = -1
                 values += v[g]
@@ -233,67 +228,46 @@ def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_
     hint[1] = radii / values
     hint[2] = size / max(counts, 1.0)
 
-@njit(nogil=True, fastmath=FAST)
-def hint_1(y, v0, u0, limit, hints, scratch, axes):
-    """Search the first groups of level 1, l1 of y, for a hint to the others."""
-    n0, n1, s0, pitch = axes[0], axes[1], axes[2], axes[6]
-    hint = scratch[:8]
-    total_excess = scratch[8 : 8 + pitch]
-    total_count = scratch[8 + pitch : 8 + 2 * pitch]
-    before = scratch[8 + 2 * pitch : 8 + 3 * pitch]
-    memory = scratch[8 + 3 * pitch :].view(np.float32)
-    excess = memory[:pitch]
-    count = memory[pitch : 2 * pitch]
-    width = min(16, n1)
-    hints[:] = 0
-    newton_1(y[: (n0 - 1) * s0 + width], n0, s0, v0[:width], u0[:width], limit[:width], excess, count, total_excess, total_count, before, hints)
 
 @njit(nogil=True, fastmath=FAST)
-def thresholds_1(y, v0, u0, limit, hints, scratch, first, last, axes):
-    """The thresholds of the groups of level 1, l1 of y."""
+def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
+    """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     n0, s0, pitch = axes[0], axes[2], axes[6]
-    hint = scratch[:8]
     total_excess = scratch[8 : 8 + pitch]
     total_count = scratch[8 + pitch : 8 + 2 * pitch]
     before = scratch[8 + 2 * pitch : 8 + 3 * pitch]
     memory = scratch[8 + 3 * pitch :].view(np.float32)
     excess = memory[:pitch]
     count = memory[pitch : 2 * pitch]
-    hint[:] = hints
+    tile = memory[2 * pitch :]
+    # Whole bunches of rows: those that are missing are zeros, which exceed no threshold.
+    whole = -(-n0 // 4) * 4
+    tile[n0 * pitch : whole * pitch] = 0
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
         v = v0[start : start + width]
         u = u0[start : start + width]
-        at = 0 + start
-        newton_1(y[at : at + (n0 - 1) * s0 + width], n0, s0, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+        for i0 in range(n0):
+            at = i0 * s0 + start
+            row = y[at : at + width]
+            cells = tile[i0 * pitch : i0 * pitch + width]
+            for j in range(width):
+                cells[j] = row[j]
+        newton_1(tile, whole, pitch, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, limit, first, last, axes):
     """Project the groups of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
     limits = limit[0 : n1]
-    whole = last - (last - first) % 4
-    for i0 in range(first, whole, 4):
-        at = i0 * s0
-        row_0 = y[at : at + n1]
-        at += s0
-        row_1 = y[at : at + n1]
-        at += s0
-        row_2 = y[at : at + n1]
-        at += s0
-        row_3 = y[at : at + n1]
-        for j in range(limits.size):
-            t = limits[j]
-            row_0[j] = row_0[j] - min(max(row_0[j], -t), t)
-            row_1[j] = row_1[j] - min(max(row_1[j], -t), t)
-            row_2[j] = row_2[j] - min(max(row_2[j], -t), t)
-            row_3[j] = row_3[j] - min(max(row_3[j], -t), t)
-    for i0 in range(whole, last):
+    for i0 in range(first, last):
         at = i0 * s0
         row = y[at : at + n1]
         for j in range(limits.size):
             t = limits[j]
             row[j] = row[j] - min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -313,34 +287,34 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 43)
+    cells = carray(geometry, 45)
     y_size = cells[0]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    tile_blocks_1 = cells[22]
-    tile_step_1 = cells[23]
-    tile_end_1 = cells[24]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    slots_1_at = cells[33]
-    slots_1_end = cells[34]
-    limit_1_at = cells[35]
-    limit_1_end = cells[36]
-    hints_1_at = cells[37]
-    hints_1_end = cells[38]
-    scratch_at = cells[39]
-    scratch_size = cells[40]
-    seats = cells[41]
-    memory_size = cells[42]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    tile_blocks_1 = cells[24]
+    tile_step_1 = cells[25]
+    tile_end_1 = cells[26]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_1_at = cells[35]
+    slots_1_end = cells[36]
+    limit_1_at = cells[37]
+    limit_1_end = cells[38]
+    hints_1_at = cells[39]
+    hints_1_end = cells[40]
+    scratch_at = cells[41]
+    scratch_size = cells[42]
+    seats = cells[43]
+    memory_size = cells[44]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     seat = draw(desk, 4)
     if seat >= seats:
         return 0
@@ -372,7 +346,8 @@ def project(y_at, x_at, geometry, work, desk):
         add(desk, 80, verdict)
         if verdict == 0:
             project_0(v0, u0, total, radius, axes_0)
-            hint_1(y, v0, u0, limit_1, hints_1, scratch, axes_1)
+            hints_1[:] = 0
+            thresholds_1(y, v0, u0, limit_1, hints_1, scratch, 0 * tile_end_1, min(16, tile_end_1), axes_1)
         finish(desk, 1)
     wait(desk, 1, 1)
     status = add(desk, 80, 0)
@@ -385,7 +360,9 @@ def project(y_at, x_at, geometry, work, desk):
             break
         first = block * tile_step_1
         last = min(first + tile_step_1, tile_end_1)
-        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, first, last, axes_1)
+        for i in range(3):
+            scratch[i] = hints_1[i]
+        thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
         finish(desk, 2)
     wait(desk, 2, tile_blocks_1)
     # sweep 2: project level 1, l1 of y
@@ -399,4 +376,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 3)
     wait(desk, 3, blocks_1)
     return 0
-

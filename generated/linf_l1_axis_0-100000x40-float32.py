@@ -9,8 +9,6 @@ blocks, which depend on the shape alone: so results do not depend on the threads
 Written by projgen, codegen 1.
 """
 
-import math
-
 import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -80,7 +78,6 @@ def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
     slot[0 : n1] = 0
-
     values = slot[0 : n1]
     whole = last - (last - first) % 4
     for i0 in range(first, whole, 4):
@@ -100,6 +97,7 @@ def aggregate_1(y, slot, first, last, axes):
         for j in range(values.size):
             values[j] = values[j] + np.float64(abs(row[j]))
 
+
 @njit(nogil=True, fastmath=FAST)
 def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l1 of y."""
@@ -110,6 +108,7 @@ def combine_1(slots, blocks, v0):
             slots[g] = slots[g] + slot[g]
     for g in range(groups):
         v0[g] = slots[g]
+
 
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
@@ -122,6 +121,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = max(a, np.int64(row[j] & MAGNITUDE_64))
     total[0] = np.float64(np.int64(a).view(np.float64))
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -143,6 +143,7 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = min(max(row[j], -t), t)
 
+
 @njit(nogil=True, fastmath=FAST)
 def start_1(v0, u0, limit, count, axes):
     """Where the search for the thresholds of level 1, l1 of y starts."""
@@ -159,6 +160,7 @@ def start_1(v0, u0, limit, count, axes):
             count[g] = -2
         else:
             limit[g] = (v - u) / (n0)
+
 
 @njit(nogil=True, fastmath=FINITE)
 def excess_1(y, limit, slot, above, first, last, axes):
@@ -177,6 +179,7 @@ def excess_1(y, limit, slot, above, first, last, axes):
             excesses[j] += np.float64(a) if a > 0 else 0.0
             counts[j] += 1.0 if a > 0 else 0.0
 
+
 @njit(nogil=True, fastmath=FAST)
 def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
     """One Newton step for the thresholds of level 1, l1 of y; returns how many are still open."""
@@ -193,17 +196,15 @@ def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
             above += counts[b * groups + g]
         u = u0[g]
         safe = (v0[g] - u) / (n0)
-        if above == 0:  # right of every value: start again where Newton cannot fail
-            if limit[g] == np.float32(safe):
-                limit[g] = up(safe)
-                count[g] = -2
-            else:
-                limit[g] = safe
-                count[g] = -1
-                open_groups += 1
+        goal = max(np.float64(limit[g]), safe)
+        if above > 0:
+            goal = np.float64(limit[g]) + (excess - u) / above
+        elif count[g] < 0 and limit[g] != np.float32(safe):
+            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+            open_groups += 1
             continue
-        goal = np.float64(limit[g]) + (excess - u) / above
-        if above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            goal = max(goal, 0.0)
             limit[g] = up(goal)
             count[g] = -2
         else:
@@ -212,36 +213,13 @@ def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
             open_groups += 1
     return open_groups
 
+
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l1 of y."""
     n1, s0, t0 = axes[1], axes[2], axes[4]
     limits = limit[0 : n1]
-    whole = last - (last - first) % 4
-    for i0 in range(first, whole, 4):
-        at = i0 * s0
-        to = i0 * t0
-        row_0 = y[at : at + n1]
-        out_0 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_1 = y[at : at + n1]
-        out_1 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_2 = y[at : at + n1]
-        out_2 = x[to : to + n1]
-        at += s0
-        to += t0
-        row_3 = y[at : at + n1]
-        out_3 = x[to : to + n1]
-        for j in range(limits.size):
-            t = limits[j]
-            out_0[j] = row_0[j] - min(max(row_0[j], -t), t)
-            out_1[j] = row_1[j] - min(max(row_1[j], -t), t)
-            out_2[j] = row_2[j] - min(max(row_2[j], -t), t)
-            out_3[j] = row_3[j] - min(max(row_3[j], -t), t)
-    for i0 in range(whole, last):
+    for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
         row = y[at : at + n1]
@@ -249,6 +227,7 @@ def project_1(y, x, limit, first, last, axes):
         for j in range(limits.size):
             t = limits[j]
             out[j] = row[j] - min(max(row[j], -t), t)
+
 
 @cfunc(
     types.int64(
@@ -268,33 +247,33 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 44)
+    cells = carray(geometry, 46)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    slots_1_at = cells[33]
-    slots_1_end = cells[34]
-    limit_1_at = cells[35]
-    limit_1_end = cells[36]
-    counts_1_at = cells[37]
-    counts_1_end = cells[38]
-    count_1_at = cells[39]
-    count_1_end = cells[40]
-    open_1_at = cells[41]
-    open_1_end = cells[42]
-    memory_size = cells[43]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_1_at = cells[35]
+    slots_1_end = cells[36]
+    limit_1_at = cells[37]
+    limit_1_end = cells[38]
+    counts_1_at = cells[39]
+    counts_1_end = cells[40]
+    count_1_at = cells[41]
+    count_1_end = cells[42]
+    open_1_at = cells[43]
+    open_1_end = cells[44]
+    memory_size = cells[45]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -369,4 +348,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 51)
     wait(desk, 51, blocks_1)
     return 0
-

@@ -92,6 +92,7 @@ def aggregate_1(y, v0, first, last, axes):
             a = a + square(row[j])
         v0[i0] = math.sqrt(a)
 
+
 @njit(nogil=True, fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, linf of v0."""
@@ -103,6 +104,7 @@ def aggregate_0(v0, total, axes):
     for j in range(row.size):
         a = max(a, np.int64(row[j] & MAGNITUDE_64))
     total[0] = np.float64(np.int64(a).view(np.float64))
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
@@ -123,6 +125,7 @@ def project_0(v0, u0, total, radius, axes):
         t = u
         for j in range(row.size):
             out[j] = min(max(row[j], -t), t)
+
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, v0, u0, first, last, axes):
@@ -146,6 +149,7 @@ def project_1(y, x, v0, u0, first, last, axes):
             for j in range(row.size):
                 out[j] = row[j] * t
 
+
 @cfunc(
     types.int64(
         types.CPointer(types.float32),
@@ -164,23 +168,23 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 34)
+    cells = carray(geometry, 36)
     y_size = cells[0]
     x_size = cells[1]
-    blocks_1 = cells[19]
-    step_1 = cells[20]
-    end_1 = cells[21]
-    radius_at = cells[25]
-    radius_end = cells[26]
-    total_at = cells[27]
-    total_end = cells[28]
-    v0_at = cells[29]
-    v0_end = cells[30]
-    u0_at = cells[31]
-    u0_end = cells[32]
-    memory_size = cells[33]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    memory_size = cells[35]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[12 : 19]
+    axes_1 = cells[13 : 20]
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -221,4 +225,3 @@ def project(y_at, x_at, geometry, work, desk):
         finish(desk, 2)
     wait(desk, 2, blocks_1)
     return 0
-

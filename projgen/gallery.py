@@ -64,9 +64,7 @@ CANON = (
     Exhibit("short rows, packed", "l1(linf)", (100_000, 9)),
     Exhibit("short rows, packed, thresholds by tiles", "l1(l1)", (100_000, 9), in_place=True),
     Exhibit("a batch of rows, thresholds one by one", "l1(axis=1)", (1000, 1000)),
-    Exhibit(
-        "columns, thresholds by tiles, in place", "l2(l1(axis=0))", (1000, 1000), in_place=True
-    ),
+    Exhibit("columns, thresholds by tiles", "l2(l1(axis=0))", (1000, 1000), in_place=True),
     Exhibit("one group, thresholds by sweeps", "l1", (4000, 4000), "float64"),
     Exhibit("columns, thresholds by sweeps", "linf(l1(axis=0))", (100_000, 40)),
     Exhibit("a convolution's filters", "l1(linf(axis=(1, 2, 3)))", (64, 32, 3, 3)),

@@ -1,7 +1,7 @@
 """What a call refuses: with which words, and without touching `out`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -38,13 +38,18 @@ def read_only(array: Array) -> Array:
 
 
 class OnGpu:
-    __cuda_array_interface__ = {"shape": SHAPE, "typestr": "<f4", "data": (0, False), "version": 3}
+    __cuda_array_interface__: ClassVar[dict[str, Any]] = {
+        "shape": SHAPE,
+        "typestr": "<f4",
+        "data": (0, False),
+        "version": 3,
+    }
 
 
 def refusals() -> dict[str, Callable[[], Any]]:
     """Calls that must fail; each has its own name in the snapshot."""
     p = projgen.build(SPEC)
-    rows = projgen.build("l1(axis=1)")
+    rows, reference = projgen.build("l1(axis=1)"), projgen.build(SPEC, backend="numpy")
     y = GOOD
     y_over, out_over = overlapping(np.ones(13, np.float32))
     return {
@@ -56,9 +61,7 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "NaN, radius 0": lambda: p(with_value(np.nan), 0.0),
         "NaN in place": lambda: p(z := with_value(np.nan), 1.0, out=z),
         "NaN in Fortran order": lambda: p(np.asfortranarray(with_value(np.nan)), 1.0),
-        "NaN for the reference": lambda: projgen.build(SPEC, backend="numpy")(
-            with_value(np.nan), 1
-        ),
+        "NaN for the reference": lambda: reference(with_value(np.nan), 1.0),
         "NaN for the norm": lambda: p.norm(with_value(np.nan)),
         "integers": lambda: p(np.ones(SHAPE, int), 1.0),
         "booleans": lambda: p(np.ones(SHAPE, bool), 1.0),
@@ -178,8 +181,12 @@ BAD_INPUT = {
 def test_out_is_untouched(name: str, backend: Any) -> None:
     y, radius = BAD_INPUT[name]
     p = projgen.build(SPEC, backend=backend)
-    for out in (np.full(SHAPE, 7, np.float32), np.full(SHAPE[::-1], 7, np.float32).T,
-                np.full((3, 8), 7, np.float32)[:, ::2], np.full(SHAPE, 7, np.float32)[::-1]):  # fmt: skip
+    for out in (
+        np.full(SHAPE, 7, np.float32),
+        np.full(SHAPE[::-1], 7, np.float32).T,
+        np.full((3, 8), 7, np.float32)[:, ::2],
+        np.full(SHAPE, 7, np.float32)[::-1],
+    ):
         with rehearsals(), pytest.raises((ValueError, TypeError)):
             p(y, radius, out=out)
         assert np.all(out == 7)
@@ -222,7 +229,7 @@ def test_overlaps_of_every_kind() -> None:
     with rehearsals():
         for out in refused:
             before = memory.tobytes()
-            with pytest.raises(ValueError, match="overlap|share memory"):
+            with pytest.raises(ValueError, match=r"overlap|share memory"):
                 projgen.project(y, SPEC, 1.0, out=out)
             assert memory.tobytes() == before
         for out in allowed:
@@ -257,7 +264,7 @@ def test_a_second_call_checks_as_the_first_did() -> None:
                 p(y, bad, out=y)
         for given in (with_value(np.nan), read_only(y)):
             kept = given.tobytes()
-            with pytest.raises(ValueError, match="nothing was written|read-only"):
+            with pytest.raises(ValueError, match=r"nothing was written|read-only"):
                 p(given, 1.0, out=given)
             assert given.tobytes() == kept
         with pytest.raises(ValueError, match="read-only"):

@@ -1,11 +1,12 @@
 """generated/ is what the compiler emits, byte for byte, and shows all of its ways."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from projgen.gallery import CANON, Exhibit, gallery, write
-from projgen.plan import Threshold, Walk
+from projgen.plan import Plan, Threshold, Walk
 from projgen.resources import resource_dir
 
 GENERATED = resource_dir("generated")
@@ -36,26 +37,26 @@ def test_names_tell_exhibits_apart() -> None:
         assert exhibit.name.replace(".py", "").replace("-", "_").isidentifier()
 
 
-@pytest.mark.parametrize(
-    ("way", "of"),
-    [
-        (set(Walk), lambda plan: {stage.walk for stage in plan.stages}),
-        ({*Threshold, None}, lambda plan: {stage.threshold for stage in plan.stages}),
-        ({True, False}, lambda plan: {stage.direct for stage in plan.stages}),
-        ({True, False}, lambda plan: {stage.shared for stage in plan.stages}),
-        ({True, False}, lambda plan: {stage.unit for stage in plan.stages}),
-        ({True, False}, lambda plan: {stage.inner > 0 for stage in plan.stages}),
-        ({True, False}, lambda plan: {plan.in_place}),
-        ({True, False}, lambda plan: {plan.streamed}),
-        ({True, False}, lambda plan: {plan.batch > 1}),
-        ({"float32", "float64"}, lambda plan: {plan.dtype}),
-        ({"l1", "l2", "linf"}, lambda plan: {plan.leaf.norm}),
-        ({1, 2, 4}, lambda plan: {len(plan.stages)}),
-    ],
-    ids="walk threshold direct shared unit baked in_place streamed batch dtype leaf depth".split(),
-)
-def test_every_way_is_shown(way: set, of: Callable) -> None:
-    assert set().union(*(of(exhibit.compiled().plan) for exhibit in CANON)) == way
+WAYS: dict[str, tuple[set[Any], Callable[[Plan], set[Any]]]] = {
+    "walk": (set(Walk), lambda plan: {stage.walk for stage in plan.stages}),
+    "threshold": ({*Threshold, None}, lambda plan: {stage.threshold for stage in plan.stages}),
+    "direct": ({True, False}, lambda plan: {stage.direct for stage in plan.stages}),
+    "shared": ({True, False}, lambda plan: {stage.shared for stage in plan.stages}),
+    "unit": ({True, False}, lambda plan: {stage.unit for stage in plan.stages}),
+    "baked": ({True, False}, lambda plan: {stage.inner > 0 for stage in plan.stages}),
+    "in place": ({True, False}, lambda plan: {plan.in_place}),
+    "streamed": ({True, False}, lambda plan: {plan.streamed}),
+    "batch": ({True, False}, lambda plan: {plan.batch > 1}),
+    "dtype": ({"float32", "float64"}, lambda plan: {plan.dtype}),
+    "leaf": ({"l1", "l2", "linf"}, lambda plan: {plan.leaf.norm}),
+    "depth": ({1, 2, 4}, lambda plan: {len(plan.stages)}),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_is_shown(name: str) -> None:
+    ways, of = WAYS[name]
+    assert set().union(*(of(exhibit.compiled().plan) for exhibit in CANON)) == ways
 
 
 def test_writing_mends_a_directory(tmp_path) -> None:

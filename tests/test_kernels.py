@@ -1,8 +1,9 @@
-"""Compiled kernels against the oracle: every chain of two levels, and the hard cases of each way."""
+"""Kernels against the oracle: every chain of two levels, and the hard cases of each way."""
 
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def staircase(size: int, turns: int) -> Array:
     """
     counts = np.unique(np.geomspace(1, size, turns + 1).astype(int))
     y, gap, mean = [1.0], 2.0 ** -(turns * 1.2), 1.0
-    for before, count in zip(counts[:-1], counts[1:], strict=True):
+    for before, count in pairwise(counts):
         share = (count - before) / count
         y += [mean - gap] * (count - before)
         mean -= gap * share

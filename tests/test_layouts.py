@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from itertools import permutations, product
-from typing import Any
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import Array, assert_projected, bits, early, lay_out, norm, rehearsals, together
+from support import Array, assert_projected, early, lay_out, norm, rehearsals, together
 
 import projgen
 
@@ -145,7 +145,8 @@ def test_in_place(problem: Problem, tiny: bool) -> None:
     before = y.copy()
     assert run(problem, tiny, out=y) is y
     in_place, y[...] = y.copy(), before
-    assert_projected(problem.spec, before, problem.radius, in_place)
+    with rehearsals():  # for their tolerance
+        assert_projected(problem.spec, before, problem.radius, in_place)
     assert x.strides != y.strides or np.array_equal(in_place, x)
 
 
@@ -198,11 +199,12 @@ def test_signs_do_not_matter(problem: Problem, tiny: bool) -> None:
 @settings(max_examples=100)
 @given(problems(("float64",)), st.booleans(), st.sampled_from([-30, 7, 40]))
 def test_powers_of_two_scale_along(problem: Problem, tiny: bool, power: int) -> None:
-    spec, y, radius = problem.spec, problem.y, problem.radius
+    spec, y, radius = problem.spec, problem.y.copy("K"), problem.radius
     assume(1e-100 < np.abs(y).max() < 1e100 and np.all(np.asarray(radius) > 1e-120))
     assume(not np.any((y != 0) & (np.abs(y) < 1e-280)))
     scaled = Problem(spec, np.ldexp(y, power), np.ldexp(radius, power))
-    assert np.array_equal(run(scaled, tiny), np.ldexp(run(problem, tiny), power))
+    x = run(Problem(spec, y, radius), tiny)
+    assert np.array_equal(run(scaled, tiny), np.ldexp(x, power))
 
 
 @settings(max_examples=60)

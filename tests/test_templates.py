@@ -182,7 +182,11 @@ class TestSources:
         assert not source.endswith("\n\n")
         assert not re.search(r"[ \t]\n|\t|\r", source)
         assert not re.search(r"\n{4}", source), "more than two blank lines"
-        assert not re.search(r"\S\n\n?(@|def )", source), "fewer than two lines before a function"
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef):
+                first = min(n.lineno for n in [node, *node.decorator_list])
+                assert lines[first - 3 : first - 1] == ["", ""], f"before {node.name}"
         assert not re.search(r":\n\n", source), "a block that begins with a blank line"
         assert source.isascii()
 
