@@ -50,6 +50,8 @@ def view(y: Any) -> tuple[Array, Wrap]:
 
 def writable_view(out: Any) -> Array:
     """`out` as a NumPy array over the same memory; a TypeError for what would be copied."""
+    if type(out) is np.ndarray:
+        return out
     array = view(out)[0]
     if isinstance(out, np.ndarray) or hasattr(out, "__array_interface__"):
         return array

@@ -92,32 +92,31 @@ class Projection:
             ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
                 overlapping. `out` is untouched then.
         """
-        if type(y) is np.ndarray and isinstance(radius, float):
-            done = self._again(y, radius, out)
-            if done is not None:
-                return done
         source, wrap = view(y)
+        given = None if out is None else source if out is y else writable_view(out)
+        if isinstance(radius, float):
+            done = self._again(source, radius, given)
+            if done is not None:
+                return wrap(done) if out is None else out
         dtype = check_dtype(source)
         binding = self._bind(source)
         radii = _radii(radius, binding, source.shape)
-        if out is None:
-            target = np.empty_like(source)
-        else:
-            target = source if out is y else writable_view(out)
-            _check_out(source, target)
+        target = np.empty_like(source) if given is None else given
+        if given is not None:
+            _check_out(source, given)
         if source.size:
             self._project(binding, source, target, radii, dtype)
         return wrap(target) if out is None else out
 
-    def _again(self, y: Array, radius: float, out: Any) -> Array | None:
-        """The short way, for NumPy arrays like those of an earlier call: or None, nothing done."""
+    def _again(self, y: Array, radius: float, out: Array | None) -> Array | None:
+        """The short way, for arrays like those of an earlier call; or None, and nothing done."""
         target: Array
         if out is y:
             target, strides = y, None
         elif out is None:
             target = np.empty_like(y)
             strides = target.strides
-        elif type(out) is np.ndarray and out.shape == y.shape and out.dtype == y.dtype:
+        elif out.shape == y.shape and out.dtype == y.dtype:
             target, strides = out, out.strides
         else:
             return None
@@ -367,8 +366,8 @@ def _bind(tree: NormTree, rank: int) -> Binding:
 
 
 def example_shape(rank: int) -> tuple[int, ...]:
-    """A shape of about 10^6 elements, for plans that are asked for by rank."""
-    extent = max(64, round(10 ** (6 / rank))) if rank > 0 else 1
+    """A shape of some 10^6 elements for plans that are asked for by rank: ordinary extents."""
+    extent = max(160 if rank < 4 else 64, round(10 ** (6 / rank))) if rank > 0 else 1
     return (extent,) * rank
 
 
