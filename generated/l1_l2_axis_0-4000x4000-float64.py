@@ -209,7 +209,7 @@ def limits_1(v0, u0, limit):
     for g in range(v0.size):
         u = u0[g]
         v = v0[g]
-        limit[g] = u / v if u < v else np.float64(1)
+        limit[g] = 0.0 if u <= 0 else u / v if u < v else np.float64(1)
 
 
 @njit(nogil=True, fastmath=FAST)

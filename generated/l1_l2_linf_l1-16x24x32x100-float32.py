@@ -202,7 +202,7 @@ def project_1(v1, u1, v0, u0, axes):
         out = u1[to : to + n1]
         v = v0[i0]
         u = u0[i0]
-        if u >= v:
+        if u >= v and u > 0:
             for j in range(row.size):
                 out[j] = row[j]
         elif u <= 0:

@@ -164,10 +164,11 @@ def project_1(y, v0, u0, first, last, axes):
         row = y[at : at + n1]
         v = v0[i0]
         u = u0[i0]
-        if u < v and u <= 0:
+        changed = not (u >= v)
+        if changed and u <= 0:
             for j in range(row.size):
                 row[j] = 0
-        elif u < v:
+        elif changed:
             t = down(u)
             for j in range(row.size):
                 row[j] = min(max(row[j], -t), t)

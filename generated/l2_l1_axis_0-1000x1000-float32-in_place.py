@@ -138,7 +138,7 @@ def project_0(v0, u0, total, radius, axes):
     out = u0[at : at + n0]
     v = total[0]
     u = radius[0]
-    if u >= v:
+    if u >= v and u > 0:
         for j in range(row.size):
             out[j] = row[j]
     elif u <= 0:
