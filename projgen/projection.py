@@ -399,7 +399,8 @@ def _radii(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Arr
 def _check_out(y: Array, out: Array) -> None:
     if out.shape != y.shape or out.dtype != y.dtype:
         raise ValueError(
-            f"out must have y's shape and dtype, {y.shape} {y.dtype}; it has {out.shape} {out.dtype}"
+            f"out must have y's shape and dtype, {y.shape} {y.dtype}; "
+            f"it has {out.shape} {out.dtype}"
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only")

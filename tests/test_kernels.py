@@ -236,6 +236,22 @@ def test_the_ends_of_float64(spec: str, scale: float) -> None:
             check(spec, z, (1e-3, 0.3, 1.1))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spec", ["l1", "l2", "l1(l2)", "l2(axis=1)", "linf(l1)"])
+def test_the_ends_of_the_range_go_without_a_warning(spec: str) -> None:
+    rng = np.random.default_rng(13)
+    scales = {"float32": (1e-45, 1e33, 3e38), "float64": (5e-324, 1e-200, 1e300, 1.7e308)}
+    with rehearsals():
+        for dtype, scale in [(name, scale) for name in scales for scale in scales[name]]:
+            y = (rng.uniform(-1, 1, (9, 20)) * scale).astype(dtype)
+            y[0] = 0
+            for radius in (0.0, 5e-324, 1e-45, 1.0, 1e300, 1.7e308, math.inf):
+                assert_projected(spec, y, radius, projgen.project(y, spec, radius))
+                z = y.copy()
+                assert_projected(spec, y, radius, projgen.project(z, spec, radius, out=z))
+            projgen.build(spec).norm(y)
+
+
 # Large arrays
 
 
