@@ -12,6 +12,16 @@ from numpy.typing import DTypeLike, NDArray
 from projgen.arrays import check_dtype, view, writable_view
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
+from projgen.operands import (
+    axis_order,
+    check_out,
+    check_radius,
+    is_finite,
+    memory_order,
+    same_directions,
+    same_memory,
+    walkable,
+)
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
@@ -100,10 +110,10 @@ class Projection:
                 return wrap(done) if out is None else out
         dtype = check_dtype(source)
         binding = self._bind(source)
-        radii = _radii(radius, binding, source.shape)
+        radii = check_radius(radius, binding, source.shape)
         target = np.empty_like(source) if given is None else given
         if given is not None:
-            _check_out(source, given)
+            check_out(source, given)
         if source.size:
             self._project(binding, source, target, radii, dtype)
         return wrap(target) if out is None else out
@@ -195,13 +205,13 @@ class Projection:
             np.copyto(out, x)
             return
         in_place = same_memory(y, out)
-        if not in_place and not _same_directions(y, out):
+        if not in_place and not same_directions(y, out):
             self._finite(y)
             np.copyto(out, y)
             self._project(binding, out, out, radii, dtype)
             return
         call = self._call_for(binding, y, None if in_place else out, dtype)
-        ordered = radii if isinstance(radii, float) else _memory_order(radii, binding, call.plan)
+        ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
         verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
         if verdict == call.INSIDE:
             if not in_place:
@@ -219,7 +229,7 @@ class Projection:
         if ordered is None:
             self._finite(y)
             return np.asarray(interpret.norm(binding, y))
-        return _axis_order(ordered, binding, call.plan, y.shape)
+        return axis_order(ordered, binding, call.plan, y.shape)
 
     def _call_for(
         self, binding: Binding, y: Array, out: Array | None, dtype: str, only_norm: bool = False
@@ -253,7 +263,7 @@ class Projection:
         return call
 
     def _finite(self, y: Array) -> Array:
-        if self._check_finite and not _is_finite(y):
+        if self._check_finite and not is_finite(y):
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
             raise ValueError(
                 f"y has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
@@ -273,7 +283,7 @@ class Projection:
             for axis, i in zip(binding.batch, index, strict=True):
                 entry[axis] = slice(i, i + 1)
             part, result = y[tuple(entry)], out[tuple(entry)]
-            if not _is_finite(part):
+            if not is_finite(part):
                 result[...] = np.nan
                 continue
             # A power of two scales exactly, and the projection scales with it.
@@ -369,123 +379,6 @@ def example_shape(rank: int) -> tuple[int, ...]:
     """A shape of some 10^6 elements for plans that are asked for by rank: ordinary extents."""
     extent = max(160 if rank < 4 else 64, round(10 ** (6 / rank))) if rank > 0 else 1
     return (extent,) * rank
-
-
-def _radii(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:
-    """A float, or an array of the batch axes' shape; a ValueError for a negative one or NaN."""
-    if type(radius) is not float:
-        given = np.asarray(radius)
-        if given.dtype.kind not in "fiu":
-            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
-        if given.ndim:
-            batch = tuple(shape[axis] for axis in binding.batch)
-            try:
-                radii = np.broadcast_to(given.astype(np.float64), batch)
-            except ValueError:
-                what = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
-                raise ValueError(
-                    f"a radius of shape {given.shape} does not fit {binding.tree} on shape "
-                    f"{shape}: it has {what}"
-                ) from None
-            if not np.all(radii >= 0):
-                raise ValueError("radius must be at least 0, and not NaN")
-            return radii
-        radius = float(given)
-    if not radius >= 0:
-        raise ValueError(f"radius must be at least 0, got {radius}")
-    return float(radius)
-
-
-def _check_out(y: Array, out: Array) -> None:
-    if out.shape != y.shape or out.dtype != y.dtype:
-        raise ValueError(
-            f"out must have y's shape and dtype, {y.shape} {y.dtype}; "
-            f"it has {out.shape} {out.dtype}"
-        )
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
-    if _overlaps_itself(out):
-        raise ValueError("out has elements that share memory: it is a broadcast or sliding view")
-    if not same_memory(y, out) and _overlap(y, out):
-        raise ValueError("out overlaps y without being y: pass out=y for in place, or a new array")
-
-
-def _overlap(y: Array, out: Array) -> bool:
-    if not np.may_share_memory(y, out):
-        return False
-    try:
-        return np.shares_memory(y, out, max_work=1_000_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _overlaps_itself(out: Array) -> bool:
-    axes = sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1)
-    reach = out.itemsize
-    for stride, extent in axes:
-        if stride < reach:
-            break
-        reach += stride * (extent - 1)
-    else:
-        return False
-    offsets = sum(
-        np.arange(n).reshape([-1 if i == axis else 1 for i in range(out.ndim)]) * s
-        for axis, (n, s) in enumerate(zip(out.shape, out.strides, strict=True))
-    )
-    unique = np.unique(offsets)
-    return unique.size < out.size or bool(np.any(np.diff(unique) < out.itemsize))
-
-
-def same_memory(y: Array, out: Array) -> bool:
-    """Whether both are the same elements in the same places."""
-    if out is y:
-        return True
-    return y.ctypes.data == out.ctypes.data and all(
-        n == 1 or s == t for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
-    )
-
-
-def walkable(array: Array) -> bool:
-    """Whether its elements lie at whole steps, none of them zero."""
-    return array.flags.aligned and all(
-        n == 1 or (s != 0 and s % array.itemsize == 0)
-        for n, s in zip(array.shape, array.strides, strict=True)
-    )
-
-
-def _same_directions(y: Array, out: Array) -> bool:
-    return all(
-        n == 1 or (s > 0) == (t > 0)
-        for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
-    )
-
-
-def _is_finite(y: Array) -> bool:
-    # NaN comes out of both; no array of booleans is made.
-    return bool(np.isfinite(y.max()) and np.isfinite(y.min()))
-
-
-def _memory_order(radii: Array, binding: Binding, plan: Plan) -> Array:
-    """Radii by batch axis, as the kernel counts its batch entries."""
-    for axis, reverse in plan.layout.batch:
-        if reverse:
-            radii = np.flip(radii, binding.batch.index(axis))
-    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
-    rest = [i for i in range(radii.ndim) if i not in order]
-    return radii.transpose(*rest, *order).ravel()
-
-
-def _axis_order(norms: Array, binding: Binding, plan: Plan, shape: tuple[int, ...]) -> Array:
-    """What the kernel counts, by batch axis: the inverse of `_memory_order`."""
-    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
-    rest = [i for i in range(len(binding.batch)) if i not in order]
-    axes = rest + order
-    extents = [shape[axis] for axis in binding.batch]
-    array = norms.reshape([extents[i] for i in axes]).transpose(np.argsort(axes))
-    for axis, reverse in plan.layout.batch:
-        if reverse:
-            array = np.flip(array, binding.batch.index(axis))
-    return array
 
 
 __all__ = ["Backend", "Projection", "build", "project"]

@@ -1,0 +1,130 @@
+"""What a call is given: is it allowed, and where does it lie in memory?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projgen.arrays import Array
+from projgen.bind import Binding
+
+if TYPE_CHECKING:
+    from projgen.plan import Plan
+
+
+def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:
+    """A float, or an array of the batch axes' shape; a ValueError for a negative one or NaN."""
+    if type(radius) is not float:
+        given = np.asarray(radius)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
+        if given.ndim:
+            batch = tuple(shape[axis] for axis in binding.batch)
+            try:
+                radii = np.broadcast_to(given.astype(np.float64), batch)
+            except ValueError:
+                what = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
+                raise ValueError(
+                    f"a radius of shape {given.shape} does not fit {binding.tree} on shape "
+                    f"{shape}: it has {what}"
+                ) from None
+            if not np.all(radii >= 0):
+                raise ValueError("radius must be at least 0, and not NaN")
+            return radii
+        radius = float(given)
+    if not radius >= 0:
+        raise ValueError(f"radius must be at least 0, got {radius}")
+    return float(radius)
+
+
+def check_out(y: Array, out: Array) -> None:
+    if out.shape != y.shape or out.dtype != y.dtype:
+        raise ValueError(
+            f"out must have y's shape and dtype, {y.shape} {y.dtype}; "
+            f"it has {out.shape} {out.dtype}"
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if overlaps_itself(out):
+        raise ValueError("out has elements that share memory: it is a broadcast or sliding view")
+    if not same_memory(y, out) and overlap(y, out):
+        raise ValueError("out overlaps y without being y: pass out=y for in place, or a new array")
+
+
+def overlap(y: Array, out: Array) -> bool:
+    if not np.may_share_memory(y, out):
+        return False
+    try:
+        return np.shares_memory(y, out, max_work=1_000_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def overlaps_itself(out: Array) -> bool:
+    axes = sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1)
+    reach = out.itemsize
+    for stride, extent in axes:
+        if stride < reach:
+            break
+        reach += stride * (extent - 1)
+    else:
+        return False
+    offsets = sum(
+        np.arange(n).reshape([-1 if i == axis else 1 for i in range(out.ndim)]) * s
+        for axis, (n, s) in enumerate(zip(out.shape, out.strides, strict=True))
+    )
+    unique = np.unique(offsets)
+    return unique.size < out.size or bool(np.any(np.diff(unique) < out.itemsize))
+
+
+def same_memory(y: Array, out: Array) -> bool:
+    """Whether both are the same elements in the same places."""
+    if out is y:
+        return True
+    return y.ctypes.data == out.ctypes.data and all(
+        n == 1 or s == t for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
+    )
+
+
+def walkable(array: Array) -> bool:
+    """Whether its elements lie at whole steps, none of them zero."""
+    return array.flags.aligned and all(
+        n == 1 or (s != 0 and s % array.itemsize == 0)
+        for n, s in zip(array.shape, array.strides, strict=True)
+    )
+
+
+def same_directions(y: Array, out: Array) -> bool:
+    return all(
+        n == 1 or (s > 0) == (t > 0)
+        for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
+    )
+
+
+def is_finite(y: Array) -> bool:
+    # NaN comes out of both; no array of booleans is made.
+    return bool(np.isfinite(y.max()) and np.isfinite(y.min()))
+
+
+def memory_order(radii: Array, binding: Binding, plan: Plan) -> Array:
+    """Radii by batch axis, as the kernel counts its batch entries."""
+    for axis, reverse in plan.layout.batch:
+        if reverse:
+            radii = np.flip(radii, binding.batch.index(axis))
+    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
+    rest = [i for i in range(radii.ndim) if i not in order]
+    return radii.transpose(*rest, *order).ravel()
+
+
+def axis_order(norms: Array, binding: Binding, plan: Plan, shape: tuple[int, ...]) -> Array:
+    """What the kernel counts, by batch axis: the inverse of `memory_order`."""
+    order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
+    rest = [i for i in range(len(binding.batch)) if i not in order]
+    axes = rest + order
+    extents = [shape[axis] for axis in binding.batch]
+    array = norms.reshape([extents[i] for i in axes]).transpose(np.argsort(axes))
+    for axis, reverse in plan.layout.batch:
+        if reverse:
+            array = np.flip(array, binding.batch.index(axis))
+    return array
