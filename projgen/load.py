@@ -10,6 +10,7 @@ from __future__ import annotations
 import linecache
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import ClassVar
 
 from projgen import cache
@@ -61,8 +62,29 @@ def load(source: str, persist: bool = True) -> ModuleType:
         with _lock:
             module = _loaded.get(key)
             if module is None:
-                module = _loaded[key] = _load(source, key, persist)
+                with _no_interrupts():
+                    module = _loaded[key] = _load(source, key, persist)
     return module
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C waits: in the middle of llvmlite's callbacks it ends in a crash, not an exception."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, or not Python's to handle
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
 
 
 def _load(source: str, key: str, persist: bool) -> ModuleType:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from projgen.load import load
-from projgen.resources import resource_dir
+from projgen.render import render_team
 
 PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds
 SOON = 300e-6  # seconds from the start of a call to that of one that follows closely
@@ -32,7 +32,7 @@ class Team:
     """One call at a time, shared with `followers` threads that start when first needed."""
 
     def __init__(self) -> None:
-        module: Any = load((resource_dir("templates") / "cpu" / "team.py").read_text("utf-8"))
+        module: Any = load(render_team())
         self._module = module  # keeps the machine code alive
         self._lead = _LEAD(module.lead.address)
         self._follow = _FOLLOW(module.follow.address)

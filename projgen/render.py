@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+def render_team() -> str:
+    """The source of the module that threads share a kernel's blocks with."""
+    return environment().get_template("cpu/team.py.j2").render()
+
+
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.
 _EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
 
