@@ -93,7 +93,10 @@ def main() -> None:
         result = bench(tree, case.shape, case.dtype, case.order, RADIUS, THREADS, seconds)
         above += _report(case, result, _rivals(case, result, seconds) if rivals else {})
         worst = max(worst, result.difference)
-    print(f"\n{above} above target; from NumPy at most {worst:.1e} of the largest entry away")
+    print(f"\n{above} above target")
+    print(
+        f"{worst:.1e} of the largest entry from NumPy at most, which sums in the array's own dtype."
+    )
 
 
 def _heading(threads: int, rivals: Sequence[str]) -> str:
