@@ -26,11 +26,11 @@ from projgen.bench import bench
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding, load_kernel
+from projgen.cpu.pool import default_threads, team
 from projgen.errors import SpecError
 from projgen.explain import explain
 from projgen.outcome import project
 from projgen.parse import parse
-from projgen.pool import default_threads, team
 from projgen.projection import build, example_shape
 from projgen.terminal import (
     Terminal,

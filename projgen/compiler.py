@@ -6,9 +6,9 @@ Stages, each a module; the output of one is the input of the next:
 1. `projgen.bind`                     NormTree, rank -> Binding: the axes of each level
 2. `projgen.simplify`                 Binding, shape, strides -> Layout: loops in memory order
 3. `projgen.plan`                     Layout, dtype -> Plan: sweeps, walks, blocks
-4. `projgen.lower`                    Plan -> Kernel: the names and nests of the source
+4. `projgen.cpu.lower`                Plan -> Kernel: the names and nests of the source
 5. `projgen.render`                   Kernel -> source text
-6. `projgen.load`                     source text -> module, compiled and cached
+6. `projgen.cpu.load`                 source text -> module, compiled and cached
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from time import perf_counter
 from typing import Any
 
 from projgen.bind import Binding
-from projgen.lower import Kernel, geometry, lower
+from projgen.cpu.kernel import Kernel
+from projgen.cpu.lower import lower
 from projgen.plan import Plan, plan
 from projgen.render import render
 from projgen.simplify import simplify
@@ -58,7 +59,7 @@ def compile_binding(
 
 def load_kernel(compiled: Compiled) -> Any:
     """Stage 6: the module of a kernel, from the cache or compiled."""
-    from projgen.load import load
+    from projgen.cpu.load import load
 
     began = perf_counter()
     module = load(compiled.source)
@@ -76,4 +77,4 @@ def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-__all__ = ["Compiled", "c_strides", "compile_binding", "geometry", "load_kernel"]
+__all__ = ["Compiled", "c_strides", "compile_binding", "load_kernel"]

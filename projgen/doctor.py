@@ -19,7 +19,7 @@ import numpy as np
 
 from projgen import __version__, cache, interpret
 from projgen.bind import bind
-from projgen.pool import default_threads
+from projgen.cpu.pool import default_threads
 from projgen.projection import build
 from projgen.terminal import Terminal, format_bytes, format_count, format_seconds, progress
 

@@ -25,8 +25,8 @@ from projgen.operands import (
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
-    from projgen.call import Call
     from projgen.compiler import Compiled
+    from projgen.cpu.call import Call
     from projgen.plan import Plan
 
 Array = NDArray[Any]
@@ -239,9 +239,9 @@ class Projection:
         Those that have only been asked for a norm are kept apart: `_again` takes it that what it
         finds has passed the checks of `out`.
         """
-        from projgen.call import Call
         from projgen.compiler import compile_binding
-        from projgen.pool import default_threads
+        from projgen.cpu.call import Call
+        from projgen.cpu.pool import default_threads
 
         strides = None if out is None else out.strides
         key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from projgen.lower import Kernel
+from projgen.cpu.kernel import Kernel
 from projgen.resources import resource_dir
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from projgen import interpret, plan
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
+from projgen.cpu import geometry, lower
 
 Array = npt.NDArray[Any]
 
@@ -135,8 +136,8 @@ def together(part: Part, followers: int) -> int:
 def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int) -> Iterator[None]:
     """Inside, kernels run as plain Python.
 
-    `team` runs the lead and the followers of a call. `constants` of projgen.plan and projgen.lower
-    are changed, so that small arrays are planned like large ones.
+    `team` runs the lead and the followers of a call. `constants` of the plan and the backend are
+    changed, so that small arrays are planned like large ones.
     """
     errors: list[BaseException] = []
 
@@ -162,13 +163,15 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
     with ExitStack() as patches:
         patches.enter_context(_no_hang())
         if team is not None:
-            patches.enter_context(patch("projgen.call.team", lambda: SimpleNamespace(run=run)))
-            patches.enter_context(patch("projgen.call.SHARED_BYTES", 0))
-        patches.enter_context(patch("projgen.call.load_kernel", load))
+            patches.enter_context(patch("projgen.cpu.call.team", lambda: SimpleNamespace(run=run)))
+            patches.enter_context(patch("projgen.cpu.call.SHARED_BYTES", 0))
+        patches.enter_context(patch("projgen.cpu.call.load_kernel", load))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
-            module = "plan" if hasattr(plan, name) else "lower"
-            patches.enter_context(patch(f"projgen.{module}.{name}", value))
+            modules = [module for module in (plan, lower, geometry) if hasattr(module, name)]
+            assert modules, name
+            for module in modules:
+                patches.enter_context(patch.object(module, name, value))
         try:
             yield
         finally:

@@ -55,7 +55,7 @@ def source(factor):
     return KERNEL.replace("FACTOR", str(factor))
 
 def run(factor):
-    from projgen.load import load
+    from projgen.cpu.load import load
     y = np.arange(4, dtype=np.float32)
     x = np.zeros_like(y)
     module = load(source(factor))
@@ -166,7 +166,7 @@ def test_a_module_is_loaded_once_and_reads_like_a_file(root: Path) -> None:
     report = python(
         """
         import inspect, sys, threading, traceback
-        from projgen.load import load
+        from projgen.cpu.load import load
         modules = []
         work = lambda: modules.append(load(source(3)))
         threads = [threading.Thread(target=work) for _ in range(8)]
@@ -198,7 +198,7 @@ def test_persist_false_leaves_no_trace(root: Path) -> None:
     python(
         """
         import inspect
-        from projgen.load import load
+        from projgen.cpu.load import load
         module = load(source(3), persist=False)
         assert "np.float32(3)" in inspect.getsource(module.scaled.py_func)
         """,
@@ -228,7 +228,7 @@ def test_fork_while_another_thread_compiles(root: Path, moment: str) -> None:
     report = python(
         f"""
         import threading, time
-        import projgen.load
+        import projgen.cpu.load
         thread = threading.Thread(target=run, args=(3,))
         thread.start()
         while {moment!r} == "import" and "numba.core" not in sys.modules:
@@ -276,7 +276,7 @@ def test_spawned_processes(root: Path, tmp_path: Path) -> None:
 def test_settings_that_change_code_change_the_directory(root: Path) -> None:
     report = python(
         """
-        from projgen.load import _toolchain
+        from projgen.cpu.load import _toolchain
         import numba
         names = [_toolchain()]
         for name, value in [("OPT", "1"), ("BOUNDSCHECK", "1"), ("LOOP_VECTORIZE", "0"),
@@ -670,7 +670,7 @@ def test_health(store: cache.Store, root: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, projgen.load; print({'numba', 'llvmlite', 'jinja2'} & set(sys.modules))"
+    code = "import sys, projgen.cpu.load; print({'numba', 'llvmlite', 'jinja2'} & set(sys.modules))"
     out = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": IMPORTABLE},

@@ -18,8 +18,9 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
+from projgen.cpu.kernel import Counter, Kernel, Nest, Phase, StageCode
+from projgen.cpu.lower import lower
 from projgen.gallery import CANON, Exhibit, gallery
-from projgen.lower import Counter, Kernel, Nest, Phase, StageCode, lower
 from projgen.plan import Stage
 from projgen.render import environment, render
 from projgen.resources import resource_dir
@@ -106,7 +107,7 @@ def test_what_templates_look_up_exists() -> None:
 def test_nothing_is_supplied_that_nobody_uses() -> None:
     """A name that is only for Python code stands outside the line that defines it."""
     package = Path(projgen.__file__).parent
-    python = "".join(p.read_text(encoding="utf-8") for p in sorted(package.glob("*.py")))
+    python = "".join(p.read_text(encoding="utf-8") for p in sorted(package.rglob("*.py")))
     looked_up = used()
     unused = [
         f"{kind.__name__}.{name}"

@@ -1,4 +1,4 @@
-"""A plan to a kernel: every decision that the generated CPU source shows, and none of its text.
+"""What a CPU kernel is: all that the templates may know, and nothing that they need not.
 
 A `Kernel` says which functions the source has, which loops they nest, how they find an offset in
 memory and the index of a group, and in which order the driver calls them. It holds no extents but
@@ -7,50 +7,13 @@ in the ``geometry`` of a `Call`.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from projgen.plan import UNCUT, Cut, Plan, Stage, Walk, tile_width
+from projgen.cpu.nest import Counter, Nest, nest
+from projgen.plan import UNCUT, Plan, Stage, tile_width
 
-VERSION = 1  # of the generated code
-NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
-TOGETHER = 4  # rows of a tile that are worked on at once
 CELL = 16  # int64 from one counter of the desk to the next: two cache lines
-
-
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """``for name in range(first, last)``; the strides name its steps in memory."""
-
-    name: str
-    first: str
-    last: str
-    stride: str
-    out_stride: str
-
-
-@dataclass(frozen=True, slots=True)
-class Nest:
-    """How a function visits its block of a stage's array.
-
-    ``loops`` enclose the innermost ``run``; ``groups`` are those of them that run over groups.
-    ``beside`` is the reduced loop next to the run of a columns walk, which is not in ``loops``:
-    several of its turns are read together. ``group`` is the index of the run's (first) group.
-    """
-
-    loops: tuple[Counter, ...]
-    groups: tuple[Counter, ...]
-    beside: Counter | None
-    run: Counter
-    group: str
-
-    def at(self, *also: Counter) -> str:
-        """The offset in the array of what `loops` and `also` have come to."""
-        return _sum(f"{c.name} * {c.stride}" for c in (*self.loops, *also))
-
-    def out_at(self, *also: Counter) -> str:
-        return _sum(f"{c.name} * {c.out_stride}" for c in (*self.loops, *also))
 
 
 @dataclass(frozen=True)
@@ -133,7 +96,7 @@ class StageCode:
     def hinting(self) -> int:
         """How many turns of the loop that is cut say where the others should start."""
         if self.walk == "packed":
-            return _pitch(self) if self.stage.tiles.loop == len(self.stage.axes) - 2 else 1
+            return self.width if self.stage.tiles.loop == len(self.stage.axes) - 2 else 1
         return 16 if self.stage.tiles.loop == len(self.stage.axes) - 1 else 1
 
     @property
@@ -150,9 +113,17 @@ class StageCode:
         return self.threshold == "sweep" and self.walk == "rows" and alone and stage.unit
 
     @property
+    def width(self) -> int:
+        """How many values a row of a tile has room for."""
+        if self.walk == "packed":  # a few thousand values: in the first-level cache
+            return max(64, 2048 // self.stage.inner // 16 * 16)
+        itemsize = 4 if self.dtype == "float32" else 8
+        return tile_width(self.stage.group_size, itemsize, self.streamed)
+
+    @property
     def pitch(self) -> str:
         """From one row of a tile to the next: packed tiles have a fixed width."""
-        return str(_pitch(self)) if self.walk == "packed" else "pitch"
+        return str(self.width) if self.walk == "packed" else "pitch"
 
     @property
     def block(self) -> str:
@@ -179,17 +150,17 @@ class StageCode:
     @cached_property
     def whole(self) -> Nest:
         """All of the array, uncut."""
-        return _nest(self.stage, UNCUT)
+        return nest(self.stage, UNCUT)
 
     @cached_property
     def nest(self) -> Nest:
         """A block of the level, in both sweeps."""
-        return _nest(self.stage, self.stage.cut)
+        return nest(self.stage, self.stage.cut)
 
     @cached_property
     def tiles(self) -> Nest:
         """A block of the search for thresholds."""
-        return _nest(self.stage, self.stage.tiles)
+        return nest(self.stage, self.stage.tiles)
 
     @property
     def size(self) -> str:
@@ -356,33 +327,8 @@ class Kernel:
         return self.dtype == "float32" and self.stages[-1].norm == "l1"
 
 
-def lower(plan: Plan) -> Kernel:
-    """The kernel of `plan`. Plans that differ only in extents, strides and blocks share it."""
-    stages = _stage_codes(plan)
-    phases = tuple(_phases(stages))
-    segments = _segments(plan, stages, 1)
-    return Kernel(
-        title=plan.spec,
-        dtype=plan.dtype,
-        notes=tuple(_notes(plan)),
-        in_place=plan.in_place,
-        stages=stages,
-        phases=phases,
-        segments=tuple((segment.name, segment.dtype) for segment in segments),
-        cells=tuple(name for name, _ in _geometry(plan, stages, 1)),
-        counters=phases[-1].counter + 1,
-        scratch=_scratch(plan, stages) > 0,
-        newton_turns=NEWTON_TURNS,
-        version=VERSION,
-    )
-
-
-def geometry(plan: Plan, threads: int) -> dict[str, int]:
-    """What a kernel needs to know of one call's extents, by name and in `Kernel.cells` order."""
-    return dict(_geometry(plan, _stage_codes(plan), threads))
-
-
-def _stage_codes(plan: Plan) -> tuple[StageCode, ...]:
+def stage_codes(plan: Plan) -> tuple[StageCode, ...]:
+    """Above the leaf, levels work on dense vectors of float64."""
     return tuple(
         StageCode(stage, plan.dtype, plan.in_place, plan.streamed)
         if stage.leaf
@@ -391,165 +337,4 @@ def _stage_codes(plan: Plan) -> tuple[StageCode, ...]:
     )
 
 
-def _segments(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> list[Segment]:
-    """The workspace: radii and norms first, where the caller writes and reads them."""
-    segments = [Segment("radius", "float64", plan.batch), Segment("total", "float64", plan.batch)]
-    for s in stages:
-        stage = s.stage
-        if not s.leaf:
-            segments.append(Segment(f"v{s.level}", "float64", stage.size))
-            segments.append(Segment(f"u{s.level}", "float64", stage.size))
-        slots = stage.groups * stage.lanes * (stage.cut.blocks if s.partial else 1)
-        if not stage.direct or s.threshold == "sweep":
-            segments.append(Segment(f"slots_{s.level}", s.accumulator, slots))
-        if s.limited:
-            segments.append(Segment(f"limit_{s.level}", s.dtype, stage.groups * stage.lanes))
-        if s.threshold == "tile":
-            segments.append(Segment(f"hints_{s.level}", "float64", 8))
-        if s.threshold == "sweep":
-            segments.append(Segment(f"counts_{s.level}", "float64", slots))
-            segments.append(Segment(f"count_{s.level}", "float64", stage.groups))
-            segments.append(Segment(f"open_{s.level}", "float64", NEWTON_TURNS))
-    return segments
-
-
-def _scratch(plan: Plan, stages: tuple[StageCode, ...]) -> int:
-    """The float64 cells of one thread's scratch memory."""
-    sizes = [0]
-    for s in stages:
-        itemsize = 4 if s.dtype == "float32" else 8
-        rows, pitch = s.stage.group_size, _pitch(s)
-        if s.sampled:
-            sizes.append(4096 * itemsize // 8)
-        if s.threshold == "tile":
-            sizes.append(8 + 3 * pitch + (rows + TOGETHER + 2) * pitch * itemsize // 8)
-        if s.walk == "packed":
-            sizes.append(max((rows + 1) * pitch * itemsize // 8, rows * pitch))
-    return -(-max(sizes) // 8) * 8
-
-
-def _pitch(s: StageCode) -> int:
-    if s.walk == "packed":  # a few thousand values: in the first-level cache
-        return max(64, 2048 // s.stage.inner // 16 * 16)
-    return tile_width(s.stage.group_size, 4 if s.dtype == "float32" else 8, s.streamed)
-
-
-def _geometry(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterator[tuple[str, int]]:
-    loops = plan.layout.loops
-    yield "y_size", 1 + sum((loop.extent - 1) * loop.stride for loop in loops)
-    yield "x_size", 1 + sum((loop.extent - 1) * loop.out_stride for loop in loops)
-    for s in stages:
-        axes = list(enumerate(s.stage.axes))
-        yield from ((f"n{i}_{s.level}", axis.extent) for i, axis in axes)
-        yield from ((f"s{i}_{s.level}", axis.stride) for i, axis in axes)
-        yield from ((f"t{i}_{s.level}", axis.out_stride) for i, axis in axes)
-        yield f"pitch_{s.level}", _pitch(s)
-        yield f"lanes_{s.level}", s.stage.lanes
-        for prefix, cut in (("", s.stage.cut), ("tile_", s.stage.tiles)):
-            yield f"{prefix}blocks_{s.level}", cut.blocks
-            yield f"{prefix}step_{s.level}", cut.step
-            yield f"{prefix}end_{s.level}", s.stage.axes[cut.loop].extent
-    at = 0
-    for segment in _segments(plan, stages, threads):
-        itemsize = 4 if segment.dtype in ("float32", "int32") else 8
-        yield f"{segment.name}_at", at
-        yield f"{segment.name}_end", at + -(-segment.size * itemsize // 8)
-        at += segment.cells
-    scratch = _scratch(plan, stages)
-    if scratch:
-        yield "scratch_at", at
-        yield "scratch_size", scratch
-        yield "seats", threads
-    yield "memory_size", at + scratch * threads
-
-
-def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
-    """Up the tree, check, down the tree; what one thread does in a row is one phase."""
-    actions: list[tuple[str, StageCode | None]] = []
-    for s in reversed(stages):
-        actions.append(("aggregate", s))
-        if not s.stage.direct:
-            actions.append(("combine", s))
-    actions.append(("check", None))
-    for s in stages:
-        if s.threshold == "sweep":
-            actions += [("start", s), ("newton", s)]
-        elif s.threshold == "tile":
-            actions += [("hint", s)] if s.stage.shared else []
-            actions.append(("thresholds", s))
-        elif s.limited:
-            actions.append(("limits", s))
-        actions.append(("project", s))
-    counter = 0
-    solo: list[tuple[str, StageCode | None]] = []
-    for action, stage in actions:
-        blocks = action in ("aggregate", "project", "thresholds")
-        if not (action == "newton" or (blocks and stage and stage.stage.shared)):
-            solo.append((action, stage))
-            continue
-        if solo:
-            yield Phase("solo", None, tuple(solo), counter)
-            solo, counter = [], counter + 1
-        yield Phase(action, stage, (), counter)
-        counter += 2 * NEWTON_TURNS + 1 if action == "newton" else 1
-    assert not solo, "the leaf's projection comes last, and it is shared"
-
-
-def _nest(stage: Stage, cut: Cut) -> Nest:
-    axes = stage.axes
-    counters = [
-        Counter(
-            f"i{i}", *(("first", "last") if i == cut.loop else ("0", f"n{i}")), f"s{i}", f"t{i}"
-        )
-        for i in range(len(axes))
-    ]
-    if stage.inner and cut.loop != len(axes) - 1:
-        counters[-1] = replace(counters[-1], last=str(stage.inner))
-    # Two loops are the body's own in packed groups, and in columns with a reduction beside them.
-    beside = stage.walk is Walk.PACKED or (stage.walk is Walk.COLUMNS and _reduced_beside(stage))
-    outside = range(len(axes) - (2 if beside else 1))
-    across = [i for i in outside if not axes[i].reduced]
-    # Where groups lie beside each other in the body, the index is that of the first one.
-    body_groups = {
-        Walk.ROWS: "",
-        Walk.COLUMNS: f"n{len(axes) - 1}",
-        Walk.PACKED: f"n{len(axes) - 2}",
-    }
-    return Nest(
-        loops=tuple(counters[i] for i in outside),
-        groups=tuple(counters[i] for i in across),
-        beside=counters[-2] if beside else None,
-        run=counters[-1],
-        group=_index(across, body_groups[stage.walk]),
-    )
-
-
-def _reduced_beside(stage: Stage) -> bool:
-    return len(stage.axes) > 1 and stage.axes[-2].reduced
-
-
-def _index(loops: list[int], times: str) -> str:
-    """The dense index over the turns of `loops`, in memory order, times `times`."""
-    index = ""
-    for i in loops:
-        index = (
-            f"({index}) * n{i} + i{i}"
-            if "+" in index
-            else (f"{index} * n{i} + i{i}" if index else f"i{i}")
-        )
-    if index and times:
-        index = f"({index}) * {times}" if "+" in index else f"{index} * {times}"
-    return index or "0"
-
-
-def _sum(terms: Iterator[str]) -> str:
-    return " + ".join(terms) or "0"
-
-
-def _notes(plan: Plan) -> Iterator[str]:
-    """What the source's docstring says of the plan: nothing that depends on extents."""
-    for stage in plan.stages:
-        order = ", ".join("reduced" if axis.reduced else "groups" for axis in stage.axes)
-        source = "y" if stage.leaf else f"v{stage.level}"
-        way = f"; threshold by {stage.threshold}" if stage.threshold else ""
-        yield f"level {stage.level}  {stage.norm:4}  of {source}: {stage.walk} ({order}){way}"
+__all__ = ["Counter", "Kernel", "Nest", "Phase", "Segment", "StageCode", "stage_codes"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from projgen.load import load
+from projgen.cpu.load import load
 from projgen.render import render_team
 
 PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.compiler import Compiled, geometry, load_kernel
-from projgen.pool import team
+from projgen.compiler import Compiled, load_kernel
+from projgen.cpu.geometry import geometry
+from projgen.cpu.pool import team
 
 Array = NDArray[Any]
 
