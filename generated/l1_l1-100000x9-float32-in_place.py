@@ -19,7 +19,9 @@ FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
 
 
-# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
+# that are done and one that opens the next; each thread's share of the blocks has a counter.
+SHARES = 480
 
 
 @intrinsic
@@ -33,23 +35,69 @@ def add(typing_context, cells, index, amount):
     return types.int64(cells, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
-def draw(desk, phase):
-    """The next block of a phase; past the last one when all are drawn."""
-    return add(desk, 16 * phase, 1)
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
 @njit(nogil=True)
-def finish(desk, phase):
-    """Count a block of a phase as done."""
-    add(desk, 16 * phase + 8, 1)
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
 
 
 @njit(nogil=True)
-def wait(desk, phase, blocks):
-    """Return when all blocks of a phase are done."""
-    while add(desk, 16 * phase + 8, 0) < blocks:
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@njit(nogil=True)
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
         pass
+    return read(desk, 16 * phase + 8) - 1
 
 
 @intrinsic
@@ -410,7 +458,7 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 53)
+    cells = carray(geometry, 51)
     y_size = cells[0]
     blocks_0 = cells[7]
     step_0 = cells[8]
@@ -437,19 +485,17 @@ def project(y_at, x_at, geometry, work, desk):
     counts_0_end = cells[40]
     count_0_at = cells[41]
     count_0_end = cells[42]
-    open_0_at = cells[43]
-    open_0_end = cells[44]
-    limit_1_at = cells[45]
-    limit_1_end = cells[46]
-    hints_1_at = cells[47]
-    hints_1_end = cells[48]
-    scratch_at = cells[49]
-    scratch_size = cells[50]
-    seats = cells[51]
-    memory_size = cells[52]
+    limit_1_at = cells[43]
+    limit_1_end = cells[44]
+    hints_1_at = cells[45]
+    hints_1_end = cells[46]
+    scratch_at = cells[47]
+    scratch_size = cells[48]
+    seats = cells[49]
+    memory_size = cells[50]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
-    seat = draw(desk, 56)
+    seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
     y = carray(y_at, y_size)
@@ -462,105 +508,101 @@ def project(y_at, x_at, geometry, work, desk):
     limit_0 = memory[limit_0_at : limit_0_end]
     counts_0 = memory[counts_0_at : counts_0_end]
     count_0 = memory[count_0_at : count_0_end]
-    open_0 = memory[open_0_at : open_0_end]
     limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
     hints_1 = memory[hints_1_at : hints_1_end]
     scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
     # sweep 1: aggregate level 1, l1 of y
+    done = 0
     while True:
-        block = draw(desk, 0)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 1, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         aggregate_1(y, v0, scratch, first, last, axes_1)
-        finish(desk, 0)
-    wait(desk, 0, blocks_1)
+        done += 1
+    if complete(desk, 1, done, blocks_1):
+        release(desk, 1, 0)
+    wait(desk, 1)
     # sweep 1: aggregate level 0, l1 of v0
+    done = 0
     while True:
-        block = draw(desk, 1)
-        if block >= blocks_0:
+        block = draw(desk, seat, seats, 2, blocks_0)
+        if block < 0:
             break
         first = block * step_0
         last = min(first + step_0, end_0)
         aggregate_0(v0, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
-        finish(desk, 1)
-    wait(desk, 1, blocks_0)
-    # the levels above, up to the root
-    if draw(desk, 2) == 0:
+        done += 1
+    if complete(desk, 2, done, blocks_0):
+        # the levels above, up to the root
         combine_0(slots_0, blocks_0, total)
-        verdict = check(total, radius)
-        add(desk, 912, verdict)
-        if verdict == 0:
+        status = check(total, radius)
+        if status == 0:
             start_0(v0, total, radius, limit_0, count_0, scratch, axes_0)
-            open_0[:] = 1
-        finish(desk, 2)
-    wait(desk, 2, 1)
-    status = add(desk, 912, 0)
+        release(desk, 2, status)
+    status = wait(desk, 2)
     if status != 0:
         return status
     # the thresholds of level 0, l1 of v0
     for turn in range(24):
+        done = 0
         while True:
-            block = draw(desk, 3 + 2 * turn)
-            if block >= blocks_0:
+            block = draw(desk, seat, seats, 3 + turn, blocks_0)
+            if block < 0:
                 break
             first = block * step_0
             last = min(first + step_0, end_0)
             excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
-            finish(desk, 3 + 2 * turn)
-        wait(desk, 3 + 2 * turn, blocks_0)
-        if draw(desk, 4 + 2 * turn) == 0:
-            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
-            finish(desk, 4 + 2 * turn)
-        wait(desk, 4 + 2 * turn, 1)
-        if open_0[turn] == 0:
+            done += 1
+        if complete(desk, 3 + turn, done, blocks_0):
+            searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            while searching > 0 and turn == 23:  # so long a search is rare: one thread ends it
+                for block in range(blocks_0):
+                    first = block * step_0
+                    last = min(first + step_0, end_0)
+                    excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+                searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            release(desk, 3 + turn, searching)
+        if wait(desk, 3 + turn) == 0:
             break
-    if draw(desk, 51) == 0:
-        while open_0[turn] > 0:  # a search this long is rare: one thread ends it
-            for block in range(blocks_0):
-                first = block * step_0
-                last = min(first + step_0, end_0)
-                excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
-            open_0[turn] = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
-        finish(desk, 51)
-    wait(desk, 51, 1)
     # sweep 2: project level 0, l1 of v0
+    done = 0
     while True:
-        block = draw(desk, 52)
-        if block >= blocks_0:
+        block = draw(desk, seat, seats, 27, blocks_0)
+        if block < 0:
             break
         first = block * step_0
         last = min(first + step_0, end_0)
         project_0(v0, u0, limit_0, first, last, axes_0)
-        finish(desk, 52)
-    wait(desk, 52, blocks_0)
-    # between the sweeps
-    if draw(desk, 53) == 0:
+        done += 1
+    if complete(desk, 27, done, blocks_0):
+        # between the sweeps
         hints_1[:] = 0
         thresholds_1(y, v0, u0, limit_1, hints_1, scratch, 0 * tile_end_1, min(224, tile_end_1), axes_1)
-        finish(desk, 53)
-    wait(desk, 53, 1)
+        release(desk, 27, 0)
+    wait(desk, 27)
     # the thresholds of level 1, l1 of y
+    done = 0
     while True:
-        block = draw(desk, 54)
-        if block >= tile_blocks_1:
+        block = draw(desk, seat, seats, 28, tile_blocks_1)
+        if block < 0:
             break
         first = block * tile_step_1
         last = min(first + tile_step_1, tile_end_1)
         for i in range(3):
             scratch[i] = hints_1[i]
         thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
-        finish(desk, 54)
-    wait(desk, 54, tile_blocks_1)
+        done += 1
+    if complete(desk, 28, done, tile_blocks_1):
+        release(desk, 28, 0)
+    wait(desk, 28)
     # sweep 2: project level 1, l1 of y
     while True:
-        block = draw(desk, 55)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 29, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         project_1(y, limit_1, scratch, first, last, axes_1)
-        finish(desk, 55)
-    wait(desk, 55, blocks_1)
     return 0

@@ -19,7 +19,9 @@ LARGEST = 1.7976931348623157e308  # finite number
 MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
 
 
-# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
+# that are done and one that opens the next; each thread's share of the blocks has a counter.
+SHARES = 48
 
 
 @intrinsic
@@ -33,23 +35,69 @@ def add(typing_context, cells, index, amount):
     return types.int64(cells, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
-def draw(desk, phase):
-    """The next block of a phase; past the last one when all are drawn."""
-    return add(desk, 16 * phase, 1)
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
 @njit(nogil=True)
-def finish(desk, phase):
-    """Count a block of a phase as done."""
-    add(desk, 16 * phase + 8, 1)
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
 
 
 @njit(nogil=True)
-def wait(desk, phase, blocks):
-    """Return when all blocks of a phase are done."""
-    while add(desk, 16 * phase + 8, 0) < blocks:
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@njit(nogil=True)
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
         pass
+    return read(desk, 16 * phase + 8) - 1
 
 
 @njit(nogil=True)
@@ -225,7 +273,7 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 40)
+    cells = carray(geometry, 41)
     y_size = cells[0]
     x_size = cells[1]
     lanes_1 = cells[20]
@@ -244,9 +292,13 @@ def project(y_at, x_at, geometry, work, desk):
     slots_1_end = cells[36]
     limit_1_at = cells[37]
     limit_1_end = cells[38]
-    memory_size = cells[39]
+    seats = cells[39]
+    memory_size = cells[40]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -257,37 +309,33 @@ def project(y_at, x_at, geometry, work, desk):
     slots_1 = memory[slots_1_at : slots_1_end].view(np.int32)
     limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
     # sweep 1: aggregate level 1, linf of y
+    done = 0
     while True:
-        block = draw(desk, 0)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 1, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         aggregate_1(y, slots_1[block * v0.size * lanes_1 : (block + 1) * v0.size * lanes_1], first, last, axes_1)
-        finish(desk, 0)
-    wait(desk, 0, blocks_1)
-    # the levels above, up to the root
-    if draw(desk, 1) == 0:
+        done += 1
+    if complete(desk, 1, done, blocks_1):
+        # the levels above, up to the root
         combine_1(slots_1, blocks_1 * lanes_1, v0)
         aggregate_0(v0, total, axes_0)
-        verdict = check(total, radius)
-        add(desk, 64, verdict)
-        if verdict == 0:
+        status = check(total, radius)
+        if status == 0:
             project_0(v0, u0, total, radius, axes_0)
             limits_1(v0, u0, limit_1, lanes_1)
-        finish(desk, 1)
-    wait(desk, 1, 1)
-    status = add(desk, 64, 0)
+        release(desk, 1, status)
+    status = wait(desk, 1)
     if status != 0:
         return status
     # sweep 2: project level 1, linf of y
     while True:
-        block = draw(desk, 2)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 2, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         project_1(y, x, limit_1, first, last, axes_1)
-        finish(desk, 2)
-    wait(desk, 2, blocks_1)
     return 0

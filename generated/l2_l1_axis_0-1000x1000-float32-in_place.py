@@ -20,7 +20,9 @@ FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
 
 
-# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
+# that are done and one that opens the next; each thread's share of the blocks has a counter.
+SHARES = 64
 
 
 @intrinsic
@@ -34,23 +36,69 @@ def add(typing_context, cells, index, amount):
     return types.int64(cells, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
-def draw(desk, phase):
-    """The next block of a phase; past the last one when all are drawn."""
-    return add(desk, 16 * phase, 1)
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
 @njit(nogil=True)
-def finish(desk, phase):
-    """Count a block of a phase as done."""
-    add(desk, 16 * phase + 8, 1)
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
 
 
 @njit(nogil=True)
-def wait(desk, phase, blocks):
-    """Return when all blocks of a phase are done."""
-    while add(desk, 16 * phase + 8, 0) < blocks:
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@njit(nogil=True)
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
         pass
+    return read(desk, 16 * phase + 8) - 1
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -315,7 +363,7 @@ def project(y_at, x_at, geometry, work, desk):
     memory_size = cells[44]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
-    seat = draw(desk, 4)
+    seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
     y = carray(y_at, y_size)
@@ -329,50 +377,49 @@ def project(y_at, x_at, geometry, work, desk):
     hints_1 = memory[hints_1_at : hints_1_end]
     scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
     # sweep 1: aggregate level 1, l1 of y
+    done = 0
     while True:
-        block = draw(desk, 0)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 1, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
-        finish(desk, 0)
-    wait(desk, 0, blocks_1)
-    # the levels above, up to the root
-    if draw(desk, 1) == 0:
+        done += 1
+    if complete(desk, 1, done, blocks_1):
+        # the levels above, up to the root
         combine_1(slots_1, blocks_1, v0)
         aggregate_0(v0, total, axes_0)
-        verdict = check(total, radius)
-        add(desk, 80, verdict)
-        if verdict == 0:
+        status = check(total, radius)
+        if status == 0:
             project_0(v0, u0, total, radius, axes_0)
             hints_1[:] = 0
             thresholds_1(y, v0, u0, limit_1, hints_1, scratch, 0 * tile_end_1, min(16, tile_end_1), axes_1)
-        finish(desk, 1)
-    wait(desk, 1, 1)
-    status = add(desk, 80, 0)
+        release(desk, 1, status)
+    status = wait(desk, 1)
     if status != 0:
         return status
     # the thresholds of level 1, l1 of y
+    done = 0
     while True:
-        block = draw(desk, 2)
-        if block >= tile_blocks_1:
+        block = draw(desk, seat, seats, 2, tile_blocks_1)
+        if block < 0:
             break
         first = block * tile_step_1
         last = min(first + tile_step_1, tile_end_1)
         for i in range(3):
             scratch[i] = hints_1[i]
         thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
-        finish(desk, 2)
-    wait(desk, 2, tile_blocks_1)
+        done += 1
+    if complete(desk, 2, done, tile_blocks_1):
+        release(desk, 2, 0)
+    wait(desk, 2)
     # sweep 2: project level 1, l1 of y
     while True:
-        block = draw(desk, 3)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 3, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         project_1(y, limit_1, first, last, axes_1)
-        finish(desk, 3)
-    wait(desk, 3, blocks_1)
     return 0

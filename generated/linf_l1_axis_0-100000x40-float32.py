@@ -19,7 +19,9 @@ LARGEST = 1e34  # norm: partial sums in float32 have room above it
 MAGNITUDE_64 = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
-# The desk: for each phase a counter of the blocks that threads have drawn, and one of those done.
+# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
+# that are done and one that opens the next; each thread's share of the blocks has a counter.
+SHARES = 432
 
 
 @intrinsic
@@ -33,23 +35,69 @@ def add(typing_context, cells, index, amount):
     return types.int64(cells, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
-def draw(desk, phase):
-    """The next block of a phase; past the last one when all are drawn."""
-    return add(desk, 16 * phase, 1)
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
 @njit(nogil=True)
-def finish(desk, phase):
-    """Count a block of a phase as done."""
-    add(desk, 16 * phase + 8, 1)
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
 
 
 @njit(nogil=True)
-def wait(desk, phase, blocks):
-    """Return when all blocks of a phase are done."""
-    while add(desk, 16 * phase + 8, 0) < blocks:
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@njit(nogil=True)
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@njit(nogil=True)
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
         pass
+    return read(desk, 16 * phase + 8) - 1
 
 
 @njit(nogil=True)
@@ -247,7 +295,7 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 46)
+    cells = carray(geometry, 45)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[21]
@@ -269,11 +317,13 @@ def project(y_at, x_at, geometry, work, desk):
     counts_1_end = cells[40]
     count_1_at = cells[41]
     count_1_end = cells[42]
-    open_1_at = cells[43]
-    open_1_end = cells[44]
-    memory_size = cells[45]
+    seats = cells[43]
+    memory_size = cells[44]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -285,66 +335,56 @@ def project(y_at, x_at, geometry, work, desk):
     limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
     counts_1 = memory[counts_1_at : counts_1_end]
     count_1 = memory[count_1_at : count_1_end]
-    open_1 = memory[open_1_at : open_1_end]
     # sweep 1: aggregate level 1, l1 of y
+    done = 0
     while True:
-        block = draw(desk, 0)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 1, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
-        finish(desk, 0)
-    wait(desk, 0, blocks_1)
-    # the levels above, up to the root
-    if draw(desk, 1) == 0:
+        done += 1
+    if complete(desk, 1, done, blocks_1):
+        # the levels above, up to the root
         combine_1(slots_1, blocks_1, v0)
         aggregate_0(v0, total, axes_0)
-        verdict = check(total, radius)
-        add(desk, 848, verdict)
-        if verdict == 0:
+        status = check(total, radius)
+        if status == 0:
             project_0(v0, u0, total, radius, axes_0)
             start_1(v0, u0, limit_1, count_1, axes_1)
-            open_1[:] = 1
-        finish(desk, 1)
-    wait(desk, 1, 1)
-    status = add(desk, 848, 0)
+        release(desk, 1, status)
+    status = wait(desk, 1)
     if status != 0:
         return status
     # the thresholds of level 1, l1 of y
     for turn in range(24):
+        done = 0
         while True:
-            block = draw(desk, 2 + 2 * turn)
-            if block >= blocks_1:
+            block = draw(desk, seat, seats, 2 + turn, blocks_1)
+            if block < 0:
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
             excess_1(y, limit_1, slots_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
-            finish(desk, 2 + 2 * turn)
-        wait(desk, 2 + 2 * turn, blocks_1)
-        if draw(desk, 3 + 2 * turn) == 0:
-            open_1[turn] = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
-            finish(desk, 3 + 2 * turn)
-        wait(desk, 3 + 2 * turn, 1)
-        if open_1[turn] == 0:
+            done += 1
+        if complete(desk, 2 + turn, done, blocks_1):
+            searching = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
+            while searching > 0 and turn == 23:  # so long a search is rare: one thread ends it
+                for block in range(blocks_1):
+                    first = block * step_1
+                    last = min(first + step_1, end_1)
+                    excess_1(y, limit_1, slots_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+                searching = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
+            release(desk, 2 + turn, searching)
+        if wait(desk, 2 + turn) == 0:
             break
-    if draw(desk, 50) == 0:
-        while open_1[turn] > 0:  # a search this long is rare: one thread ends it
-            for block in range(blocks_1):
-                first = block * step_1
-                last = min(first + step_1, end_1)
-                excess_1(y, limit_1, slots_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
-            open_1[turn] = newton_step_1(slots_1, counts_1, blocks_1, v0, u0, limit_1, count_1, axes_1)
-        finish(desk, 50)
-    wait(desk, 50, 1)
     # sweep 2: project level 1, l1 of y
     while True:
-        block = draw(desk, 51)
-        if block >= blocks_1:
+        block = draw(desk, seat, seats, 26, blocks_1)
+        if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
         project_1(y, x, limit_1, first, last, axes_1)
-        finish(desk, 51)
-    wait(desk, 51, blocks_1)
     return 0

@@ -234,6 +234,19 @@ def _add(cells: tuple[int, _Type], index: int, amount: int) -> int:
     return before
 
 
+def _read(cells: tuple[int, _Type], index: int) -> int:
+    return _add(cells, index, 0)
+
+
+def _swap(cells: tuple[int, _Type], index: int, old: int, new: int) -> int:
+    cell = ctypes.c_int64.from_address(cells[0] + 8 * int(index))
+    with _adding:
+        before = cell.value
+        if before == old:
+            cell.value = new
+    return before
+
+
 def _njit(**options: Any) -> Callable[[Any], Any]:
     return lambda function: function
 
@@ -247,8 +260,8 @@ def _cfunc(pointees: tuple[_Type, ...], **options: Any) -> Callable[[Any], Any]:
 
 def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
     """What an intrinsic's docstring says it does; its body would emit machine code."""
-    if made.__name__ == "add":
-        return _add
+    if made.__name__ in _ATOMICS:
+        return _ATOMICS[made.__name__]
     name, size = made.__name__.split("_")
     assert name == "spread"
 
@@ -258,6 +271,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
     return spread
 
 
+_ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
 _TYPES = {name: _Type(name) for name in ("float32", "float64", "int64")}
 _NUMBA = SimpleNamespace(
     carray=_carray,

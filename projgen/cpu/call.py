@@ -54,7 +54,7 @@ class Call:
         cells = geometry(plan, threads)
         self._cells = np.array(list(cells.values()), np.int64)
         self._cells_at = int(self._cells.ctypes.data)
-        self._sizes = cells["memory_size"], compiled.kernel.desk_size
+        self._sizes = cells["memory_size"], compiled.kernel.desk_size(threads)
         self._batch = plan.batch
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize

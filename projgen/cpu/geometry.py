@@ -40,7 +40,7 @@ def cells(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterator[t
     if own:
         yield "scratch_at", at
         yield "scratch_size", own
-        yield "seats", threads
+    yield "seats", threads
     yield "memory_size", at + own * threads
 
 
@@ -62,7 +62,6 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
         if s.threshold == "sweep":
             found.append(Segment(f"counts_{s.level}", "float64", slots))
             found.append(Segment(f"count_{s.level}", "float64", stage.groups))
-            found.append(Segment(f"open_{s.level}", "float64", NEWTON_TURNS))
     return found
 
 

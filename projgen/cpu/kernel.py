@@ -215,32 +215,35 @@ class StageCode:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A step of the driver that ends when all threads are done with it.
+    """Blocks that the threads share, and what the one that ends them does before the next phase.
 
-    ``kind``: "aggregate", "project" (the stage's blocks, shared), "newton" (its threshold sweeps)
-    or "solo": ``steps`` (action, stage), done by whoever comes first. ``counter`` is its first
-    counter on the desk.
+    ``kind``: "aggregate", "thresholds", "project" (blocks of the stage), or "newton" (threshold
+    sweeps over all of them). ``number`` is its place on the desk, the first of several for
+    "newton". ``after``: (action, stage) in order. After the ``final`` phase nobody waits.
     """
 
     kind: str
-    stage: StageCode | None
-    steps: tuple[tuple[str, StageCode | None], ...]
-    counter: int
+    stage: StageCode
+    number: int
+    after: tuple[tuple[str, StageCode | None], ...]
+    final: bool
 
     @property
     def checks(self) -> bool:
-        return ("check", None) in self.steps
+        return ("check", None) in self.after
 
     @property
     def title(self) -> str:
         """What the phase is for, in words."""
-        if self.stage is None:
-            return "the levels above, up to the root" if self.checks else "between the sweeps"
-        s = self.stage
         if self.kind in ("newton", "thresholds"):
-            return f"the thresholds of {s.label}"
+            return f"the thresholds of {self.stage.label}"
         verb = "aggregate" if self.kind == "aggregate" else "project"
-        return f"sweep {1 if verb == 'aggregate' else 2}: {verb} {s.label}"
+        return f"sweep {1 if verb == 'aggregate' else 2}: {verb} {self.stage.label}"
+
+    @property
+    def aside(self) -> str:
+        """What is done after it, in words."""
+        return "the levels above, up to the root" if self.checks else "between the sweeps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,20 +273,19 @@ class Kernel:
     phases: tuple[Phase, ...]
     segments: tuple[tuple[str, str], ...]  # (name, dtype)
     cells: tuple[str, ...]
-    counters: int
+    numbers: int  # of phases
     scratch: bool
     newton_turns: int
     version: int
 
     @property
-    def status_cell(self) -> int:
-        """Where the driver's verdict stands on the desk, after the counters and the seats."""
-        return CELL * (self.counters + 1)
+    def shares_cell(self) -> int:
+        """Where the counters of the threads' shares stand on the desk, after the phases."""
+        return CELL * (self.numbers + 1)
 
-    @property
-    def desk_size(self) -> int:
+    def desk_size(self, threads: int) -> int:
         """The int64 cells of a desk, all zero when a call begins."""
-        return CELL * (self.counters + 2)
+        return self.shares_cell + CELL * threads
 
     def unpack(self, body: str) -> str:
         """The lines that name those cells of the geometry that the driver's `body` uses."""

@@ -22,7 +22,7 @@ def lower(plan: Plan) -> Kernel:
         phases=phases,
         segments=tuple((segment.name, segment.dtype) for segment in segments(plan, stages)),
         cells=tuple(name for name, _ in cells(plan, stages, 1)),
-        counters=phases[-1].counter + 1,
+        numbers=phases[-1].number,
         scratch=scratch(stages) > 0,
         newton_turns=NEWTON_TURNS,
         version=VERSION,
@@ -30,7 +30,7 @@ def lower(plan: Plan) -> Kernel:
 
 
 def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
-    """Up the tree, check, down the tree; what one thread does in a row is one phase."""
+    """Up the tree, check, down the tree: what the threads share, and what one does after it."""
     actions: list[tuple[str, StageCode | None]] = []
     for s in reversed(stages):
         actions.append(("aggregate", s))
@@ -46,19 +46,21 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
         elif s.limited:
             actions.append(("limits", s))
         actions.append(("project", s))
-    counter = 0
-    solo: list[tuple[str, StageCode | None]] = []
-    for action, stage in actions:
-        blocks = action in ("aggregate", "project", "thresholds")
-        if not (action == "newton" or (blocks and stage and stage.stage.shared)):
-            solo.append((action, stage))
-            continue
-        if solo:
-            yield Phase("solo", None, tuple(solo), counter)
-            solo, counter = [], counter + 1
-        yield Phase(action, stage, (), counter)
-        counter += 2 * NEWTON_TURNS + 1 if action == "newton" else 1
-    assert not solo, "the leaf's projection comes last, and it is shared"
+    number, shared = 1, [i for i, step in enumerate(actions) if _is_shared(*step)]
+    assert shared[0] == 0 and shared[-1] == len(actions) - 1, "the leaf's sweeps are shared"
+    for i, following in zip(shared, [*shared[1:], len(actions)], strict=True):
+        kind, stage = actions[i]
+        assert stage is not None
+        final = i == shared[-1]
+        yield Phase(kind, stage, number, tuple(actions[i + 1 : following]), final)
+        number += NEWTON_TURNS if kind == "newton" else 1
+
+
+def _is_shared(action: str, stage: StageCode | None) -> bool:
+    """Whether threads share it; else the one that ends what came before does it alone."""
+    if stage is None or not stage.stage.shared:
+        return action == "newton"
+    return action in ("aggregate", "project", "thresholds", "newton")
 
 
 def _notes(plan: Plan) -> Iterator[str]:
