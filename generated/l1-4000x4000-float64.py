@@ -10,11 +10,13 @@ Written by projgen, codegen 1.
 
 import numpy as np
 from numba import carray, cfunc, njit, types
+from numba.core.cgutils import ir
 from numba.extending import intrinsic
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
+STRETCH = 64  # values that are worked on while those that lie ahead are asked for
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
@@ -98,6 +100,27 @@ def wait(desk, phase):
     return read(desk, 16 * phase + 8) - 1
 
 
+@intrinsic
+def ahead(typing_context, run, start):
+    """Ask for values that a thread comes to soon after run[start : start + STRETCH]. Where the run
+    ends before them, they are the next one's: a request for memory never fails.
+    """
+
+    def codegen(context, builder, signature, args):
+        word, flag = ir.IntType(64), ir.IntType(32)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        at = builder.bitcast(builder.gep(data, [args[1]]), pointer)
+        for line in range(8192, 8704, 64):
+            # to read, to keep, data
+            builder.call(prefetch, [builder.gep(at, [word(line)]), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(run, types.int64), codegen
+
+
 @njit(nogil=True, fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
@@ -119,8 +142,11 @@ def aggregate_0(y, slot, first, last, axes):
     at = 0
     row = y[at + first : at + last]
     a = 0.0
-    for j in range(row.size):
-        a = a + np.float64(abs(row[j]))
+    for start in range(0, row.size, STRETCH):
+        ahead(row, start)
+        part = row[start : start + STRETCH]
+        for j in range(part.size):
+            a = a + np.float64(abs(part[j]))
     g = 0
     slot[g] = slot[g] + a
 

@@ -292,6 +292,9 @@ def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
     extent = axes[loop].extent
     blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
     step = -(-extent // blocks)
+    if axes[loop].reduced and not axes[-1].reduced:  # rows of columns are read several at once
+        several = 16 if step >= 64 else 4
+        step = -(-step // several) * several
     return Cut(loop, step, -(-extent // step))
 
 

@@ -13,6 +13,8 @@ from functools import cached_property
 from projgen.cpu.nest import Counter, Nest, nest
 from projgen.plan import UNCUT, Plan, Stage, tile_width
 
+STRETCH_BYTES = 512
+DISTANCE = 8 << 10  # bytes from a stretch to what is asked for meanwhile: past the current page
 CELL = 16  # int64 from one counter of the desk to the next: two cache lines
 
 
@@ -29,6 +31,13 @@ class StageCode:
     def rows(self) -> int:
         """How many rows of columns are read together: more streams, when they come from afar."""
         return 16 if self.streamed else 4
+
+    @property
+    def stretched(self) -> bool:
+        """Whether runs come from main memory and are long: what lies ahead is worth asking for."""
+        itemsize = 4 if self.dtype == "float32" else 8
+        long = self.stage.axes[-1].extent * itemsize >= 8 * STRETCH_BYTES
+        return self.streamed and self.stage.unit and long
 
     @property
     def level(self) -> int:
@@ -301,6 +310,21 @@ class Kernel:
     @property
     def masks_64(self) -> bool:
         return any(s.norm == "linf" and s.dtype == "float64" for s in self.stages)
+
+    @property
+    def stretches(self) -> bool:
+        leaf = self.stages[-1]
+        return leaf.stretched and (self.in_place or leaf.walk == "rows")
+
+    @property
+    def stretch(self) -> int:
+        """How many values a stretch has."""
+        return STRETCH_BYTES // (4 if self.dtype == "float32" else 8)
+
+    @property
+    def lines_ahead(self) -> range:
+        """Where the cache lines lie that are asked for, in bytes from the start of a stretch."""
+        return range(DISTANCE, DISTANCE + STRETCH_BYTES, 64)
 
     @property
     def searches(self) -> bool:
