@@ -171,6 +171,7 @@ def _values(binding: Binding, a: Any) -> list[Any]:
         elif level.norm == "l2":
             values.insert(0, values[0].square().sum(dim=dims, keepdim=True).sqrt())
         else:
+            assert level.norm == "linf", level.norm
             values.insert(0, values[0].amax(dim=dims, keepdim=True))
     return values
 
@@ -186,6 +187,7 @@ def _torch_projection(binding: Binding, y: Any, radius: float) -> Any:
         elif level.norm == "l2":
             u = a * torch.where(norm > u, u / norm, 1.0)
         else:
+            assert level.norm == "l1", level.norm
             u = torch.where(norm > u, (a - _threshold(a, level.axes, u)).clamp(min=0), a)
         norm = a
     return torch.copysign(u, y)

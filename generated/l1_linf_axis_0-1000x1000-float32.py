@@ -228,8 +228,9 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @njit(nogil=True, fastmath=FAST)
-def limits_1(v0, u0, limit, lanes):
+def limits_1(v0, u0, limit, axes):
     """The limits of the groups of level 1, linf of y."""
+    lanes = axes[7]
     for g in range(v0.size):
         u = u0[g]
         v = v0[g]
@@ -295,7 +296,7 @@ def project(y_at, x_at, geometry, work, desk):
     seats = cells[39]
     memory_size = cells[40]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[13 : 20]
+    axes_1 = cells[13 : 21]
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
@@ -325,7 +326,7 @@ def project(y_at, x_at, geometry, work, desk):
         status = check(total, radius)
         if status == 0:
             project_0(v0, u0, total, radius, axes_0)
-            limits_1(v0, u0, limit_1, lanes_1)
+            limits_1(v0, u0, limit_1, axes_1)
         release(desk, 1, status)
     status = wait(desk, 1)
     if status != 0:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import Binding, bind
+from projgen.interpret import REFERENCES
 from projgen.outcome import Radius
 from projgen.projection import build
 from projgen.terminal import (
@@ -203,25 +204,49 @@ def _batch(binding: Binding, y: Array) -> tuple[int, ...]:
     return tuple(y.shape[axis] for axis in binding.batch)
 
 
-def _norm(name: str, a: Array, axes: tuple[int, ...]) -> Array:
-    if name == "l1":
-        return np.asarray(a.sum(axis=axes, keepdims=True))
-    if name == "l2":
-        return np.asarray(np.sqrt(np.square(a).sum(axis=axes, keepdims=True)))
+def _l1(a: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(a.sum(axis=axes, keepdims=True))
+
+
+def _l2(a: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(np.sqrt(np.square(a).sum(axis=axes, keepdims=True)))
+
+
+def _linf(a: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(a.max(axis=axes, keepdims=True))
 
 
-def _ball(name: str, a: Array, axes: tuple[int, ...], norm: Array, radius: Array) -> Array:
-    if name == "linf":
-        return np.minimum(a, radius)
-    if name == "l2":
-        return a * np.divide(radius, norm, out=np.ones_like(norm), where=norm > radius)
+def _l1_ball(a: Array, axes: tuple[int, ...], norm: Array, radius: Array) -> Array:
     rows = np.moveaxis(a, axes, range(-len(axes), 0)).reshape(*_kept(a, axes), -1)
     descending = -np.sort(-rows, axis=-1)
     counts = np.arange(1, rows.shape[-1] + 1, dtype=a.dtype)
     excess = descending.cumsum(axis=-1) - radius.reshape(*_kept(a, axes), 1)
     thresholds = (excess / counts).max(axis=-1).reshape(norm.shape)
     return np.where(norm > radius, np.maximum(a - np.maximum(thresholds, 0), 0), a)
+
+
+def _l2_ball(a: Array, axes: tuple[int, ...], norm: Array, radius: Array) -> Array:
+    return a * np.divide(radius, norm, out=np.ones_like(norm), where=norm > radius)
+
+
+def _linf_ball(a: Array, axes: tuple[int, ...], norm: Array, radius: Array) -> Array:
+    return np.minimum(a, radius)
+
+
+# Quicker than the reference, which never overflows; where there is no such version, it is timed.
+_NORMS = {"l1": _l1, "l2": _l2, "linf": _linf}
+_BALLS = {"l1": _l1_ball, "l2": _l2_ball, "linf": _linf_ball}
+
+
+def _norm(name: str, a: Array, axes: tuple[int, ...]) -> Array:
+    norm = _NORMS.get(name) or REFERENCES[name].norm
+    return norm(a, axes)
+
+
+def _ball(name: str, a: Array, axes: tuple[int, ...], norm: Array, radius: Array) -> Array:
+    if name in _BALLS:
+        return _BALLS[name](a, axes, norm, radius)
+    return np.where(norm > radius, REFERENCES[name].ball(a, axes, radius), a)
 
 
 def _kept(a: Array, axes: tuple[int, ...]) -> tuple[int, ...]:

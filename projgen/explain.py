@@ -12,18 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from projgen.bind import Binding
+from projgen.norms import NORMS
 from projgen.plan import Cut, Plan, Stage, Threshold, Walk
 from projgen.simplify import BATCH
 from projgen.terminal import TIMES, WIDTH, Terminal, format_bytes, format_count, format_shape
 
 VALUE_BYTES = 8  # of one group's value or radius: float64
-OPERATIONS = {"l1": 5, "l2": 3, "linf": 4}  # for each value, to aggregate and to project it
 
-_ENDS = {
-    "l1": "subtracts a threshold; values below it become zero",
-    "l2": "scales; the values of a group vanish together or not at all",
-    "linf": "clips; the values of a group vanish together or not at all",
-}
 _SEARCHES = {
     Threshold.ROW: "Newton steps, group after group, each while it is in cache",
     Threshold.TILE: "Newton steps on many groups at once, a tile that is kept in cache",
@@ -162,7 +157,7 @@ def explain(binding: Binding, plan: Plan, shape: tuple[int, ...], order: str) ->
         array_bytes=array_bytes,
         traffic=sum(step.bytes for step in steps if not step.repeated),
         newton_bytes=sum(step.bytes for step in steps if step.repeated),
-        operations=sum(stage.size * OPERATIONS[stage.norm] for stage in plan.stages),
+        operations=sum(stage.size * NORMS[stage.norm].operations for stage in plan.stages),
         span_log=sum(math.ceil(math.log2(size)) for size in sizes),
         span_sum=sum(sizes),
         product=math.prod(shape),
@@ -330,7 +325,7 @@ def _thresholds(e: Explanation, terminal: Terminal) -> Iterator[str]:
     for stage in e.plan.stages:
         on = "y" if stage.leaf else f"v{stage.level}"
         name = f"  {stage.norm} of {on}"
-        yield f"{terminal.level(stage.level, f'{name:14}')} {_ENDS[stage.norm]}"
+        yield f"{terminal.level(stage.level, f'{name:14}')} {NORMS[stage.norm].ball}"
         if stage.threshold:
             yield f"{'':15}{_SEARCHES[stage.threshold]}"
 

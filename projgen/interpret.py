@@ -6,6 +6,8 @@ throughout.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,14 +56,15 @@ def project(binding: Binding, y: npt.ArrayLike, radius: npt.ArrayLike) -> Array:
 
 def _value(level: Level, a: Array) -> Array:
     """Upward: the level's norm of each of its groups."""
-    return _NORMS[level.norm](_inner(level, a), level.axes)
+    return REFERENCES[level.norm].norm(_inner(level, a), level.axes)
 
 
 def _project(level: Level, a: Array, radius: Array) -> Array:
     """Downward: the level shares its radius out, and each share is the radius of a group below."""
     values = _inner(level, a)
-    inside = _NORMS[level.norm](values, level.axes) <= radius
-    u = np.where(inside, values, _BALLS[level.norm](values, level.axes, radius))
+    reference = REFERENCES[level.norm]
+    inside = reference.norm(values, level.axes) <= radius
+    u = np.where(inside, values, reference.ball(values, level.axes, radius))
     if not level.children:
         return u
     (child,) = level.children
@@ -117,16 +120,20 @@ def _linf_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:
     return np.minimum(a, radius)
 
 
-_NORMS: Mapping[str, Callable[[Array, tuple[int, ...]], Array]] = {
-    "l1": _l1,
-    "l2": _l2,
-    "linf": _linf,
-}
-_BALLS: Mapping[str, Callable[[Array, tuple[int, ...], Array], Array]] = {
-    "l1": _l1_ball,
-    "l2": _l2_ball,
-    "linf": _linf_ball,
-}
+class Reference(NamedTuple):
+    """A norm's value and the projection on its ball, of groups along some axes."""
+
+    norm: Callable[[Array, tuple[int, ...]], Array]
+    ball: Callable[[Array, tuple[int, ...], Array], Array]
+
+
+REFERENCES: Mapping[str, Reference] = MappingProxyType(
+    {
+        "l1": Reference(_l1, _l1_ball),
+        "l2": Reference(_l2, _l2_ball),
+        "linf": Reference(_linf, _linf_ball),
+    }
+)
 
 
 def _rows(a: Array, axes: tuple[int, ...]) -> Array:

@@ -12,34 +12,74 @@ from projgen.errors import quote
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """One norm of a group of values `a`.
+    """One norm of a group of values `a`: what the stages have to know, whatever the backend.
 
-    ``name`` is the canonical spelling, ``aliases`` are the others that a spec may use.
+    ``name`` is the canonical spelling, ``aliases`` are the others that a spec may use. ``ball``
+    says in words what the projection on its ball does to the values of a group, ``operations``
+    how much aggregating and projecting cost for each of them.
+
+    ``accumulates``: "sum" in float64, or "max" of the magnitudes' bits. ``squares``: of values,
+    which may leave the range of float64. ``sized``: the value depends on how many there are.
+    ``searches``: a group's limit is a threshold that has to be searched for; otherwise a formula
+    of its value and radius. ``rounds``: "down" or "up", where a limit in float32 goes so that the
+    group stays in its ball. ``merges``: equal neighbours are one level (see `projgen.simplify`).
     """
 
     name: str
     aliases: tuple[str, ...]
     formula: str
     summary: str
+    ball: str
+    operations: int
+    accumulates: str = "sum"
+    squares: bool = False
+    sized: bool = False
+    searches: bool = False
+    rounds: str = "down"
+    merges: bool = False
 
 
-NORMS: Mapping[str, Norm] = MappingProxyType(
-    {
-        norm.name: norm
-        for norm in (
-            Norm("l1", ("ℓ1", "ℓ₁"), "sum |a|", "the sum of the magnitudes; its ball zeroes some"),
-            Norm("l2", ("ℓ2", "ℓ₂"), "sqrt(sum a^2)", "the Euclidean length; its ball scales"),
-            Norm("linf", ("ℓ∞", "l∞"), "max |a|", "the largest magnitude; its ball clips"),
-        )
-    }
+_TABLE = (
+    Norm(
+        "l1",
+        ("ℓ1", "ℓ₁"),
+        "sum |a|",
+        "the sum of the magnitudes; its ball zeroes some",
+        ball="subtracts a threshold; values below it become zero",
+        operations=5,
+        searches=True,
+        rounds="up",
+    ),
+    Norm(
+        "l2",
+        ("ℓ2", "ℓ₂"),
+        "sqrt(sum a^2)",
+        "the Euclidean length; its ball scales",
+        ball="scales; the values of a group vanish together or not at all",
+        operations=3,
+        squares=True,
+        merges=True,
+    ),
+    Norm(
+        "linf",
+        ("ℓ∞", "l∞"),
+        "max |a|",
+        "the largest magnitude; its ball clips",
+        ball="clips; the values of a group vanish together or not at all",
+        operations=4,
+        accumulates="max",
+        merges=True,
+    ),
 )
+
+NORMS: Mapping[str, Norm] = MappingProxyType({norm.name: norm for norm in _TABLE})
 
 LATER: Mapping[str, str] = MappingProxyType(
     {"lp": "any exponent p >= 1", "l0": "a count of nonzeros", "simplex": "a probability simplex"}
 )
 """Norms that the language has room for and this version does not project on."""
 
-_SPELLINGS = {name: norm for norm in NORMS.values() for name in (norm.name, *norm.aliases)}
+_SPELLINGS = {name: norm for norm in _TABLE for name in (norm.name, *norm.aliases)}
 _SYNONYMS = {
     "manhattan": "l1",
     "sum": "l1",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from projgen.norms import NORMS
 from projgen.simplify import BATCH, Layout
 
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
@@ -36,7 +37,7 @@ class Walk(str, Enum):
 
 
 class Threshold(str, Enum):
-    """How an l1 level finds its groups' thresholds."""
+    """How a level whose norm searches for thresholds finds those of its groups."""
 
     ROW = "row"  # one group after the other, each in cache
     TILE = "tile"  # a cached tile of adjacent groups, all at once
@@ -175,7 +176,8 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
 
 def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     axes = _axes(layout, level, leaf)
-    lanes = _lanes(axes) if leaf and layout.norms[level] != "l1" else 1
+    searches = NORMS[layout.norms[level]].searches
+    lanes = _lanes(axes) if leaf and not searches else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
     itemsize = itemsize if leaf else 8
@@ -188,7 +190,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     whole = not (shared and axes[loop].reduced)
     direct = walk is not Walk.COLUMNS and alone and whole
     threshold, tiles = None, UNCUT
-    if layout.norms[level] == "l1":
+    if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
         if threshold is Threshold.TILE and shared:
             tiles = cut if walk is Walk.PACKED else _cut_for_tiles(axes, itemsize)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from projgen.bind import Binding
+from projgen.norms import NORMS
 
 BATCH = -1
-_ASSOCIATIVE = frozenset({"linf", "l2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _levels(binding: Binding, shape: Sequence[int]) -> tuple[tuple[str, ...], di
     for level in binding.levels:
         if all(shape[axis] == 1 for axis in level.axes):
             continue
-        if not (norms and norms[-1] == level.norm and level.norm in _ASSOCIATIVE):
+        if not (norms and norms[-1] == level.norm and NORMS[level.norm].merges):
             norms.append(level.norm)
         owner.update(dict.fromkeys(level.axes, len(norms) - 1))
     return tuple(norms) or ("linf",), owner

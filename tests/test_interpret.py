@@ -68,9 +68,7 @@ FRACTIONS = st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.999]) | st.floats(1e-9, 1.0)
 
 
 def slow_norm(name: str, group: Iterable[float]) -> float:
-    if name == "l1":
-        return math.fsum(group)
-    return math.hypot(*group) if name == "l2" else max(group)
+    return {"l1": math.fsum, "l2": lambda group: math.hypot(*group), "linf": max}[name](group)
 
 
 def slow_ball(name: str, group: Mapping[Index, float], radius: float) -> dict[Index, float]:
@@ -81,6 +79,7 @@ def slow_ball(name: str, group: Mapping[Index, float], radius: float) -> dict[In
     if name == "l2":
         length = slow_norm("l2", group.values())
         return {index: value * (radius / length) for index, value in group.items()}
+    assert name == "l1", name
     low, high = 0.0, max(group.values())
     for _ in range(200):
         threshold = (low + high) / 2

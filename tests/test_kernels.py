@@ -20,8 +20,8 @@ from support import (
 )
 
 import projgen
+from projgen.norms import NORMS
 
-NORMS = ["l1", "l2", "linf"]
 CHAINS = [
     *NORMS,
     *[f"{a}({b})" for a in NORMS for b in NORMS],

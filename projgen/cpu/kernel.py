@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from projgen.cpu.nest import Counter, Nest, nest
+from projgen.norms import NORMS
 from projgen.plan import UNCUT, Plan, Stage, tile_width
 
 STRETCH_BYTES = 512
@@ -48,6 +49,11 @@ class StageCode:
         return self.stage.norm
 
     @property
+    def macros(self) -> str:
+        """The template of its norm: how to aggregate and to project one value."""
+        return f"cpu/norms/{self.norm}.py.j2"
+
+    @property
     def leaf(self) -> bool:
         return self.stage.leaf
 
@@ -80,8 +86,18 @@ class StageCode:
         return "MAGNITUDE_32" if self.dtype == "float32" else "MAGNITUDE_64"
 
     @property
+    def bitwise(self) -> bool:
+        """Whether the aggregation reads values as bits: for largest magnitudes."""
+        return NORMS[self.norm].accumulates == "max"
+
+    @property
+    def sized(self) -> bool:
+        """Whether a group's value depends on how many it has."""
+        return NORMS[self.norm].sized
+
+    @property
     def accumulator(self) -> str:
-        return self.bits if self.norm == "linf" else "float64"
+        return self.bits if self.bitwise else "float64"
 
     @property
     def walk(self) -> str:
@@ -174,13 +190,17 @@ class StageCode:
     @property
     def size(self) -> str:
         """How many values a group has."""
-        axes = enumerate(self.stage.axes)
-        extents = [f"n{i}" for i, axis in axes if axis.reduced]
-        return (
-            str(self.stage.inner)
-            if self.stage.inner and len(extents) == 1
-            else (" * ".join(extents))
-        )
+        extents = [f"n{i}" for i, axis in enumerate(self.stage.axes) if axis.reduced]
+        if self.stage.inner and len(extents) == 1:
+            return str(self.stage.inner)
+        return " * ".join([*extents, *(["lanes"] if self.widened else [])])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ``axes`` holds: neighbours in the geometry of a call."""
+        rank = range(len(self.stage.axes))
+        extents = [f"{kind}{i}" for kind in "nst" for i in rank]
+        return (*extents, "pitch", *(["lanes"] if self.widened else []))
 
     @property
     def label(self) -> str:
@@ -215,10 +235,8 @@ class StageCode:
 
     def unpack(self, body: str) -> str:
         """The line that names those extents and strides that a function's `body` uses."""
-        rank = len(self.stage.axes)
-        names = [f"{kind}{i}" for kind in "nst" for i in range(rank)] + ["pitch"]
-        used = [name for name in names if re.search(rf"\b{name}\b", body)]
-        cells = ", ".join(f"axes[{names.index(name)}]" for name in used)
+        used = [name for name in self.names if re.search(rf"\b{name}\b", body)]
+        cells = ", ".join(f"axes[{self.names.index(name)}]" for name in used)
         return f"    {', '.join(used)} = {cells}\n" if used else ""
 
 
@@ -303,13 +321,18 @@ class Kernel:
             f"    {name} = cells[{i}]\n" for i, name in enumerate(self.cells) if name in used
         )
 
+    def axes(self, s: StageCode) -> str:
+        """The cells of the geometry that a level's functions take as ``axes``."""
+        first = self.cells.index(f"n0_{s.level}")
+        return f"{first} : {first + len(s.names)}"
+
     @property
     def masks_32(self) -> bool:
-        return any(s.norm == "linf" and s.dtype == "float32" for s in self.stages)
+        return any(s.bitwise and s.dtype == "float32" for s in self.stages)
 
     @property
     def masks_64(self) -> bool:
-        return any(s.norm == "linf" and s.dtype == "float64" for s in self.stages)
+        return any(s.bitwise and s.dtype == "float64" for s in self.stages)
 
     @property
     def stretches(self) -> bool:
@@ -342,15 +365,15 @@ class Kernel:
 
     @property
     def squares(self) -> bool:
-        return any(s.norm == "l2" for s in self.stages)
+        return any(NORMS[s.norm].squares for s in self.stages)
 
     @property
     def rounds_down(self) -> bool:
-        return self.dtype == "float32" and self.stages[-1].norm in ("linf", "l2")
+        return self.dtype == "float32" and NORMS[self.stages[-1].norm].rounds == "down"
 
     @property
     def rounds_up(self) -> bool:
-        return self.dtype == "float32" and self.stages[-1].norm == "l1"
+        return self.dtype == "float32" and NORMS[self.stages[-1].norm].rounds == "up"
 
 
 def stage_codes(plan: Plan) -> tuple[StageCode, ...]:

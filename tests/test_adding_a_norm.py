@@ -1,0 +1,74 @@
+"""A norm is an entry of the table, a file of macros and a reference: what CONTRIBUTING says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from projgen.norms import NORMS
+
+ROOT = Path(__file__).parent.parent
+CHECKED = [
+    "test_templates.py::test_norms_offer_the_same_macros_and_all_are_used",
+    "test_templates.py::test_every_template_is_reached",
+    "test_spec_errors.py",
+    "test_kernels.py::test_chains_of_one_and_two_levels[l1(rms(axis=0))]",
+    "test_kernels.py::test_rehearsed[rms(l1(axis=0))-float64]",
+    "test_kernels.py::test_rehearsed[rms(rms)-float32]",
+    "test_kernels.py::test_rehearsed[linf(rms(axis=0))-float32]",
+    "test_kernels.py::test_packed_groups_of_every_length[rms-float32]",
+    "test_cli.py::test_the_numpy_that_bench_times_is_right[0.0-rms]",
+    "test_cli.py::test_the_numpy_that_bench_times_is_right[0.5-rms]",
+]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources with the norm that CONTRIBUTING adds, by no more than its snippets."""
+    assert "rms" not in NORMS
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Adding a norm") :]
+    blocks = re.findall(r"```(?:python|jinja)\n(.*?)```", section, re.DOTALL)
+    entry, functions, registration, macros = map(textwrap.dedent, blocks)
+    root = tmp_path_factory.mktemp("copy")
+    for folder in ("projgen", "templates", "grammars", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    insert(root / "projgen/norms.py", "_TABLE = (\n", entry)
+    insert(root / "projgen/interpret.py", "MappingProxyType(\n    {\n", registration)
+    insert(root / "projgen/interpret.py", "import numpy.typing as npt\n", "import math\n")
+    last = "# is asked only about groups outside it, and its answer for the others is not used.\n"
+    insert(root / "projgen/interpret.py", last, f"\n\n{functions}")
+    (root / "templates/cpu/norms/rms.py.j2").write_text(macros, encoding="utf-8")
+    return root
+
+
+def insert(path: Path, after: str, snippet: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(after) == 1
+    path.write_text(text.replace(after, after + snippet), encoding="utf-8")
+
+
+def run(copy: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_copys_own_tests_pass(copy: Path) -> None:
+    """Among them compiled kernels, whose rows are widened, and every kind of block."""
+    paths = [f"tests/{check}" for check in CHECKED]
+    assert "passed" in run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+
+
+def test_it_is_explained(copy: Path) -> None:
+    text = run(copy, "-m", "projgen", "explain", "linf(rms)", "--shape", "30x40")
+    assert re.search(r"rms of y +scales; the values", text)
