@@ -7,6 +7,7 @@ threads have one each.
 from __future__ import annotations
 
 import ctypes
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from projgen.compiler import Compiled, load_kernel
 from projgen.cpu.geometry import geometry
 from projgen.cpu.pool import team
+from projgen.cpu.sharing import Sharing
 
 Array = NDArray[Any]
 
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
-LONG_BYTES = 8 << 20  # from this on, it is worth waking
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
@@ -63,7 +64,7 @@ class Call:
         self._idle: list[Workspace] = []
         size = leaf.size * plan.itemsize
         self._followers = threads - 1 if size >= SHARED_BYTES else 0
-        self._short = size < LONG_BYTES
+        self._sharing = Sharing()
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
@@ -107,11 +108,16 @@ class Call:
             work.memory_at,
             work.desk_at,
         )
-        if self._followers:
-            verdict = team().run((self._address, *arguments), self._followers, self._short)
-            if verdict is not None:
-                return verdict
-        return int(self._entry(*arguments))
+        if not self._followers:
+            return int(self._entry(*arguments))
+        share = self._sharing.choose()
+        started = perf_counter()
+        verdict = team().run((self._address, *arguments), self._followers) if share else None
+        if verdict is None:  # alone, or the team is at work on another call
+            share, verdict = False, int(self._entry(*arguments))
+        if verdict == self.PROJECTED:  # the others are over after the first sweep
+            self._sharing.learn(share, perf_counter() - started)
+        return verdict
 
 
 def _aligned(size: int, dtype: Any) -> Array:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from projgen.cpu.load import load
 from projgen.render import render_team
 
 PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds
-SOON = 300e-6  # seconds from the start of a call to that of one that follows closely
 
 _POINTER = ctypes.c_void_p
 _LEAD = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER)
@@ -42,25 +40,17 @@ class Team:
         self._at = int(self._board.ctypes.data)
         self._call = slice(module.CALL, module.FOLLOWERS + 1)
         self._busy = threading.Lock()
-        self._last = 0.0  # when the last call began
         self._asleep: list[threading.Event] = []
         self._followers = 0
 
-    def run(
-        self, call: tuple[int, int, int, int, int, int], followers: int, short: bool
-    ) -> int | None:
+    def run(self, call: tuple[int, int, int, int, int, int], followers: int) -> int | None:
         """Call the function at address ``call[0]`` with the five addresses after it, together.
 
-        None, and nothing done, if the team is at work on another call; or if it is asleep, and a
-        `short` call is not worth waking it: not the first one, that is, of several in a row.
+        None, and nothing done, if the team is at work on another call.
         """
         if not self._busy.acquire(blocking=False):
             return None
         try:
-            now = perf_counter()
-            soon, self._last = now - self._last < SOON, now
-            if short and self._asleep and not soon:
-                return None
             self._board[self._call] = (*call, followers)
             while self._followers < followers:
                 self._followers += 1

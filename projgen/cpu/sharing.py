@@ -1,0 +1,53 @@
+"""Whether a kernel's calls are quicker shared with the team or alone: found out by trying.
+
+Sizes do not tell. The other processors may be busy, asleep, or far from this one's cache; a call may
+come alone or be one of many in a row. Results are the same either way, to the bit.
+"""
+
+from __future__ import annotations
+
+TRIES = 6  # calls that alternate at first: the first of each kind meets cold caches
+PATIENT = 16  # calls from one look at the slower way to the next; doubles while nothing changes
+PATIENCE = 1024  # and stops doubling here
+WEIGHT = 0.25  # of the latest call in the running average of its kind
+
+
+class Sharing:
+    """What is known of the calls of one kernel. Not exact if threads learn at once; never wrong."""
+
+    __slots__ = ("_calls", "_look", "_pause", "_seconds")
+
+    def __init__(self) -> None:
+        self._seconds: dict[bool, float] = {}
+        self._calls = 0
+        self._pause = PATIENT
+        self._look = TRIES + PATIENT
+
+    def choose(self) -> bool:
+        """Whether to share the next call."""
+        self._calls += 1
+        if self._calls <= TRIES:
+            return self._calls % 2 == 1
+        if self._calls < self._look:
+            return self.pays
+        self._pause = min(2 * self._pause, PATIENCE)
+        self._look = self._calls + self._pause
+        return not self.pays
+
+    def learn(self, shared: bool, seconds: float) -> None:
+        """A call took so long."""
+        paid = self.pays
+        known = self._seconds.get(shared)
+        if known is None or shared != paid or self._calls <= TRIES:
+            self._seconds[shared] = seconds  # the latest look is all there is to go by
+        else:
+            # A thread that was interrupted says little: several in a row do.
+            self._seconds[shared] = known + WEIGHT * (min(seconds, 2 * known) - known)
+        if self.pays != paid:
+            self._pause = PATIENT
+            self._look = self._calls + PATIENT
+
+    @property
+    def pays(self) -> bool:
+        """Whether sharing has been the quicker way, as far as is known."""
+        return self._seconds.get(True, 0.0) <= self._seconds.get(False, float("inf"))
