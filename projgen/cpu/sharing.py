@@ -1,7 +1,7 @@
 """Whether a kernel's calls are quicker shared with the team or alone: found out by trying.
 
-Sizes do not tell. The other processors may be busy, asleep, or far from this one's cache; a call may
-come alone or be one of many in a row. Results are the same either way, to the bit.
+Sizes do not tell. The other processors may be busy, asleep, or far from this one's cache; a call
+may come alone or be one of many in a row. Results are the same either way, to the bit.
 """
 
 from __future__ import annotations
