@@ -68,6 +68,7 @@ CANON = (
     Exhibit("one group, thresholds by sweeps", "l1", (4000, 4000), "float64"),
     Exhibit("columns, thresholds by sweeps", "linf(l1(axis=0))", (100_000, 40)),
     Exhibit("a convolution's filters", "l1(linf(axis=(1, 2, 3)))", (64, 32, 3, 3)),
+    Exhibit("its input channels", "l1(linf(axis=(0, 2, 3)))", (64, 32, 3, 3)),
     Exhibit("interleaved axes and a batch", "l1(linf(axis=(0, 2)), axis=3)", (50, 20, 30, 40)),
     Exhibit("a deep tree", "l1(l2(linf(l1)))", (16, 24, 32, 100)),
 )

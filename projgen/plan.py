@@ -20,6 +20,7 @@ MAX_BLOCKS = 256
 SCRATCH_BYTES = 1024 << 10  # of one thread's tile: stays in a core's second-level cache
 FAR_SCRATCH_BYTES = 4 << 20  # where y is in main memory: wide tiles, since it is read in long runs
 SHORT = 32  # groups of fewer adjacent values are handled many at a time
+TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
@@ -77,7 +78,8 @@ class Stage:
     a slot of partial accumulators, and the slots are combined in order. ``unit``: the innermost
     loop is contiguous. ``inner`` is the innermost extent where it is worth writing into the
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
-    one of them. ``lanes``: so many rows of few columns are taken as one wide row.
+    one of them. ``lanes``: so many rows of few columns are taken as one wide row. ``together``: so
+    many adjacent columns are one group.
     """
 
     level: int
@@ -92,12 +94,18 @@ class Stage:
     inner: int
     shared: bool
     lanes: int
+    together: int
     threshold: Threshold | None
 
     @property
     def groups(self) -> int:
         """How many groups the level has: values of the level above."""
-        return math.prod(axis.extent for axis in self.axes if not axis.reduced) // self.lanes
+        return self.columns // (self.lanes * self.together)
+
+    @property
+    def columns(self) -> int:
+        """How many accumulators the level has, where several make a group."""
+        return math.prod(axis.extent for axis in self.axes if not axis.reduced)
 
     @property
     def group_size(self) -> int:
@@ -180,6 +188,9 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     lanes = _lanes(axes) if leaf and not searches else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
+    together = _together(axes) if leaf and not searches else 1
+    if together > 1:
+        axes = _side_by_side(axes)
     itemsize = itemsize if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
     walk = _walk(axes, leaf, unit)
@@ -214,6 +225,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
         inner,
         shared,
         lanes,
+        together,
         threshold,
     )
 
@@ -248,6 +260,23 @@ def _widened(axes: Sequence[Axis], lanes: int) -> tuple[Axis, ...]:
         Axis(True, rows.extent // lanes, rows.stride * lanes, rows.out_stride * lanes),
         replace(columns, extent=columns.extent * lanes),
     )
+
+
+def _together(axes: Sequence[Axis]) -> int:
+    """How many values a group has side by side, if it has more elsewhere and runs are short.
+
+    Such runs are columns of their own, which are joined at the end: the loops are long then.
+    """
+    if len(axes) < 3 or not axes[-1].reduced or axes[-2].reduced:
+        return 1
+    elsewhere = any(axis.reduced for axis in axes[:-1])
+    dense = _dense(replace(axes[-2], reduced=True), axes[-1]) and axes[-1].stride == 1
+    return axes[-1].extent if elsewhere and dense and axes[-1].extent <= TOGETHER else 1
+
+
+def _side_by_side(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    *others, groups, run = axes
+    return (*others, replace(run, reduced=False, extent=groups.extent * run.extent))
 
 
 def _dense(outer: Axis, inner: Axis) -> bool:

@@ -33,6 +33,8 @@ OFTEN |= {"l2(l1(axis=0))"}
 DEEP = {
     "l1(l2(linf))": (8, 30, 70),
     "l1(linf(axis=(0, 2)))": (20, 30, 40),
+    "l1(linf(axis=(0, 2, 3)))": (20, 12, 3, 3),  # runs side by side
+    "l2(l2(linf(axis=(1, 3))))": (4, 30, 6, 5),
     "l1(axis=-1)": (40, 50),
     "l1(linf(axis=1), axis=3)": (3, 20, 4, 30),
     "linf(l1(l2(axis=0)))": (16, 30, 40),

@@ -52,11 +52,11 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
         if not s.leaf:
             found.append(Segment(f"v{s.level}", "float64", stage.size))
             found.append(Segment(f"u{s.level}", "float64", stage.size))
-        slots = stage.groups * stage.lanes * (stage.cut.blocks if s.partial else 1)
+        slots = stage.columns * (stage.cut.blocks if s.partial else 1)
         if not stage.direct or s.threshold == "sweep":
             found.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.limited:
-            found.append(Segment(f"limit_{s.level}", s.dtype, stage.groups * stage.lanes))
+            found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
         if s.threshold == "tile":
             found.append(Segment(f"hints_{s.level}", "float64", 8))
         if s.threshold == "sweep":

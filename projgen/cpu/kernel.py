@@ -193,7 +193,8 @@ class StageCode:
         extents = [f"n{i}" for i, axis in enumerate(self.stage.axes) if axis.reduced]
         if self.stage.inner and len(extents) == 1:
             return str(self.stage.inner)
-        return " * ".join([*extents, *(["lanes"] if self.widened else [])])
+        together = [str(self.stage.together)] if self.stage.together > 1 else []
+        return " * ".join([*extents, *together, *(["lanes"] if self.widened else [])])
 
     @property
     def names(self) -> tuple[str, ...]:
