@@ -177,12 +177,12 @@ def aggregate_0(v0, slot, first, last, axes):
 @njit(nogil=True, fastmath=FAST)
 def combine_0(slots, blocks, total):
     """Join what the blocks accumulated of level 0, l1 of v0."""
-    groups = total.size
+    columns = total.size
     for b in range(1, blocks):
-        slot = slots[b * groups : (b + 1) * groups]
-        for g in range(groups):
-            slots[g] = slots[g] + slot[g]
-    for g in range(groups):
+        slot = slots[b * columns : (b + 1) * columns]
+        for j in range(columns):
+            slots[j] = slots[j] + slot[j]
+    for g in range(columns):
         total[g] = slots[g]
 
 

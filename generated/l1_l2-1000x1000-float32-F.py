@@ -154,15 +154,25 @@ def aggregate_1(y, slot, first, last, axes):
 
 
 @njit(nogil=True, fastmath=FAST)
-def combine_1(slots, blocks, v0):
+def combine_1(slots, blocks, v0, axes):
     """Join what the blocks accumulated of level 1, l2 of y."""
-    groups = v0.size
+    n1, lanes = axes[1], axes[7]
+    columns = v0.size * lanes
     for b in range(1, blocks):
-        slot = slots[b * groups : (b + 1) * groups]
-        for g in range(groups):
-            slots[g] = slots[g] + slot[g]
-    for g in range(groups):
-        v0[g] = math.sqrt(slots[g])
+        slot = slots[b * columns : (b + 1) * columns]
+        for j in range(columns):
+            slots[j] = slots[j] + slot[j]
+    width = n1 // lanes
+    for g in range(0, v0.size, width):
+        row = slots[g * lanes : (g + width) * lanes]
+        left = lanes
+        while left > 1:  # half of them onto the others, in one long loop
+            half = left // 2
+            left -= half
+            for j in range(half * width):
+                row[j] = row[j] + row[left * width + j]
+        for j in range(width):
+            v0[g + j] = math.sqrt(row[j])
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -236,15 +246,20 @@ def project_0(v0, u0, total, radius, axes):
 @njit(nogil=True, fastmath=FAST)
 def limits_1(v0, u0, limit, axes):
     """The limits of the groups of level 1, l2 of y."""
-    lanes = axes[7]
-    for g in range(v0.size):
-        u = u0[g]
-        v = v0[g]
-        limit[g] = down(u / v) if u < v else np.float32(1)
-    groups = v0.size
-    for lane in range(1, lanes):
-        for g in range(groups):
-            limit[lane * groups + g] = limit[g]
+    n1, lanes = axes[1], axes[7]
+    width = n1 // lanes
+    for g in range(0, v0.size, width):
+        row = limit[g * lanes : (g + width) * lanes]
+        for j in range(width):
+            u = u0[g + j]
+            v = v0[g + j]
+            row[j] = down(u / v) if u < v else np.float32(1)
+        done = 1
+        while done < lanes:  # twice as many each time, in one long loop
+            more = min(done, lanes - done)
+            for j in range(more * width):
+                row[done * width + j] = row[j]
+            done += more
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -327,7 +342,7 @@ def project(y_at, x_at, geometry, work, desk):
         done += 1
     if complete(desk, 1, done, blocks_1):
         # the levels above, up to the root
-        combine_1(slots_1, blocks_1 * lanes_1, v0)
+        combine_1(slots_1, blocks_1, v0, axes_1)
         aggregate_0(v0, total, axes_0)
         status = check(total, radius)
         if status == 0:

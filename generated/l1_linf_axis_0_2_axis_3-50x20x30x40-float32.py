@@ -124,12 +124,12 @@ def check(total, radius):
 @njit(nogil=True, fastmath=FAST)
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, linf of y."""
-    n1, n2, n3, s0, s1, s2 = axes[1], axes[2], axes[3], axes[4], axes[5], axes[6]
+    n0, n2, n3, s0, s1, s2 = axes[0], axes[2], axes[3], axes[4], axes[5], axes[6]
     bits = y.view(np.int32)
-    for i1 in range(0, n1):
+    for i1 in range(first, last):
         slot[i1 * n3 : i1 * n3 + n3] = 0
-    for i0 in range(first, last):
-        for i1 in range(0, n1):
+    for i0 in range(0, n0):
+        for i1 in range(first, last):
             values = slot[i1 * n3 : i1 * n3 + n3]
             whole = n2 - (n2 - 0) % 4
             for i2 in range(0, whole, 4):
@@ -151,15 +151,25 @@ def aggregate_1(y, slot, first, last, axes):
 
 
 @njit(nogil=True, fastmath=FAST)
-def combine_1(slots, blocks, v0):
+def combine_1(slots, blocks, v0, axes):
     """Join what the blocks accumulated of level 1, linf of y."""
-    groups = v0.size
+    n3, lanes = axes[3], axes[13]
+    columns = v0.size * lanes
     for b in range(1, blocks):
-        slot = slots[b * groups : (b + 1) * groups]
-        for g in range(groups):
-            slots[g] = max(slots[g], slot[g])
-    for g in range(groups):
-        v0[g] = np.float64(np.int32(slots[g]).view(np.float32))
+        slot = slots[b * columns : (b + 1) * columns]
+        for j in range(columns):
+            slots[j] = max(slots[j], slot[j])
+    width = n3 // lanes
+    for g in range(0, v0.size, width):
+        row = slots[g * lanes : (g + width) * lanes]
+        left = lanes
+        while left > 1:  # half of them onto the others, in one long loop
+            half = left // 2
+            left -= half
+            for j in range(half * width):
+                row[j] = max(row[j], row[left * width + j])
+        for j in range(width):
+            v0[g + j] = np.float64(np.int32(row[j]).view(np.float32))
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -234,20 +244,30 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @njit(nogil=True, fastmath=FAST)
-def limits_1(v0, u0, limit):
+def limits_1(v0, u0, limit, axes):
     """The limits of the groups of level 1, linf of y."""
-    for g in range(v0.size):
-        u = u0[g]
-        v = v0[g]
-        limit[g] = down(u) if u < v else np.float32(np.inf)
+    n3, lanes = axes[3], axes[13]
+    width = n3 // lanes
+    for g in range(0, v0.size, width):
+        row = limit[g * lanes : (g + width) * lanes]
+        for j in range(width):
+            u = u0[g + j]
+            v = v0[g + j]
+            row[j] = down(u) if u < v else np.float32(np.inf)
+        done = 1
+        while done < lanes:  # twice as many each time, in one long loop
+            more = min(done, lanes - done)
+            for j in range(more * width):
+                row[done * width + j] = row[j]
+            done += more
 
 
 @njit(nogil=True, fastmath=FAST)
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, linf of y."""
-    n1, n2, n3, s0, s1, s2, t0, t1, t2 = axes[1], axes[2], axes[3], axes[4], axes[5], axes[6], axes[8], axes[9], axes[10]
-    for i0 in range(first, last):
-        for i1 in range(0, n1):
+    n0, n2, n3, s0, s1, s2, t0, t1, t2 = axes[0], axes[2], axes[3], axes[4], axes[5], axes[6], axes[8], axes[9], axes[10]
+    for i0 in range(0, n0):
+        for i1 in range(first, last):
             limits = limit[i1 * n3 : i1 * n3 + n3]
             for i2 in range(0, n2):
                 at = i0 * s0 + i1 * s1 + i2 * s2
@@ -298,7 +318,7 @@ def project(y_at, x_at, geometry, work, desk):
     seats = cells[48]
     memory_size = cells[49]
     axes_0 = cells[2 : 9]
-    axes_1 = cells[16 : 29]
+    axes_1 = cells[16 : 30]
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
@@ -319,16 +339,16 @@ def project(y_at, x_at, geometry, work, desk):
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+        aggregate_1(y, slots_1, first, last, axes_1)
         done += 1
     if complete(desk, 1, done, blocks_1):
         # the levels above, up to the root
-        combine_1(slots_1, blocks_1, v0)
+        combine_1(slots_1, 1, v0, axes_1)
         aggregate_0(v0, total, axes_0)
         status = check(total, radius)
         if status == 0:
             project_0(v0, u0, total, radius, axes_0)
-            limits_1(v0, u0, limit_1)
+            limits_1(v0, u0, limit_1, axes_1)
         release(desk, 1, status)
     status = wait(desk, 1)
     if status != 0:

@@ -156,12 +156,12 @@ def aggregate_1(y, slot, first, last, axes):
 @njit(nogil=True, fastmath=FAST)
 def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l1 of y."""
-    groups = v0.size
+    columns = v0.size
     for b in range(1, blocks):
-        slot = slots[b * groups : (b + 1) * groups]
-        for g in range(groups):
-            slots[g] = slots[g] + slot[g]
-    for g in range(groups):
+        slot = slots[b * columns : (b + 1) * columns]
+        for j in range(columns):
+            slots[j] = slots[j] + slot[j]
+    for g in range(columns):
         v0[g] = slots[g]
 
 

@@ -19,9 +19,10 @@ BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
 SCRATCH_BYTES = 1024 << 10  # of one thread's tile: stays in a core's second-level cache
 FAR_SCRATCH_BYTES = 4 << 20  # where y is in main memory: wide tiles, since it is read in long runs
-SHORT = 32  # groups of fewer adjacent values are handled many at a time
+SHORT = 63  # groups of up to so many adjacent values are handled many at a time
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
+NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
@@ -78,8 +79,8 @@ class Stage:
     a slot of partial accumulators, and the slots are combined in order. ``unit``: the innermost
     loop is contiguous. ``inner`` is the innermost extent where it is worth writing into the
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
-    one of them. ``lanes``: so many rows of few columns are taken as one wide row. ``together``: so
-    many adjacent columns are one group.
+    one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
+    group has as many accumulators. ``together``: so many adjacent columns are one group.
     """
 
     level: int
@@ -246,17 +247,24 @@ def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
 
 
 def _lanes(axes: Sequence[Axis]) -> int:
-    """How many rows of columns, if few lie densely, make one row of about `WIDE` columns."""
-    if len(axes) != 2 or axes[1].reduced or not _dense(replace(axes[0], reduced=False), axes[1]):
+    """How many rows of columns, if few lie densely, make one row: of about `WIDE` columns, or
+    of about `NARROW` where there is one such block after the other, each with its own groups."""
+    if len(axes) < 2 or axes[-1].reduced or not axes[-2].reduced:
         return 1
-    rows, columns = axes[0].extent, axes[1].extent
-    fitting = range(1, max(1, min(2 * WIDE // columns, rows // 4)) + 1)
-    return max(lanes for lanes in fitting if rows % lanes == 0)
+    if not _dense(replace(axes[-2], reduced=False), axes[-1]) or axes[-1].stride != 1:
+        return 1
+    rows, columns = axes[-2].extent, axes[-1].extent
+    if len(axes) == 2:
+        most = min(2 * WIDE // columns, rows // 4)
+    else:  # accumulators should be few beside the values, but make whole vectors
+        most = min(NARROW // columns, max(rows // 8, min(64 // columns, rows // 2)))
+    return max(lanes for lanes in range(1, max(1, most) + 1) if rows % lanes == 0)
 
 
 def _widened(axes: Sequence[Axis], lanes: int) -> tuple[Axis, ...]:
-    rows, columns = axes
+    *others, rows, columns = axes
     return (
+        *others,
         Axis(True, rows.extent // lanes, rows.stride * lanes, rows.out_stride * lanes),
         replace(columns, extent=columns.extent * lanes),
     )

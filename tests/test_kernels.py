@@ -35,6 +35,7 @@ DEEP = {
     "l1(linf(axis=(0, 2)))": (20, 30, 40),
     "l1(linf(axis=(0, 2, 3)))": (20, 12, 3, 3),  # runs side by side
     "l2(l2(linf(axis=(1, 3))))": (4, 30, 6, 5),
+    "l1(linf(axis=1))": (20, 48, 5),  # few columns, taken as wide rows
     "l1(axis=-1)": (40, 50),
     "l1(linf(axis=1), axis=3)": (3, 20, 4, 30),
     "linf(l1(l2(axis=0)))": (16, 30, 40),
@@ -325,3 +326,22 @@ def test_teams(spec: str, shape: tuple[int, ...], threads: int, team: Any, insid
         assert p.norm(y) == pytest.approx(norm(spec, y), rel=1e-14)
         with pytest.raises(ValueError, match="nothing was written"):
             p(bad, radius)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("l1({}(axis=1))", (3, 48, 5)),  # blocks of few columns, each taken as one wide row
+        ("l1({}(axis=1))", (7, 33, 2)),
+        ("l1({}(axis=(0, 2)))", (9, 7, 3)),  # short runs, each a few columns
+        ("l1({}(axis=(1, 3)))", (3, 5, 4, 6)),
+    ],
+)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_groups_of_several_columns(
+    norm: str, spec: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    with rehearsals(BLOCK_BYTES=256):
+        for y in values(dtype, shape).values():
+            check(spec.format(norm), y)
