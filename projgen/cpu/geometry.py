@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from projgen.cpu.kernel import Segment, StageCode, stage_codes
+from projgen.cpu.kernel import Segment
+from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
