@@ -206,6 +206,8 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     threshold, tiles = None, UNCUT
     if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if threshold is Threshold.TILE and not shared:
+            threshold = Threshold.ROW  # a small vector: its columns are searched one by one
         if threshold is Threshold.TILE and shared:
             tiles = cut if walk is Walk.PACKED else _cut_for_tiles(axes, itemsize)
     inner = axes[-1].extent

@@ -74,6 +74,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         rows, pitch = s.stage.group_size, s.width
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
+        if s.gathered:
+            sizes.append(rows)
         if s.threshold == "tile":
             sizes.append(8 + 3 * pitch + (rows + TOGETHER + 2) * pitch * itemsize // 8)
         if s.walk == "packed":

@@ -135,6 +135,11 @@ class StageCode:
         return self.threshold in ("sweep", "tile") or self.walk == "columns"
 
     @property
+    def gathered(self) -> bool:
+        """Whether the values of each group are brought together for the search."""
+        return self.threshold == "row" and self.walk == "columns"
+
+    @property
     def rows_of_tile(self) -> str:
         """How many rows a tile has: one for each value of a group."""
         return str(self.stage.inner) if self.walk == "packed" else f"n{len(self.stage.axes) - 2}"
