@@ -9,9 +9,9 @@ Written by projgen, codegen 1.
 """
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 from numba.core.cgutils import ir
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
@@ -58,7 +58,7 @@ def swap(typing_context, cells, index, old, new):
     return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@register_jitable
 def draw(desk, seat, seats, phase, blocks):
     """The next block of a phase for a thread: of its own share, which may still be in its cache,
     then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
@@ -80,19 +80,19 @@ def draw(desk, seat, seats, phase, blocks):
     return -1
 
 
-@njit(nogil=True)
+@register_jitable
 def complete(desk, phase, done, blocks):
     """Count blocks of a phase as done; whether they were the last ones."""
     return done > 0 and add(desk, 16 * phase, done) + done == blocks
 
 
-@njit(nogil=True)
+@register_jitable
 def release(desk, phase, status):
     """Let the threads go on that wait for the end of a phase."""
     add(desk, 16 * phase + 8, status + 1)
 
 
-@njit(nogil=True)
+@register_jitable
 def wait(desk, phase):
     """Return at the end of a phase, with its status."""
     while read(desk, 16 * phase + 8) == 0:
@@ -121,7 +121,7 @@ def ahead(typing_context, run, start):
     return types.void(run, types.int64), codegen
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
 
@@ -135,7 +135,7 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_0(y, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of y."""
     slot[0] = 0
@@ -151,7 +151,7 @@ def aggregate_0(y, slot, first, last, axes):
     slot[g] = slot[g] + a
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def combine_0(slots, blocks, total):
     """Join what the blocks accumulated of level 0, l1 of y."""
     columns = total.size
@@ -163,7 +163,7 @@ def combine_0(slots, blocks, total):
         total[g] = slots[g]
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
     safe = (v - u) / row.size
@@ -194,7 +194,7 @@ def newton_0(row, v, u, guess):
         before = count
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def start_0(y, total, radius, limit, count, scratch, axes):
     """Where the search for the thresholds of level 0, l1 of y starts."""
     n0 = axes[0]
@@ -227,7 +227,7 @@ def start_0(y, total, radius, limit, count, scratch, axes):
                 limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def excess_0(y, limit, slot, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 0, l1 of y exceed their limits."""
     slot[0] = 0
@@ -248,7 +248,7 @@ def excess_0(y, limit, slot, above, first, last, axes):
         above[g] += np.float64(part_count)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     """One Newton step for the thresholds of level 0, l1 of y; returns how many are still open."""
     n0 = axes[0]
@@ -282,7 +282,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     return open_groups
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_0(y, x, limit, first, last, axes):
     """Project the groups of level 0, l1 of y."""
     at = 0

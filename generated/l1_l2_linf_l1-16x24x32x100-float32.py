@@ -14,8 +14,8 @@ Written by projgen, codegen 1.
 import math
 
 import numpy as np
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
@@ -62,7 +62,7 @@ def swap(typing_context, cells, index, old, new):
     return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@register_jitable
 def draw(desk, seat, seats, phase, blocks):
     """The next block of a phase for a thread: of its own share, which may still be in its cache,
     then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
@@ -84,19 +84,19 @@ def draw(desk, seat, seats, phase, blocks):
     return -1
 
 
-@njit(nogil=True)
+@register_jitable
 def complete(desk, phase, done, blocks):
     """Count blocks of a phase as done; whether they were the last ones."""
     return done > 0 and add(desk, 16 * phase, done) + done == blocks
 
 
-@njit(nogil=True)
+@register_jitable
 def release(desk, phase, status):
     """Let the threads go on that wait for the end of a phase."""
     add(desk, 16 * phase + 8, status + 1)
 
 
-@njit(nogil=True)
+@register_jitable
 def wait(desk, phase):
     """Return at the end of a phase, with its status."""
     while read(desk, 16 * phase + 8) == 0:
@@ -104,20 +104,20 @@ def wait(desk, phase):
     return read(desk, 16 * phase + 8) - 1
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def square(x):
     """x * x in float64."""
     return np.float64(x) * np.float64(x)
 
 
-@njit(nogil=True)
+@register_jitable
 def up(x):
     """The smallest float32 that is not below x, or 0."""
     near = np.float32(max(x, 0.0))
     return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
 
@@ -131,7 +131,7 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_3(y, v2, first, last, axes):
     """The values of the groups of level 3, l1 of y."""
     s0 = axes[2]
@@ -144,7 +144,7 @@ def aggregate_3(y, v2, first, last, axes):
         v2[i0] = a
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_2(v2, v1, axes):
     """The values of the groups of level 2, linf of v2."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
@@ -158,7 +158,7 @@ def aggregate_2(v2, v1, axes):
         v1[i0] = np.float64(np.int64(a).view(np.float64))
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_1(v1, v0, axes):
     """The values of the groups of level 1, l2 of v1."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
@@ -171,7 +171,7 @@ def aggregate_1(v1, v0, axes):
         v0[i0] = math.sqrt(a)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
@@ -183,7 +183,7 @@ def aggregate_0(v0, total, axes):
     total[0] = a
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
     safe = (v - u) / row.size
@@ -214,7 +214,7 @@ def newton_0(row, v, u, guess):
         before = count
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
     """Project the groups of level 0, l1 of v0."""
     n0 = axes[0]
@@ -239,7 +239,7 @@ def project_0(v0, u0, total, radius, axes):
             out[j] = row[j] - min(max(row[j], -t), t)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_1(v1, u1, v0, u0, axes):
     """Project the groups of level 1, l2 of v1."""
     n0, n1, s0, t0 = axes[0], axes[1], axes[2], axes[4]
@@ -262,7 +262,7 @@ def project_1(v1, u1, v0, u0, axes):
                 out[j] = row[j] * t
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_2(v2, u2, v1, u1, axes):
     """Project the groups of level 2, linf of v2."""
     n0, n1, s0, t0 = axes[0], axes[1], axes[2], axes[4]
@@ -285,7 +285,7 @@ def project_2(v2, u2, v1, u1, axes):
                 out[j] = min(max(row[j], -t), t)
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def newton_3(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
     safe = (v - u) / row.size
@@ -316,7 +316,7 @@ def newton_3(row, v, u, guess):
         before = count
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_3(y, x, v2, u2, first, last, axes):
     """Project the groups of level 3, l1 of y."""
     s0, t0 = axes[2], axes[4]

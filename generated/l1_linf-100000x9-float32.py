@@ -10,9 +10,9 @@ Written by projgen, codegen 1.
 """
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 from numba.core.cgutils import ir
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
@@ -59,7 +59,7 @@ def swap(typing_context, cells, index, old, new):
     return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@register_jitable
 def draw(desk, seat, seats, phase, blocks):
     """The next block of a phase for a thread: of its own share, which may still be in its cache,
     then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
@@ -81,19 +81,19 @@ def draw(desk, seat, seats, phase, blocks):
     return -1
 
 
-@njit(nogil=True)
+@register_jitable
 def complete(desk, phase, done, blocks):
     """Count blocks of a phase as done; whether they were the last ones."""
     return done > 0 and add(desk, 16 * phase, done) + done == blocks
 
 
-@njit(nogil=True)
+@register_jitable
 def release(desk, phase, status):
     """Let the threads go on that wait for the end of a phase."""
     add(desk, 16 * phase + 8, status + 1)
 
 
-@njit(nogil=True)
+@register_jitable
 def wait(desk, phase):
     """Return at the end of a phase, with its status."""
     while read(desk, 16 * phase + 8) == 0:
@@ -123,14 +123,14 @@ def spread_9(typing_context, limits, group, tile):
     return types.void(limits, types.int64, tile), codegen
 
 
-@njit(nogil=True)
+@register_jitable
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
     return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
 
@@ -144,7 +144,7 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_1(y, v0, scratch, first, last, axes):
     """The values of the groups of level 1, linf of y."""
     bits = y.view(np.int32)
@@ -163,7 +163,7 @@ def aggregate_1(y, v0, scratch, first, last, axes):
             values[g] = np.float64(np.int32(a).view(np.float32))
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_0(v0, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of v0."""
     slot[0] = 0
@@ -176,7 +176,7 @@ def aggregate_0(v0, slot, first, last, axes):
     slot[g] = slot[g] + a
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def combine_0(slots, blocks, total):
     """Join what the blocks accumulated of level 0, l1 of v0."""
     columns = total.size
@@ -188,7 +188,7 @@ def combine_0(slots, blocks, total):
         total[g] = slots[g]
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
     safe = (v - u) / row.size
@@ -219,7 +219,7 @@ def newton_0(row, v, u, guess):
         before = count
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def start_0(v0, total, radius, limit, count, scratch, axes):
     """Where the search for the thresholds of level 0, l1 of v0 starts."""
     n0 = axes[0]
@@ -252,7 +252,7 @@ def start_0(v0, total, radius, limit, count, scratch, axes):
                 limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def excess_0(v0, limit, slot, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
     slot[0] = 0
@@ -273,7 +273,7 @@ def excess_0(v0, limit, slot, above, first, last, axes):
         above[g] += np.float64(part_count)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
     n0 = axes[0]
@@ -307,7 +307,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
     return open_groups
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_0(v0, u0, limit, first, last, axes):
     """Project the groups of level 0, l1 of v0."""
     at = 0
@@ -318,7 +318,7 @@ def project_0(v0, u0, limit, first, last, axes):
         out[j] = row[j] - min(max(row[j], -t), t)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_1(y, x, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, linf of y."""
     memory = scratch.view(np.float32)

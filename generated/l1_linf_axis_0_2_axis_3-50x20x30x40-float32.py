@@ -10,8 +10,8 @@ Written by projgen, codegen 1.
 """
 
 import numpy as np
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
@@ -58,7 +58,7 @@ def swap(typing_context, cells, index, old, new):
     return types.int64(cells, types.int64, types.int64, types.int64), codegen
 
 
-@njit(nogil=True)
+@register_jitable
 def draw(desk, seat, seats, phase, blocks):
     """The next block of a phase for a thread: of its own share, which may still be in its cache,
     then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
@@ -80,19 +80,19 @@ def draw(desk, seat, seats, phase, blocks):
     return -1
 
 
-@njit(nogil=True)
+@register_jitable
 def complete(desk, phase, done, blocks):
     """Count blocks of a phase as done; whether they were the last ones."""
     return done > 0 and add(desk, 16 * phase, done) + done == blocks
 
 
-@njit(nogil=True)
+@register_jitable
 def release(desk, phase, status):
     """Let the threads go on that wait for the end of a phase."""
     add(desk, 16 * phase + 8, status + 1)
 
 
-@njit(nogil=True)
+@register_jitable
 def wait(desk, phase):
     """Return at the end of a phase, with its status."""
     while read(desk, 16 * phase + 8) == 0:
@@ -100,14 +100,14 @@ def wait(desk, phase):
     return read(desk, 16 * phase + 8) - 1
 
 
-@njit(nogil=True)
+@register_jitable
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
     return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
 
@@ -121,7 +121,7 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, linf of y."""
     n0, n2, n3, s0, s1, s2 = axes[0], axes[2], axes[3], axes[4], axes[5], axes[6]
@@ -150,7 +150,7 @@ def aggregate_1(y, slot, first, last, axes):
                     values[j] = max(values[j], np.int32(row[j] & MAGNITUDE_32))
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def combine_1(slots, blocks, v0, axes):
     """Join what the blocks accumulated of level 1, linf of y."""
     n3, lanes = axes[3], axes[13]
@@ -172,7 +172,7 @@ def combine_1(slots, blocks, v0, axes):
             v0[g + j] = np.float64(np.int32(row[j]).view(np.float32))
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
@@ -185,7 +185,7 @@ def aggregate_0(v0, total, axes):
         total[i0] = a
 
 
-@njit(nogil=True, fastmath=FINITE)
+@register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
     safe = (v - u) / row.size
@@ -216,7 +216,7 @@ def newton_0(row, v, u, guess):
         before = count
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
     """Project the groups of level 0, l1 of v0."""
     n0, n1, s0, t0 = axes[0], axes[1], axes[2], axes[4]
@@ -243,7 +243,7 @@ def project_0(v0, u0, total, radius, axes):
                 out[j] = row[j] - min(max(row[j], -t), t)
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def limits_1(v0, u0, limit, axes):
     """The limits of the groups of level 1, linf of y."""
     n3, lanes = axes[3], axes[13]
@@ -262,7 +262,7 @@ def limits_1(v0, u0, limit, axes):
             done += more
 
 
-@njit(nogil=True, fastmath=FAST)
+@register_jitable(fastmath=FAST)
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, linf of y."""
     n0, n2, n3, s0, s1, s2, t0, t1, t2 = axes[0], axes[2], axes[3], axes[4], axes[5], axes[6], axes[8], axes[9], axes[10]

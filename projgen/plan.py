@@ -185,6 +185,9 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
 
 def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     axes = _axes(layout, level, leaf)
+    if _lacks_groups(layout, level, axes):
+        step = math.prod(axis.extent for axis in axes)
+        axes = (Axis(False, 1, step, step), *axes)
     searches = NORMS[layout.norms[level]].searches
     lanes = _lanes(axes) if leaf and not searches else 1
     if lanes > 1:
@@ -204,6 +207,8 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     threshold, tiles = None, UNCUT
     if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if threshold is Threshold.TILE and not shared:
+            threshold = Threshold.ROW  # a small vector: its columns are searched one by one
         if threshold is Threshold.TILE and shared:
             tiles = cut if walk is Walk.PACKED else _cut_for_tiles(axes, itemsize)
     inner = axes[-1].extent
@@ -244,6 +249,18 @@ def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
             axis = Axis(axis.reduced, axis.extent * inner.extent, inner.stride, inner.out_stride)
         axes.insert(0, axis)
     return tuple(axes)
+
+
+def _lacks_groups(layout: Layout, level: int, axes: Sequence[Axis]) -> bool:
+    """Whether an outermost loop over one group makes the level like another one, so that both
+    have the same functions."""
+    form = [False, *(axis.reduced for axis in axes)]
+    others = set(range(len(layout.norms) - 1)) - {level}
+    return level < len(layout.norms) - 1 and any(
+        layout.norms[other] == layout.norms[level]
+        and [axis.reduced for axis in _axes(layout, other, False)] == form
+        for other in others
+    )
 
 
 def _lanes(axes: Sequence[Axis]) -> int:

@@ -247,8 +247,8 @@ def _swap(cells: tuple[int, _Type], index: int, old: int, new: int) -> int:
     return before
 
 
-def _njit(**options: Any) -> Callable[[Any], Any]:
-    return lambda function: function
+def _register_jitable(function: Any = None, **options: Any) -> Any:
+    return function or (lambda function: function)
 
 
 def _cfunc(pointees: tuple[_Type, ...], **options: Any) -> Callable[[Any], Any]:
@@ -278,12 +278,11 @@ _TYPES = {name: _Type(name) for name in ("float32", "float64", "int64")}
 _NUMBA = SimpleNamespace(
     carray=_carray,
     cfunc=_cfunc,
-    njit=_njit,
     types=SimpleNamespace(CPointer=lambda pointee: pointee, **_TYPES),
 )
 _STAND_INS = {
     "numba": _NUMBA,
-    "numba.extending": SimpleNamespace(intrinsic=_intrinsic),
+    "numba.extending": SimpleNamespace(intrinsic=_intrinsic, register_jitable=_register_jitable),
     "numba.core.cgutils": SimpleNamespace(ir=None),
 }
 

@@ -18,8 +18,10 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
-from projgen.cpu.kernel import Counter, Kernel, Nest, Phase, StageCode
+from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
+from projgen.cpu.nest import Counter, Nest
+from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import NORMS
 from projgen.plan import Stage

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from projgen.cpu.kernel import Segment, StageCode, stage_codes
+from projgen.cpu.kernel import Segment
+from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
@@ -73,6 +74,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         rows, pitch = s.stage.group_size, s.width
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
+        if s.gathered:
+            sizes.append(rows)
         if s.threshold == "tile":
             sizes.append(8 + 3 * pitch + (rows + TOGETHER + 2) * pitch * itemsize // 8)
         if s.walk == "packed":

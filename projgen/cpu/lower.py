@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from projgen.cpu.geometry import NEWTON_TURNS, cells, scratch, segments
-from projgen.cpu.kernel import Kernel, Phase, StageCode, stage_codes
+from projgen.cpu.kernel import Kernel, Phase
+from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
 VERSION = 1  # of the generated code
