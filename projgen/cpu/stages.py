@@ -33,6 +33,8 @@ class StageCode:
     @property
     def rows(self) -> int:
         """How many rows of columns are read together: more streams, when they come from afar."""
+        if not self.stage.shared:  # a small level, where a short function counts for more
+            return 1
         return 16 if self.streamed else 4
 
     @property
