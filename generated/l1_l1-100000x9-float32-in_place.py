@@ -1,7 +1,7 @@
 """l1(l1): projects float32 arrays in place.
 
     level 0  l1    of v0: rows (reduced); threshold by sweep
-    level 1  l1    of y: packed (groups, reduced); threshold by tile
+    level 1  l1    of y: packed (groups, reduced); threshold by sort
 
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
@@ -11,7 +11,7 @@ Written by projgen, codegen 1.
 
 import numpy as np
 from numba import carray, cfunc, types
-from numba.core.cgutils import ir
+from numba.core.cgutils import get_or_insert_function, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -21,7 +21,7 @@ LARGEST = 1e34  # norm: partial sums in float32 have room above it
 
 # The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
 # that are done and one that opens the next; each thread's share of the blocks has a counter.
-SHARES = 480
+SHARES = 464
 
 
 @intrinsic
@@ -120,13 +120,6 @@ def spread_9(typing_context, limits, group, tile):
         return context.get_dummy_value()
 
     return types.void(limits, types.int64, tile), codegen
-
-
-@register_jitable
-def up(x):
-    """The smallest float32 that is not below x, or 0."""
-    near = np.float32(max(x, 0.0))
-    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -316,112 +309,134 @@ def project_0(v0, u0, limit, first, last, axes):
         out[j] = row[j] - min(max(row[j], -t), t)
 
 
+@intrinsic
+def deal_9(typing_context, row, group, tile):
+    """tile[224 * j + group + i] = row[9 * (group + i) + j] for 16 groups: vectors of values become
+    vectors of groups by four rounds of shuffles, each of which interleaves halves.
+    """
+
+    def codegen(context, builder, signature, args):
+        row, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane, flag = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        lanes, flags = ir.VectorType(lane, 16), ir.VectorType(flag, 16)
+        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
+        kind = ir.FunctionType(vector, [vector.as_pointer(), lane, flags, vector])
+        load = get_or_insert_function(builder.module, kind, "llvm.masked.load.v16f32.p0")
+
+        def interleaved(parts):
+            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
+            return [builder.shuffle_vector(*pair) for pair in pairs]
+
+        at = builder.gep(row, [builder.mul(args[1], word(9))])
+        to = builder.gep(tile, [args[1]])
+        for first in range(0, 9, 16):
+            few = min(16, 9 - first)
+            mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
+            parts = []
+            for i in range(16):
+                start = builder.bitcast(builder.gep(at, [word(9 * i + first)]), vector.as_pointer())
+                parts.append(builder.call(load, [start, lane(4), mask, ir.Constant(vector, None)]))
+            parts = interleaved(interleaved(interleaved(interleaved(parts))))
+            for j in range(few):
+                start = builder.bitcast(builder.gep(to, [word(224 * (first + j))]), vector.as_pointer())
+                builder.store(parts[j], start, align=4)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, tile), codegen
+
+
 @register_jitable(fastmath=FINITE)
-def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
-    """The thresholds of the groups of a tile, all at once."""
-    size = v.size
-    searching = 0
-    for g in range(size):
-        before[g] = 0
-        if u[g] >= v[g]:
-            limit[g] = 0
-            before[g] = -1
-        elif u[g] <= 0:
-            limit[g] = np.inf
-            before[g] = -1
-        else:
-            guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
-            limit[g] = max(guess, (v[g] - u[g]) / rows)
-            searching += 1
-    if searching == 0:
-        return
-    values = thresholds = radii = counts = 0.0
-    while searching > 0:
-        total_excess[:size] = 0
-        total_count[:size] = 0
-        for start in range(0, rows, 64):  # so that sums in float32 stay short
-            excess[:size] = 0
-            count[:size] = 0
-            for i in range(start, min(start + 64, rows), 4):
-                row_0 = tile[i * pitch : i * pitch + size]
-                row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
-                row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
-                row_3 = tile[(i + 3) * pitch : (i + 3) * pitch + size]
-                for g in range(size):
-                    t = limit[g]
-                    above_0 = abs(row_0[g]) - t
-                    excess_0 = above_0 if above_0 > 0 else np.float32(0)
-                    count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
-                    above_1 = abs(row_1[g]) - t
-                    excess_1 = above_1 if above_1 > 0 else np.float32(0)
-                    count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
-                    above_2 = abs(row_2[g]) - t
-                    excess_2 = above_2 if above_2 > 0 else np.float32(0)
-                    count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
-                    above_3 = abs(row_3[g]) - t
-                    excess_3 = above_3 if above_3 > 0 else np.float32(0)
-                    count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
-                    excess[g] += excess_0 + excess_1 + excess_2 + excess_3
-                    count[g] += count_0 + count_1 + count_2 + count_3
-            for g in range(size):
-                total_excess[g] += np.float64(excess[g])
-                total_count[g] += np.float64(count[g])
-        searching = 0
-        for g in range(size):
-            if before[g] < 0:
-                continue
-            safe = (v[g] - u[g]) / rows
-            goal = max(np.float64(limit[g]), safe)
-            if total_count[g] > 0:
-                goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
-            elif before[g] == 0 and limit[g] != np.float32(safe):
-                limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
-                searching += 1
-                continue
-            if total_count[g] == 0 or total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
-                goal = max(goal, 0.0)
-                limit[g] = up(goal)
-                before[g] = -1
-                values += v[g]
-                thresholds += goal
-                radii += u[g]
-                counts += total_count[g]
-            else:
-                limit[g] = goal
-                before[g] = total_count[g]
-                searching += 1
-    hint[0] = thresholds / values
-    hint[1] = radii / values
-    hint[2] = size / max(counts, 1.0)
+def thresholds_1(row, v, u, tile, limits):
+    """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
+    row_0 = tile[0 : 224]
+    row_1 = tile[224 : 448]
+    row_2 = tile[448 : 672]
+    row_3 = tile[672 : 896]
+    row_4 = tile[896 : 1120]
+    row_5 = tile[1120 : 1344]
+    row_6 = tile[1344 : 1568]
+    row_7 = tile[1568 : 1792]
+    row_8 = tile[1792 : 2016]
+    radius = tile[2016 : 2240]
+    whole = v.size - v.size % 16
+    for g in range(0, whole, 16):
+        deal_9(row, g, tile)
+    for g in range(whole, v.size):
+        row_0[g] = row[9 * g]
+        row_1[g] = row[9 * g + 1]
+        row_2[g] = row[9 * g + 2]
+        row_3[g] = row[9 * g + 3]
+        row_4[g] = row[9 * g + 4]
+        row_5[g] = row[9 * g + 5]
+        row_6[g] = row[9 * g + 6]
+        row_7[g] = row[9 * g + 7]
+        row_8[g] = row[9 * g + 8]
+    for g in range(v.size):
+        radius[g] = u[g]
+    for g in range(v.size):
+        a0 = abs(row_0[g])
+        a1 = abs(row_1[g])
+        a2 = abs(row_2[g])
+        a3 = abs(row_3[g])
+        a4 = abs(row_4[g])
+        a5 = abs(row_5[g])
+        a6 = abs(row_6[g])
+        a7 = abs(row_7[g])
+        a8 = abs(row_8[g])
+        a0, a8 = max(a0, a8), min(a0, a8)
+        a0, a4 = max(a0, a4), min(a0, a4)
+        a1, a5 = max(a1, a5), min(a1, a5)
+        a2, a6 = max(a2, a6), min(a2, a6)
+        a3, a7 = max(a3, a7), min(a3, a7)
+        a4, a8 = max(a4, a8), min(a4, a8)
+        a0, a2 = max(a0, a2), min(a0, a2)
+        a1, a3 = max(a1, a3), min(a1, a3)
+        a4, a6 = max(a4, a6), min(a4, a6)
+        a5, a7 = max(a5, a7), min(a5, a7)
+        a2, a8 = max(a2, a8), min(a2, a8)
+        a2, a4 = max(a2, a4), min(a2, a4)
+        a3, a5 = max(a3, a5), min(a3, a5)
+        a6, a8 = max(a6, a8), min(a6, a8)
+        a0, a1 = max(a0, a1), min(a0, a1)
+        a2, a3 = max(a2, a3), min(a2, a3)
+        a4, a5 = max(a4, a5), min(a4, a5)
+        a6, a7 = max(a6, a7), min(a6, a7)
+        a1, a8 = max(a1, a8), min(a1, a8)
+        a1, a4 = max(a1, a4), min(a1, a4)
+        a3, a6 = max(a3, a6), min(a3, a6)
+        a5, a8 = max(a5, a8), min(a5, a8)
+        a1, a2 = max(a1, a2), min(a1, a2)
+        a3, a4 = max(a3, a4), min(a3, a4)
+        a5, a6 = max(a5, a6), min(a5, a6)
+        a7, a8 = max(a7, a8), min(a7, a8)
+        excess = a0 - radius[g]
+        t = max(excess, np.float32(0))
+        excess += a1
+        t = max(t, excess * np.float32(1 / 2))
+        excess += a2
+        t = max(t, excess * np.float32(1 / 3))
+        excess += a3
+        t = max(t, excess * np.float32(1 / 4))
+        excess += a4
+        t = max(t, excess * np.float32(1 / 5))
+        excess += a5
+        t = max(t, excess * np.float32(1 / 6))
+        excess += a6
+        t = max(t, excess * np.float32(1 / 7))
+        excess += a7
+        t = max(t, excess * np.float32(1 / 8))
+        excess += a8
+        t = max(t, excess * np.float32(1 / 9))
+        limits[g] = t
+    for g in range(v.size):
+        limits[g] = 0 if u[g] >= v[g] else limits[g] if u[g] > 0 else np.inf
 
 
 @register_jitable(fastmath=FAST)
-def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
-    """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
-    total_excess = scratch[8 : 8 + 224]
-    total_count = scratch[8 + 224 : 8 + 2 * 224]
-    before = scratch[8 + 2 * 224 : 8 + 3 * 224]
-    memory = scratch[8 + 3 * 224 :].view(np.float32)
-    excess = memory[:224]
-    count = memory[224 : 2 * 224]
-    tile = memory[2 * 224 :]
-    # Whole bunches of rows: those that are missing are zeros, which exceed no threshold.
-    whole = -(-9 // 4) * 4
-    tile[9 * 224 : whole * 224] = 0
-    at = 0
-    for start in range(first, last, 224):
-        width = min(224, last - start)
-        v = v0[start : start + width]
-        u = u0[start : start + width]
-        row = y[at + start * 9 : at + (start + width) * 9]
-        for i in range(width):
-            for j in range(9):
-                tile[j * 224 + i] = row[i * 9 + j]
-        newton_1(tile, whole, 224, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
-
-
-@register_jitable(fastmath=FAST)
-def project_1(y, limit, scratch, first, last, axes):
+def project_1(y, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, l1 of y."""
     memory = scratch.view(np.float32)
     limits = memory[:224]
@@ -429,10 +444,10 @@ def project_1(y, limit, scratch, first, last, axes):
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
+        v = v0[start : stop]
+        u = u0[start : stop]
         row = y[at + start * 9 : at + stop * 9]
-        given = limit[start : stop]
-        for g in range(given.size):
-            limits[g] = given[g]
+        thresholds_1(row, v, u, spread, limits)
         for g in range(0, stop - start, 16):
             spread_9(limits, g, spread)
         for j in range(row.size):
@@ -458,7 +473,7 @@ def project(y_at, x_at, geometry, work, desk):
     zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
-    cells = carray(geometry, 51)
+    cells = carray(geometry, 47)
     y_size = cells[0]
     blocks_0 = cells[7]
     step_0 = cells[8]
@@ -466,9 +481,6 @@ def project(y_at, x_at, geometry, work, desk):
     blocks_1 = cells[21]
     step_1 = cells[22]
     end_1 = cells[23]
-    tile_blocks_1 = cells[24]
-    tile_step_1 = cells[25]
-    tile_end_1 = cells[26]
     radius_at = cells[27]
     radius_end = cells[28]
     total_at = cells[29]
@@ -485,14 +497,10 @@ def project(y_at, x_at, geometry, work, desk):
     counts_0_end = cells[40]
     count_0_at = cells[41]
     count_0_end = cells[42]
-    limit_1_at = cells[43]
-    limit_1_end = cells[44]
-    hints_1_at = cells[45]
-    hints_1_end = cells[46]
-    scratch_at = cells[47]
-    scratch_size = cells[48]
-    seats = cells[49]
-    memory_size = cells[50]
+    scratch_at = cells[43]
+    scratch_size = cells[44]
+    seats = cells[45]
+    memory_size = cells[46]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
     seat = add(desk, 0, 1)
@@ -508,8 +516,6 @@ def project(y_at, x_at, geometry, work, desk):
     limit_0 = memory[limit_0_at : limit_0_end]
     counts_0 = memory[counts_0_at : counts_0_end]
     count_0 = memory[count_0_at : count_0_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
-    hints_1 = memory[hints_1_at : hints_1_end]
     scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
     # sweep 1: aggregate level 1, l1 of y
     done = 0
@@ -577,32 +583,14 @@ def project(y_at, x_at, geometry, work, desk):
         project_0(v0, u0, limit_0, first, last, axes_0)
         done += 1
     if complete(desk, 27, done, blocks_0):
-        # between the sweeps
-        hints_1[:] = 0
-        thresholds_1(y, v0, u0, limit_1, hints_1, scratch, 0 * tile_end_1, min(224, tile_end_1), axes_1)
         release(desk, 27, 0)
     wait(desk, 27)
-    # the thresholds of level 1, l1 of y
-    done = 0
-    while True:
-        block = draw(desk, seat, seats, 28, tile_blocks_1)
-        if block < 0:
-            break
-        first = block * tile_step_1
-        last = min(first + tile_step_1, tile_end_1)
-        for i in range(3):
-            scratch[i] = hints_1[i]
-        thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
-        done += 1
-    if complete(desk, 28, done, tile_blocks_1):
-        release(desk, 28, 0)
-    wait(desk, 28)
     # sweep 2: project level 1, l1 of y
     while True:
-        block = draw(desk, seat, seats, 29, blocks_1)
+        block = draw(desk, seat, seats, 28, blocks_1)
         if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        project_1(y, limit_1, scratch, first, last, axes_1)
+        project_1(y, v0, u0, scratch, first, last, axes_1)
     return 0

@@ -1,7 +1,7 @@
 """l2(l1(axis=0)): projects float32 arrays in place.
 
     level 0  l2    of v0: rows (reduced)
-    level 1  l1    of y: columns (reduced, groups); threshold by tile
+    level 1  l1    of y: columns (reduced, groups); threshold by strip
 
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 from numba import carray, cfunc, types
+from numba.core.cgutils import alloca_once_value, for_range, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -177,6 +178,92 @@ def aggregate_0(v0, total, axes):
     total[0] = math.sqrt(a)
 
 
+@intrinsic
+def survey_32(typing_context, values, at, step, rows, limits, found):
+    """Of 16 groups side by side, with `rows` values from `at` on, `step` apart: how far they exceed
+    the groups' limits in all, how many do, and how far the least of these and the one next to it do.
+    """
+
+    def codegen(context, builder, signature, args):
+        values, limits, found = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5)
+        )
+        at, step, rows = args[1:4]
+        word = ir.IntType(64)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        wide = ir.VectorType(ir.DoubleType(), 16)
+        integers = ir.VectorType(ir.IntType(32), 16)
+        zero, one = (ir.Constant(vector, [float(x)] * 16) for x in (0, 1))
+        magnitude, infinity = (
+            ir.Constant(integers, [x] * 16) for x in (0x7FFFFFFF, 0x7F800000)
+        )
+
+        def place(array, index, kind=vector):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def less(a, b):  # of the bits of positive numbers, as integers
+            return builder.select(builder.icmp_unsigned("<", a, b), a, b)
+
+        def more(a, b):
+            return builder.select(builder.icmp_unsigned("<", a, b), b, a)
+
+        limit = builder.load(place(limits, word(0)), align=4)
+        cursor = alloca_once_value(builder, at)
+        totals = [alloca_once_value(builder, ir.Constant(wide, [0.0] * 16)) for i in range(2)]
+        # Two rows at a time, each with sums of its own: excess, count, least, next.
+        sums = [[alloca_once_value(builder, x) for x in (zero, zero, infinity, infinity)] for i in range(2)]
+
+        def add_row(excess, count, least, following):
+            here = builder.load(cursor)
+            builder.store(builder.add(here, step), cursor)
+            x = builder.bitcast(builder.load(place(values, here), align=4), integers)
+            above = builder.fsub(builder.bitcast(builder.and_(x, magnitude), vector), limit)
+            exceeds = builder.fcmp_ordered(">", above, zero)
+            number = builder.bitcast(above, integers)
+
+            def update(cell, new):
+                builder.store(builder.select(exceeds, new, builder.load(cell)), cell)
+
+            update(excess, builder.fadd(builder.load(excess), above))
+            update(count, builder.fadd(builder.load(count), one))
+            update(following, less(builder.load(following), more(builder.load(least), number)))
+            update(least, less(builder.load(least), number))
+
+        def add_rows(size):
+            with for_range(builder, builder.udiv(size, word(2))):
+                add_row(*sums[0])
+                add_row(*sums[1])
+
+        def flush():
+            for i, total in enumerate(totals):
+                both = builder.fadd(builder.load(sums[0][i]), builder.load(sums[1][i]))
+                part = builder.fpext(both, wide)
+                builder.store(builder.fadd(builder.load(total), part), total)
+                for row in sums:
+                    builder.store(zero, row[i])
+
+        with for_range(builder, builder.udiv(rows, word(64))):  # so that sums in float32 stay short
+            add_rows(word(64))
+            flush()
+        rest = builder.urem(rows, word(64))
+        add_rows(rest)
+        with for_range(builder, builder.urem(rest, word(2))):
+            add_row(*sums[0])
+        flush()
+        (a, b), (c, d) = [[builder.load(cell) for cell in row[2:]] for row in sums]
+        least, following = less(a, c), less(more(a, c), less(b, d))
+        outcome = [builder.load(total) for total in totals]
+        for x in (least, following):
+            above = builder.bitcast(x, vector)
+            outcome.append(builder.fpext(above, wide))
+        for i, x in enumerate(outcome):
+            builder.store(x, place(found, word(16 * i), wide), align=8)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(values, index, index, index, limits, found), codegen
+
+
 @register_jitable(fastmath=FAST)
 def project_0(v0, u0, total, radius, axes):
     """Project the groups of level 0, l2 of v0."""
@@ -199,109 +286,87 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @register_jitable(fastmath=FINITE)
-def newton_1(tile, rows, pitch, v, u, limit, excess, count, total_excess, total_count, before, hint):
-    """The thresholds of the groups of a tile, all at once."""
-    size = v.size
+def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
+    """The thresholds of up to 16 groups side by side."""
+    excess, count, least, following = found[:16], found[16:32], found[32:48], found[48:64]
+    before, goal, safe, radius = search[:16], search[16:32], search[32:48], search[48:64]
+    trial[:] = np.inf
+    before[:] = -1
+    goal[:] = 0
     searching = 0
-    for g in range(size):
-        before[g] = 0
-        if u[g] >= v[g]:
-            limit[g] = 0
-            before[g] = -1
-        elif u[g] <= 0:
-            limit[g] = np.inf
-            before[g] = -1
-        else:
+    for g in range(v.size):
+        if u[g] <= 0:
+            goal[g] = np.inf
+        elif u[g] < v[g]:
             guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
-            limit[g] = max(guess, (v[g] - u[g]) / rows)
+            radius[g] = u[g]
+            safe[g] = (v[g] - u[g]) / rows
+            trial[g] = max(guess, safe[g])
+            before[g] = 0
             searching += 1
-    if searching == 0:
-        return
-    values = thresholds = radii = counts = 0.0
     while searching > 0:
-        total_excess[:size] = 0
-        total_count[:size] = 0
-        for start in range(0, rows, 64):  # so that sums in float32 stay short
-            excess[:size] = 0
-            count[:size] = 0
-            for i in range(start, min(start + 64, rows), 4):
-                row_0 = tile[i * pitch : i * pitch + size]
-                row_1 = tile[(i + 1) * pitch : (i + 1) * pitch + size]
-                row_2 = tile[(i + 2) * pitch : (i + 2) * pitch + size]
-                row_3 = tile[(i + 3) * pitch : (i + 3) * pitch + size]
-                for g in range(size):
-                    t = limit[g]
-                    above_0 = abs(row_0[g]) - t
-                    excess_0 = above_0 if above_0 > 0 else np.float32(0)
-                    count_0 = np.float32(1) if above_0 > 0 else np.float32(0)
-                    above_1 = abs(row_1[g]) - t
-                    excess_1 = above_1 if above_1 > 0 else np.float32(0)
-                    count_1 = np.float32(1) if above_1 > 0 else np.float32(0)
-                    above_2 = abs(row_2[g]) - t
-                    excess_2 = above_2 if above_2 > 0 else np.float32(0)
-                    count_2 = np.float32(1) if above_2 > 0 else np.float32(0)
-                    above_3 = abs(row_3[g]) - t
-                    excess_3 = above_3 if above_3 > 0 else np.float32(0)
-                    count_3 = np.float32(1) if above_3 > 0 else np.float32(0)
-                    excess[g] += excess_0 + excess_1 + excess_2 + excess_3
-                    count[g] += count_0 + count_1 + count_2 + count_3
-            for g in range(size):
-                total_excess[g] += np.float64(excess[g])
-                total_count[g] += np.float64(count[g])
+        survey_32(source, at, step, rows, trial, found)
         searching = 0
-        for g in range(size):
-            if before[g] < 0:
-                continue
-            safe = (v[g] - u[g]) / rows
-            goal = max(np.float64(limit[g]), safe)
-            if total_count[g] > 0:
-                goal = np.float64(limit[g]) + (total_excess[g] - u[g]) / total_count[g]
-            elif before[g] == 0 and limit[g] != np.float32(safe):
-                limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
-                searching += 1
-                continue
-            if total_count[g] == 0 or total_count[g] == before[g] or (before[g] > 0 and goal <= limit[g]):
-                goal = max(goal, 0.0)
-                limit[g] = up(goal)
-                before[g] = -1
-                values += v[g]
-                thresholds += goal
-                radii += u[g]
-                counts += total_count[g]
-            else:
-                limit[g] = goal
-                before[g] = total_count[g]
-                searching += 1
-    hint[0] = thresholds / values
-    hint[1] = radii / values
-    hint[2] = size / max(counts, 1.0)
+        for g in range(16):  # without branches
+            t = np.float64(trial[g])
+            move = (excess[g] - radius[g]) / max(count[g], 1.0)
+            further = (excess[g] - least[g] - radius[g]) / max(count[g] - 1.0, 1.0)
+            same = count[g] == before[g]
+            over = (move > least[g]) & (count[g] > 1) & (not same)
+            exact = (move >= 0) & (further <= following[g] if over else True)
+            exact &= move <= t / 64  # the sums of a longer step are rounded too much
+            past = (before[g] > 0) & (move <= 0)  # rounding has put t right of the threshold
+            settled = exact | same | past
+            aim = t if past else t + (further if over else move)
+            # No value above: the guess was right of them all, and from the safe one Newton cannot
+            # fail; unless the radius is less than the values' rounding.
+            none = count[g] == 0
+            again = none & (before[g] == 0) & (trial[g] != np.float32(safe[g]))
+            settled = not again if none else settled
+            aim = (safe[g] if again else max(t, safe[g])) if none else aim
+            searches = before[g] >= 0
+            goal[g] = aim if searches else goal[g]
+            trial[g] = aim if searches else trial[g]
+            searching += 1 if searches & (not settled) else 0
+            before[g] = (-1.0 if settled else count[g]) if searches else before[g]
+    values = thresholds = radii = counts = 0.0
+    for g in range(v.size):
+        t = max(goal[g], 0.0)
+        limit[g] = up(t)
+        if 0 < u[g] < v[g]:
+            values += v[g]
+            thresholds += t
+            radii += u[g]
+            counts += count[g] / v.size
+    if values > 0:
+        hint[0] = thresholds / values
+        hint[1] = radii / values
+        hint[2] = 1 / max(counts, 1.0)
 
 
 @register_jitable(fastmath=FAST)
 def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
-    n0, s0, pitch = axes[0], axes[2], axes[6]
-    total_excess = scratch[8 : 8 + pitch]
-    total_count = scratch[8 + pitch : 8 + 2 * pitch]
-    before = scratch[8 + 2 * pitch : 8 + 3 * pitch]
-    memory = scratch[8 + 3 * pitch :].view(np.float32)
-    excess = memory[:pitch]
-    count = memory[pitch : 2 * pitch]
-    tile = memory[2 * pitch :]
-    # Whole bunches of rows: those that are missing are zeros, which exceed no threshold.
-    whole = -(-n0 // 4) * 4
-    tile[n0 * pitch : whole * pitch] = 0
-    for start in range(first, last, pitch):
-        width = min(pitch, last - start)
-        v = v0[start : start + width]
-        u = u0[start : start + width]
-        for i0 in range(n0):
-            at = i0 * s0 + start
-            row = y[at : at + width]
-            cells = tile[i0 * pitch : i0 * pitch + width]
-            for j in range(width):
-                cells[j] = row[j]
-        newton_1(tile, whole, pitch, v, u, limit[start : start + width], excess, count, total_excess, total_count, before, hint)
+    n0, s0 = axes[0], axes[2]
+    found = scratch[8:72]
+    search = scratch[72:136]
+    memory = scratch[136:].view(np.float32)
+    trial = memory[:16]
+    tile = memory[16:]
+    for start in range(first, last, 16):
+        width = min(16, last - start)
+        if width == 16:
+            g = start
+            newton_1(y, 0 + start, s0, n0, v0[g : g + 16], u0[g : g + 16], limit[g : g + 16], trial, found, search, hint)
+        else:  # fewer than a vector has
+            for i0 in range(n0):
+                at = i0 * s0 + start
+                row = y[at : at + width]
+                cells = tile[i0 * 16 : i0 * 16 + width]
+                for j in range(width):
+                    cells[j] = row[j]
+            g = start
+            newton_1(tile, 0, 16, n0, v0[g : g + width], u0[g : g + width], limit[g : g + width], trial, found, search, hint)
 
 
 @register_jitable(fastmath=FAST)

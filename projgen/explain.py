@@ -21,7 +21,9 @@ VALUE_BYTES = 8  # of one group's value or radius: float64
 
 _SEARCHES = {
     Threshold.ROW: "Newton steps, group after group, each while it is in cache",
+    Threshold.STRIP: "Newton steps on many groups at once, a strip that stays in cache",
     Threshold.TILE: "Newton steps on many groups at once, a tile that is kept in cache",
+    Threshold.SORT: "sums of the largest values, which a sorting network finds",
     Threshold.SWEEP: "Newton steps, each of which reads the values once more",
 }
 _WALKS = {
@@ -182,9 +184,9 @@ def _steps(plan: Plan) -> Iterator[Step]:
         array = _array(stage, plan)
         (size,) = array.values()
         limits = dict.fromkeys(_groups(stage), stage.groups * VALUE_BYTES)
-        if stage.threshold in (Threshold.TILE, Threshold.SWEEP):
+        if stage.threshold in (Threshold.STRIP, Threshold.TILE, Threshold.SWEEP):
             found = {f"t{stage.level}": stage.groups * (plan.itemsize if stage.leaf else 8)}
-            cut = stage.tiles if stage.threshold is Threshold.TILE else stage.cut
+            cut = stage.cut if stage.threshold is Threshold.SWEEP else stage.tiles
             yield _step("search", stage, cut, {**array, **limits}, found)
             limits = found
         target = f"u{stage.level}" if not stage.leaf else "y" if plan.in_place else "x"

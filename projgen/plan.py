@@ -17,9 +17,12 @@ from projgen.simplify import BATCH, Layout
 
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
-SCRATCH_BYTES = 1024 << 10  # of one thread's tile: stays in a core's second-level cache
+SCRATCH_BYTES = 256 << 10  # of one thread's tile: stays in a core's second-level cache
+STRIP_ROWS = 4096  # of a strip that stays there as well, in two cache lines of each row
+WAYS, SETS = 8, 1024  # of that cache, to go by: lines whose addresses differ by 64 KiB share a set
 FAR_SCRATCH_BYTES = 4 << 20  # where y is in main memory: wide tiles, since it is read in long runs
 SHORT = 63  # groups of up to so many adjacent values are handled many at a time
+SORTED = 32  # groups of up to so many are, where thresholds are searched for
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
@@ -42,8 +45,10 @@ class Threshold(str, Enum):
     """How a level whose norm searches for thresholds finds those of its groups."""
 
     ROW = "row"  # one group after the other, each in cache
-    TILE = "tile"  # a cached tile of adjacent groups, all at once
+    STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
+    TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
+    SORT = "sort"  # a few values each: sorted, many groups at once
 
     __str__ = str.__str__
 
@@ -197,7 +202,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
         axes = _side_by_side(axes)
     itemsize = itemsize if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
-    walk = _walk(axes, leaf, unit)
+    walk = _walk(axes, leaf, unit, SORTED if searches else SHORT)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
     cut = _cut(axes, loop, itemsize) if shared else UNCUT
@@ -207,10 +212,11 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     threshold, tiles = None, UNCUT
     if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
-        if threshold is Threshold.TILE and not shared:
+        searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once
+        if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
-        if threshold is Threshold.TILE and shared:
-            tiles = cut if walk is Walk.PACKED else _cut_for_tiles(axes, itemsize)
+        if threshold in searched:
+            tiles = _cut_for_tiles(axes, itemsize)
     inner = axes[-1].extent
     baked = (
         unit
@@ -218,22 +224,13 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
         and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED))
     )
     inner = inner if leaf and baked else 0
+    norm = layout.norms[level]
+    # fmt: off
     return Stage(
-        level,
-        layout.norms[level],
-        leaf,
-        axes,
-        walk,
-        cut,
-        tiles,
-        direct,
-        unit,
-        inner,
-        shared,
-        lanes,
-        together,
+        level, norm, leaf, axes, walk, cut, tiles, direct, unit, inner, shared, lanes, together,
         threshold,
     )
+    # fmt: on
 
 
 def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
@@ -312,7 +309,7 @@ def _dense(outer: Axis, inner: Axis) -> bool:
     )
 
 
-def _walk(axes: Sequence[Axis], leaf: bool, unit: bool) -> Walk:
+def _walk(axes: Sequence[Axis], leaf: bool, unit: bool, short: int) -> Walk:
     inner = axes[-1]
     if not inner.reduced:
         return Walk.COLUMNS
@@ -322,7 +319,7 @@ def _walk(axes: Sequence[Axis], leaf: bool, unit: bool) -> Walk:
         and (axes[-2].stride == axes[-2].out_stride == inner.extent)
     )
     alone = sum(axis.reduced for axis in axes) == 1
-    if leaf and unit and adjacent and alone and inner.extent <= SHORT and axes[-2].extent >= 16:
+    if leaf and unit and adjacent and alone and inner.extent <= short and axes[-2].extent >= 16:
         return Walk.PACKED
     return Walk.ROWS
 
@@ -369,7 +366,8 @@ def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
 def tile_width(rows: int, itemsize: int, streamed: bool) -> int:
     """How many groups of `rows` values fit in one thread's scratch memory, in whole vectors."""
     room = FAR_SCRATCH_BYTES if streamed else SCRATCH_BYTES
-    return max(16, min(room // (rows * itemsize) // 16 * 16, 256))
+    least = 64 if rows * 64 * itemsize <= FAR_SCRATCH_BYTES else 16  # short runs are read slowly
+    return max(least, min(room // (rows * itemsize) // 16 * 16, 256))
 
 
 def _threshold(
@@ -377,15 +375,23 @@ def _threshold(
 ) -> Threshold:
     alone = sum(axis.reduced for axis in axes) == 1
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
-    small = rows * itemsize <= 2 * SCRATCH_BYTES
+    small = rows * itemsize <= 8 * SCRATCH_BYTES
     if walk is Walk.PACKED:
-        return Threshold.TILE
+        return Threshold.SORT
     if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
         return Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
-        return Threshold.TILE
+        return Threshold.STRIP if _stays(axes, itemsize) else Threshold.TILE
     return Threshold.SWEEP
+
+
+def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
+    """Whether a strip of one vector's width stays in the second-level cache between readings."""
+    near = math.prod(axis.extent for axis in axes) * itemsize < STREAMED_BYTES
+    sets = 64 * SETS // math.gcd(64 * SETS, axes[-2].stride * itemsize)
+    fits = axes[-2].extent <= min(STRIP_ROWS, WAYS * min(sets, SETS))
+    return axes[-1].stride == 1 and near and fits
 
 
 __all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "plan"]

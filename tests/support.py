@@ -264,13 +264,27 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return _ATOMICS[made.__name__]
     if made.__name__ == "ahead":
         return lambda run, start: None
-    name, size = made.__name__.split("_")
-    assert name == "spread"
+    name, digits = made.__name__.split("_")
+    size = int(digits)
 
     def spread(limits: Array, group: int, tile: Array) -> None:
-        tile[int(size) * group :][: 16 * int(size)] = np.repeat(limits[group:][:16], int(size))
+        tile[size * group :][: 16 * size] = np.repeat(limits[group:][:16], size)
 
-    return spread
+    def deal(row: Array, group: int, tile: Array) -> None:
+        pitch = max(64, 2048 // size // 16 * 16)
+        for j in range(size):
+            tile[pitch * j + group :][:16] = row[size * group + j :: size][:16]
+
+    def survey(values: Array, at: int, step: int, rows: int, limits: Array, found: Array) -> None:
+        cells = at + step * np.arange(rows)[:, None] + np.arange(16)
+        above = np.abs(values[np.minimum(cells, values.size - 1)]) - limits
+        above = np.where(above > 0, above, 0)
+        least = np.sort(np.where(above > 0, above, np.inf), axis=0)
+        least = np.concatenate([least, np.full((2, 16), np.inf)])
+        sums = above.sum(axis=0, dtype=np.float64), np.count_nonzero(above, axis=0)
+        found[:64] = np.concatenate([*sums, least[0], least[1]])
+
+    return {"spread": spread, "deal": deal, "survey": survey}[name]
 
 
 _ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
@@ -283,7 +297,9 @@ _NUMBA = SimpleNamespace(
 _STAND_INS = {
     "numba": _NUMBA,
     "numba.extending": SimpleNamespace(intrinsic=_intrinsic, register_jitable=_register_jitable),
-    "numba.core.cgutils": SimpleNamespace(ir=None),
+    "numba.core.cgutils": SimpleNamespace(
+        ir=None, alloca_once_value=None, for_range=None, get_or_insert_function=None
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from support import (
 )
 
 import projgen
+from projgen.cpu.sorting import exchanges
 from projgen.norms import NORMS
 
 CHAINS = [
@@ -140,6 +141,40 @@ def test_packed_groups(norm: str, length: int) -> None:
 
 
 # Thresholds of l1
+
+
+@pytest.mark.parametrize("size", range(1, 33))
+def test_exchanges_sort(size: int) -> None:
+    """All of zeros and ones, which is enough, for a few values; some permutations for more."""
+    rng = np.random.default_rng(size)
+    tried = np.array(list(product((0, 1), repeat=size))) if size <= 10 else None
+    y = rng.permuted(np.tile(np.arange(size), (200, 1)), axis=1) if tried is None else tried
+    wanted = -np.sort(-y, axis=1)
+    for i, j in exchanges(size):
+        assert i < j
+        y[:, i], y[:, j] = y[:, [i, j]].max(axis=1), y[:, [i, j]].min(axis=1)
+    assert np.array_equal(y, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "way"), [((1003, 77), "strip"), ((1000, 1024), "tile"), ((300, 9), "strip")]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], way: str, dtype: str) -> None:
+    """Where a strip of rows would fall on few sets of the cache, it is copied."""
+    p = projgen.build("linf(l1(axis=0))")
+    assert p.plan(shape, dtype).leaf.threshold == way
+    for y in values(dtype, shape).values():
+        check("linf(l1(axis=0))", y, (1e-3, 0.4))
+
+
+def test_rounding_right_of_the_threshold() -> None:
+    """Of denormals, a guess may be rounded past values: the search once fell back behind them."""
+    column = np.repeat([16, 17, 18, 19, 23], [40, 3, 4, 4, 1]) * np.float32(1e-45)
+    y = np.tile(column.astype(np.float32)[:, None], 16)
+    with rehearsals():
+        check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
+    check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
 
 
 def newton_turns(y: Array, radius: float) -> int:

@@ -7,7 +7,6 @@ from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
-TOGETHER = 4  # rows of a tile that are worked on at once
 
 
 def geometry(plan: Plan, threads: int) -> dict[str, int]:
@@ -58,7 +57,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             found.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.limited:
             found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
-        if s.threshold == "tile":
+        if s.abreast:
             found.append(Segment(f"hints_{s.level}", "float64", 8))
         if s.threshold == "sweep":
             found.append(Segment(f"counts_{s.level}", "float64", slots))
@@ -76,8 +75,9 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
             sizes.append(4096 * itemsize // 8)
         if s.gathered:
             sizes.append(rows)
-        if s.threshold == "tile":
-            sizes.append(8 + 3 * pitch + (rows + TOGETHER + 2) * pitch * itemsize // 8)
+        if s.abreast:
+            width = 16 if s.threshold == "strip" else pitch
+            sizes.append(136 + 16 + rows * width * itemsize // 8)
         if s.walk == "packed":
-            sizes.append(max((rows + 1) * pitch * itemsize // 8, rows * pitch))
+            sizes.append(max((rows + 2) * pitch * itemsize // 8, rows * pitch))
     return -(-max(sizes) // 8) * 8

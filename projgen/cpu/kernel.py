@@ -137,6 +137,11 @@ class Kernel:
         return any(s.threshold for s in self.stages)
 
     @property
+    def surveyors(self) -> tuple[StageCode, ...]:
+        """Levels that survey 16 groups at a time: one for each type."""
+        return tuple({s.dtype: s for s in self.stages if s.abreast}.values())
+
+    @property
     def sums_in_float32(self) -> bool:
         return self.dtype == "float32" and bool(self.stages[-1].threshold)
 
@@ -156,4 +161,6 @@ class Kernel:
 
     @property
     def rounds_up(self) -> bool:
-        return self.dtype == "float32" and NORMS[self.stages[-1].norm].rounds == "up"
+        leaf = self.stages[-1]
+        sorts = leaf.threshold == "sort"  # in the array's own type
+        return self.dtype == "float32" and NORMS[leaf.norm].rounds == "up" and not sorts

@@ -41,7 +41,7 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
     for s in stages:
         if s.threshold == "sweep":
             actions += [("start", s), ("newton", s)]
-        elif s.threshold == "tile":
+        elif s.abreast:
             actions += [("hint", s)] if s.stage.shared else []
             actions.append(("thresholds", s))
         elif s.limited:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from projgen.cpu.nest import Nest, nest
+from projgen.cpu.sorting import exchanges
 from projgen.norms import NORMS
 from projgen.plan import UNCUT, Cut, Plan, Stage, tile_width
 
@@ -134,7 +135,7 @@ class StageCode:
     @property
     def limited(self) -> bool:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
-        return self.threshold in ("sweep", "tile") or self.walk == "columns"
+        return self.threshold == "sweep" or self.walk == "columns"
 
     @property
     def gathered(self) -> bool:
@@ -142,15 +143,13 @@ class StageCode:
         return self.threshold == "row" and self.walk == "columns"
 
     @property
-    def rows_of_tile(self) -> str:
-        """How many rows a tile has: one for each value of a group."""
-        return str(self.stage.inner) if self.walk == "packed" else f"n{len(self.stage.axes) - 2}"
+    def abreast(self) -> bool:
+        """Whether thresholds are searched for 16 groups at a time, between the sweeps."""
+        return self.threshold in ("strip", "tile")
 
     @property
     def hinting(self) -> int:
         """How many turns of the loop that is cut say where the others should start."""
-        if self.walk == "packed":
-            return self.width if self.stage.tiles.loop == len(self.stage.axes) - 2 else 1
         return 16 if self.stage.tiles.loop == len(self.stage.axes) - 1 else 1
 
     @property
@@ -175,9 +174,15 @@ class StageCode:
         return tile_width(self.stage.group_size, itemsize, self.streamed)
 
     @property
-    def pitch(self) -> str:
-        """From one row of a tile to the next: packed tiles have a fixed width."""
-        return str(self.width) if self.walk == "packed" else "pitch"
+    def exchanges(self) -> tuple[tuple[int, int], ...]:
+        """The sorting network for the values of a packed group."""
+        return exchanges(self.stage.inner)
+
+    @property
+    def dealt(self) -> bool:
+        """Whether packed groups become vectors by shuffles of our own: for a few values the
+        compiler finds them itself."""
+        return self.threshold == "sort" and self.stage.inner >= 8
 
     @property
     def block(self) -> str:
@@ -308,8 +313,8 @@ def _form(s: StageCode) -> Hashable:
 
 def _search(s: StageCode) -> Hashable:
     """Equal for levels that can use the same search."""
-    if s.threshold == "tile":
-        return "tile", s.dtype
+    if s.abreast:
+        return "abreast", s.dtype
     if s.threshold == "row" or s.sampled:
         return "row", s.dtype, s.sum_dtype
     return s.level
