@@ -20,7 +20,7 @@ MAX_BLOCKS = 256
 SCRATCH_BYTES = 256 << 10  # of one thread's tile: stays in a core's second-level cache
 STRIP_ROWS = 4096  # of a strip that stays there as well, in two cache lines of each row
 WAYS, SETS = 8, 1024  # of that cache, to go by: lines whose addresses differ by 64 KiB share a set
-FAR_SCRATCH_BYTES = 4 << 20  # where y is in main memory: wide tiles, since it is read in long runs
+FAR_SCRATCH_BYTES = 4 << 20  # of a tile that is as wide as reading it in short runs asks for
 SHORT = 63  # groups of up to so many adjacent values are handled many at a time
 SORTED = 32  # groups of up to so many are, where thresholds are searched for
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
@@ -156,7 +156,7 @@ class Plan:
         """How many adjacent groups a tile of the leaf holds."""
         if self.leaf.walk is Walk.PACKED:
             return 64
-        return tile_width(self.leaf.group_size, self.itemsize, self.streamed)
+        return tile_width(self.leaf.group_size, self.itemsize)
 
     def __str__(self) -> str:
         head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
@@ -357,17 +357,15 @@ def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
     extent = axes[loop].extent
     if loop < len(axes) - 1:
         return _cut(axes, loop, itemsize)
-    size = math.prod(axis.extent for axis in axes)
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
-    step = tile_width(rows, itemsize, size * itemsize >= STREAMED_BYTES)
+    step = tile_width(rows, itemsize)
     return Cut(loop, step, -(-extent // step))
 
 
-def tile_width(rows: int, itemsize: int, streamed: bool) -> int:
+def tile_width(rows: int, itemsize: int) -> int:
     """How many groups of `rows` values fit in one thread's scratch memory, in whole vectors."""
-    room = FAR_SCRATCH_BYTES if streamed else SCRATCH_BYTES
     least = 64 if rows * 64 * itemsize <= FAR_SCRATCH_BYTES else 16  # short runs are read slowly
-    return max(least, min(room // (rows * itemsize) // 16 * 16, 256))
+    return max(least, min(SCRATCH_BYTES // (rows * itemsize) // 16 * 16, 256))
 
 
 def _threshold(

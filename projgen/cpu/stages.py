@@ -171,7 +171,7 @@ class StageCode:
         if self.walk == "packed":  # a few thousand values: in the first-level cache
             return max(64, 2048 // self.stage.inner // 16 * 16)
         itemsize = 4 if self.dtype == "float32" else 8
-        return tile_width(self.stage.group_size, itemsize, self.streamed)
+        return tile_width(self.stage.group_size, itemsize)
 
     @property
     def exchanges(self) -> tuple[tuple[int, int], ...]:
