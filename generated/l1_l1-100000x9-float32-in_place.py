@@ -136,21 +136,63 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
+@intrinsic
+def deal_9(typing_context, row, group, tile):
+    """tile[224 * j + group + i] = row[9 * (group + i) + j] for 16 groups: vectors of values become
+    vectors of groups by four rounds of shuffles, each of which interleaves halves.
+    """
+
+    def codegen(context, builder, signature, args):
+        row, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane, flag = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        lanes, flags = ir.VectorType(lane, 16), ir.VectorType(flag, 16)
+        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
+        kind = ir.FunctionType(vector, [vector.as_pointer(), lane, flags, vector])
+        load = get_or_insert_function(builder.module, kind, "llvm.masked.load.v16f32.p0")
+
+        def interleaved(parts):
+            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
+            return [builder.shuffle_vector(*pair) for pair in pairs]
+
+        at = builder.gep(row, [builder.mul(args[1], word(9))])
+        to = builder.gep(tile, [args[1]])
+        for first in range(0, 9, 16):
+            few = min(16, 9 - first)
+            mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
+            parts = []
+            for i in range(16):
+                start = builder.bitcast(builder.gep(at, [word(9 * i + first)]), vector.as_pointer())
+                parts.append(builder.call(load, [start, lane(4), mask, ir.Constant(vector, None)]))
+            parts = interleaved(interleaved(interleaved(interleaved(parts))))
+            for j in range(few):
+                start = builder.bitcast(builder.gep(to, [word(224 * (first + j))]), vector.as_pointer())
+                builder.store(parts[j], start, align=4)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, tile), codegen
+
+
 @register_jitable(fastmath=FAST)
 def aggregate_1(y, v0, scratch, first, last, axes):
     """The values of the groups of level 1, l1 of y."""
-    memory = scratch
+    tile = scratch.view(np.float32)
+    cells = tile
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
         values = v0[start : stop]
         row = y[at + start * 9 : at + stop * 9]
-        joins = memory[: row.size - 2]
-        for j in range(joins.size):
-            joins[j] = np.float64(abs(row[j])) + np.float64(abs(row[j + 1])) + np.float64(abs(row[j + 2]))
+        whole = values.size - values.size % 16
+        for g in range(0, whole, 16):
+            deal_9(row, g, tile)
+        for g in range(whole, values.size):
+            for j in range(9):
+                tile[224 * j + g] = row[9 * g + j]
         for g in range(values.size):
-            j = 9 * g
-            a = joins[j] + joins[j + 3] + joins[j + 6]
+            a = np.float64(abs(cells[g])) + np.float64(abs(cells[224 + g])) + np.float64(abs(cells[448 + g])) + np.float64(abs(cells[672 + g])) + np.float64(abs(cells[896 + g])) + np.float64(abs(cells[1120 + g])) + np.float64(abs(cells[1344 + g])) + np.float64(abs(cells[1568 + g])) + np.float64(abs(cells[1792 + g]))
             values[g] = a
 
 
@@ -307,45 +349,6 @@ def project_0(v0, u0, limit, first, last, axes):
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
-
-
-@intrinsic
-def deal_9(typing_context, row, group, tile):
-    """tile[224 * j + group + i] = row[9 * (group + i) + j] for 16 groups: vectors of values become
-    vectors of groups by four rounds of shuffles, each of which interleaves halves.
-    """
-
-    def codegen(context, builder, signature, args):
-        row, tile = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
-        )
-        word, lane, flag = ir.IntType(64), ir.IntType(32), ir.IntType(1)
-        vector = ir.VectorType(context.get_value_type(types.float32), 16)
-        lanes, flags = ir.VectorType(lane, 16), ir.VectorType(flag, 16)
-        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
-        kind = ir.FunctionType(vector, [vector.as_pointer(), lane, flags, vector])
-        load = get_or_insert_function(builder.module, kind, "llvm.masked.load.v16f32.p0")
-
-        def interleaved(parts):
-            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
-            return [builder.shuffle_vector(*pair) for pair in pairs]
-
-        at = builder.gep(row, [builder.mul(args[1], word(9))])
-        to = builder.gep(tile, [args[1]])
-        for first in range(0, 9, 16):
-            few = min(16, 9 - first)
-            mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
-            parts = []
-            for i in range(16):
-                start = builder.bitcast(builder.gep(at, [word(9 * i + first)]), vector.as_pointer())
-                parts.append(builder.call(load, [start, lane(4), mask, ir.Constant(vector, None)]))
-            parts = interleaved(interleaved(interleaved(interleaved(parts))))
-            for j in range(few):
-                start = builder.bitcast(builder.gep(to, [word(224 * (first + j))]), vector.as_pointer())
-                builder.store(parts[j], start, align=4)
-        return context.get_dummy_value()
-
-    return types.void(row, types.int64, tile), codegen
 
 
 @register_jitable(fastmath=FINITE)

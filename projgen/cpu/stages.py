@@ -182,7 +182,7 @@ class StageCode:
     def dealt(self) -> bool:
         """Whether packed groups become vectors by shuffles of our own: for a few values the
         compiler finds them itself."""
-        return self.threshold == "sort" and self.stage.inner >= 8
+        return self.walk == "packed" and self.stage.inner >= 8
 
     @property
     def block(self) -> str:
