@@ -1,0 +1,136 @@
+"""Generated CUDA C++ to a program of this machine, with g++; kept on disk, by its content."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMON = ("-std=c++20", "-g1", "-fno-pie", "-ffp-contract=off")
+ENGINE = (*COMMON, "-O2", "-Wall", "-Wextra", "-Werror")
+KERNEL = (
+    *("-O1", "-fno-strict-aliasing", "-fno-jump-tables", "-ftrivial-auto-var-init=pattern"),
+    *("-w", "-Werror=uninitialized", "-Werror=return-type"),
+    # Half of UndefinedBehaviorSanitizer; what it finds ends the program.
+    "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "-fno-sanitize-recover=all",
+)
+# The machine on fibers defines what g++ calls for ThreadSanitizer, whose own library stays away.
+MACHINES = {
+    "fibers": (("fibers.cpp", "memory.cpp", "serve.cpp"), ("-fsanitize=thread", "-DSIMT_HOOKED")),
+}
+
+
+class BuildError(Exception):
+    """What g++ said of a source."""
+
+
+@lru_cache
+def missing() -> str | None:
+    """Why no kernel can be run here, or None."""
+    if platform.system() != "Linux":
+        return "the SIMT machine needs Linux"
+    if not shutil.which("g++") or not shutil.which("addr2line"):
+        return "the SIMT machine needs g++ and addr2line"
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
+    if int(version.split(".")[0]) < 12:
+        return f"the SIMT machine needs g++ 12, not {version.strip()}"
+    return None
+
+
+@lru_cache
+def cache() -> Path:
+    """A directory of the user's own for programs, in the temporary one."""
+    path = Path(tempfile.gettempdir(), f"projgen-simt-{os.getuid()}")
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        return Path(tempfile.mkdtemp(prefix="projgen-simt-"))
+    return path
+
+
+def build(source: str, machine: str = "fibers", flags: tuple[str, ...] = ()) -> Path:
+    """The program that runs the kernels of `source`. A `BuildError` if it does not compile."""
+    objects, options = MACHINES[machine]
+    flags = (*COMMON, *KERNEL, *options, *flags)
+    directory = cache() / _key(source, *flags)
+    program = directory / "program"
+    if not program.exists():
+        engine = [str(_object(name)) for name in objects]
+        with tempfile.TemporaryDirectory(dir=cache()) as work:
+            Path(work, "kernel.cu").write_text(_for_the_host(source), encoding="utf-8")
+            Path(work, "main.cpp").write_text(_main(source), encoding="utf-8")
+            include = ("-I", str(HERE), "-I", str(HERE / "include"))
+            _run("g++", *flags, *include, "-c", "main.cpp", "-o", "main.o", cwd=work)
+            _run("g++", "-no-pie", "main.o", *engine, "-lubsan", "-o", "program", cwd=work)
+            _move(Path(work), directory)
+    return program
+
+
+def _for_the_host(source: str) -> str:
+    """Dynamic shared memory is a pointer here; nothing else changes, and no line moves."""
+    pattern = r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w\s]+?)\s*\b(\w+)\s*\[\s*\]\s*;"
+    return re.sub(pattern, r"\1* const \2 = static_cast<\1*>(simt::dynamic_shared());", source)
+
+
+def _main(source: str) -> str:
+    kernels = re.findall(
+        r"__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\(", source
+    )
+    entries = ", ".join(f"SIMT_KERNEL({name}, {bounds or 0})" for bounds, name in kernels)
+    return f"""\
+#include "cuda.h"
+#include "entries.h"
+namespace {{
+#include "kernel.cu"
+}}
+const simt::Kernel simt::kernels[] = {{{entries}}};
+const int simt::kernel_count = {len(kernels)};
+"""
+
+
+def _object(name: str) -> Path:
+    """A part of the machine, compiled once."""
+    path = cache() / f"{_key(name)}-{name}.o"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=cache()) as work:
+            made = Path(work, name + ".o")
+            _run("g++", *ENGINE, "-c", str(HERE / name), "-o", str(made), cwd=work)
+            os.replace(made, path)
+    return path
+
+
+@lru_cache
+def _harness() -> bytes:
+    files = sorted([*HERE.rglob("*.h"), *HERE.rglob("*.cpp"), HERE / "build.py"])
+    version = subprocess.run(["g++", "--version"], capture_output=True).stdout
+    return version + b"".join(path.read_bytes() for path in files)
+
+
+def _key(*texts: str) -> str:
+    state = hashlib.sha256(_harness())
+    for text in texts:
+        state.update(text.encode() + b"\0")
+    return state.hexdigest()[:32]
+
+
+def _run(*command: str, cwd: str) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(done.stderr[:5000])
+
+
+def _move(work: Path, directory: Path) -> None:
+    staged = work.with_name(work.name + "-made")
+    staged.mkdir()
+    for name in ("program", "kernel.cu"):
+        os.replace(work / name, staged / name)
+    try:
+        os.rename(staged, directory)
+    except OSError:  # somebody else was quicker
+        shutil.rmtree(staged)
