@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMON = ("-std=c++20", "-g1", "-fno-pie", "-ffp-contract=off")
+COMMON = ("-std=c++20", "-g1", "-gdwarf-4", "-fno-pie", "-ffp-contract=off")
 ENGINE = (*COMMON, "-O2", "-Wall", "-Wextra", "-Werror")
 KERNEL = (
     *("-O1", "-fno-strict-aliasing", "-fno-jump-tables", "-ftrivial-auto-var-init=pattern"),
@@ -22,8 +22,11 @@ KERNEL = (
 )
 # The machine on fibers defines what g++ calls for ThreadSanitizer, whose own library stays away.
 MACHINES = {
-    "fibers": (("fibers.cpp", "memory.cpp", "serve.cpp"), ("-fsanitize=thread", "-DSIMT_HOOKED")),
+    "fibers": ("fibers.cpp", "memory.cpp", "serve.cpp"),
+    "threads": ("threads.cpp", "serve.cpp"),
 }
+OPTIONS = {"fibers": ("-DSIMT_HOOKED",), "threads": ()}
+EXTRA: dict[str, tuple[str, ...]] = {"fibers": (), "threads": ("-fsanitize=thread",)}
 
 
 class BuildError(Exception):
@@ -56,20 +59,53 @@ def cache() -> Path:
 
 def build(source: str, machine: str = "fibers", flags: tuple[str, ...] = ()) -> Path:
     """The program that runs the kernels of `source`. A `BuildError` if it does not compile."""
-    objects, options = MACHINES[machine]
-    flags = (*COMMON, *KERNEL, *options, *flags)
-    directory = cache() / _key(source, *flags)
+    flags = (*COMMON, *KERNEL, "-fsanitize=thread", *OPTIONS[machine], *flags)
+    directory = cache() / _key(source, machine, *flags)
     program = directory / "program"
     if not program.exists():
-        engine = [str(_object(name)) for name in objects]
+        engine = [str(_object(name, *EXTRA[machine])) for name in MACHINES[machine]]
         with tempfile.TemporaryDirectory(dir=cache()) as work:
             Path(work, "kernel.cu").write_text(_for_the_host(source), encoding="utf-8")
             Path(work, "main.cpp").write_text(_main(source), encoding="utf-8")
             include = ("-I", str(HERE), "-I", str(HERE / "include"))
             _run("g++", *flags, *include, "-c", "main.cpp", "-o", "main.o", cwd=work)
-            _run("g++", "-no-pie", "main.o", *engine, "-lubsan", "-o", "program", cwd=work)
+            _run(
+                "g++",
+                "-no-pie",
+                "main.o",
+                *engine,
+                *EXTRA[machine],
+                "-lubsan",
+                "-o",
+                "program",
+                cwd=work,
+            )
             _move(Path(work), directory)
     return program
+
+
+def command(program: Path, machine: str) -> list[str]:
+    """How to start a program: ThreadSanitizer wants its memory where it expects it."""
+    fixed = ["setarch", platform.machine(), "-R"] if machine == "threads" else []
+    return [*fixed, str(program)]
+
+
+@lru_cache(maxsize=1024)
+def shared_arrays(program: Path) -> tuple[tuple[str, int, int], ...]:
+    """The ``__shared__`` arrays of a program: name, address, size."""
+    table = subprocess.run(["objdump", "-t", str(program)], capture_output=True, text=True).stdout
+    found = re.findall(r"^(\w+) .*\bsimt_shared\s+(\w+)\s+(\S+)$", table, re.MULTILINE)
+    return tuple(
+        (_name(symbol), int(address, 16), int(size, 16))
+        for address, size, symbol in found
+        if int(size, 16)
+    )
+
+
+def _name(symbol: str) -> str:
+    """Of a mangled local variable: ``_ZZ...E4sums`` is sums."""
+    mangled = re.search(r"E\d+([A-Za-z_]\w*?)(?:_\d+)?$", symbol)
+    return mangled[1] if mangled else symbol
 
 
 def _for_the_host(source: str) -> str:
@@ -94,13 +130,13 @@ const int simt::kernel_count = {len(kernels)};
 """
 
 
-def _object(name: str) -> Path:
+def _object(name: str, *flags: str) -> Path:
     """A part of the machine, compiled once."""
-    path = cache() / f"{_key(name)}-{name}.o"
+    path = cache() / f"{_key(name, *flags)}-{name}.o"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=cache()) as work:
             made = Path(work, name + ".o")
-            _run("g++", *ENGINE, "-c", str(HERE / name), "-o", str(made), cwd=work)
+            _run("g++", *ENGINE, *flags, "-c", str(HERE / name), "-o", str(made), cwd=work)
             os.replace(made, path)
     return path
 

@@ -46,6 +46,7 @@ struct Launch {
 };
 
 void run(const Launch& launch, uint64_t seed);
+unsigned seconds();  // that a launch may take
 
 // Parameters of a kernel, as the caller has to pass them.
 struct Parameter {

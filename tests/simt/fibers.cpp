@@ -22,7 +22,6 @@ namespace {
 
 constexpr size_t STACK = 64 << 10;
 constexpr int MOST_THREADS = 1024;
-constexpr unsigned SECONDS = 20;  // that a launch may take
 const char* const SYNCWARP = "__syncwarp";
 
 enum State : uint8_t { READY, AT_BARRIER, AT_EXCHANGE, EXITED };
@@ -194,7 +193,7 @@ void run_block(uint64_t number) {
 }
 
 [[noreturn]] void out_of_time(int) {
-    fail_at(watched_place(), "no end after %u seconds: it waits for another block?", SECONDS);
+    fail_at(watched_place(), "no end after %u seconds: it waits for another block?", seconds());
 }
 
 }  // namespace
@@ -289,8 +288,8 @@ void run(const Launch& launch, uint64_t seed) {
     std::vector<char> memory(launch.shared + 256);
     const uintptr_t aligned = (uintptr_t(memory.data()) + 255) & ~uintptr_t(255);
     dynamic = {reinterpret_cast<char*>(aligned), launch.shared};
-    watch_launch({stacks, MOST_THREADS * STACK}, static_shared(), dynamic);
-    alarm(SECONDS);
+    watch_launch({stacks, MOST_THREADS * STACK}, dynamic);
+    alarm(seconds());
     std::vector<uint32_t> order(size_t(launch.grid.x) * launch.grid.y * launch.grid.z);
     for (size_t i = 0; i < order.size(); i++) order[i] = uint32_t(i);
     for (size_t i = order.size(); seed && i-- > 1;) std::swap(order[i], order[chance(i + 1)]);

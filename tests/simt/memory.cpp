@@ -30,8 +30,9 @@ struct Cell {
 };
 
 struct Memory {
+    std::string name;
     Range range;
-    unsigned cell;
+    unsigned cell = 2;
     Array* array;  // none: shared memory
     std::vector<Cell> cells;
     std::vector<uint32_t> read_in, written_in;  // the launch that did it last, by cell
@@ -47,7 +48,7 @@ struct Published {
     }
 };
 
-std::vector<Memory> memories;  // one for each of `arrays`, and then shared memory
+std::vector<Memory> memories;  // dynamic shared memory, the shared arrays, and `arrays`
 size_t latest;
 Range stacks;
 const void* place;
@@ -72,21 +73,13 @@ bool ordered(const Access& before, const Memory& m) {
     return std::any_of(heard.begin(), heard.end(), [&](auto& p) { return p.has(before); });
 }
 
-void describe(char* text, size_t size, const Memory& m, const char* address) {
-    if (m.array)
-        snprintf(text, size, "byte %td of %s", address - m.range.data, m.array->name.c_str());
-    else
-        snprintf(text, size, "shared memory");
-}
-
 void check(const Access& before, bool atomic, const char* does, const char* did, const Memory& m,
            const char* address) {
     if ((before.atomic && atomic) || ordered(before, m)) return;
-    char what[200];
-    describe(what, sizeof what, m, address);
     const bool same_block = before.epoch >= block_first;
-    fail_at(place, "a race: %s %s, which thread %d of %s block %s at 0x%x", does, what,
-            before.thread, same_block ? "the" : "another", did, before.place);
+    fail_at(place, "a race: %s byte %td of %s, which thread %d of %s block %s at 0x%x", does,
+            address - m.range.data, m.name.c_str(), before.thread, same_block ? "the" : "another",
+            did, before.place);
 }
 
 void watch_cell(Memory& m, size_t index, const char* address, bool write, bool atomic) {
@@ -96,11 +89,9 @@ void watch_cell(Memory& m, size_t index, const char* address, bool write, bool a
     check(cell.write, atomic, write ? "writes" : "reads", "wrote", m, address);
     if (!write || atomic) {
         const bool known = m.array ? cell.initialised : cell.write.epoch >= block_first;
-        if (!known) {
-            char what[200];
-            describe(what, sizeof what, m, address);
-            fail_at(place, "reads %s, which nobody wrote", what);
-        }
+        if (!known)
+            fail_at(place, "reads byte %td of %s, which nobody wrote", address - m.range.data,
+                    m.name.c_str());
     }
     if (write) {
         check(cell.read, false, "writes", "read", m, address);
@@ -127,17 +118,17 @@ Memory* memory_of(const char* address) {
 }
 
 [[noreturn]] void fail_outside(const char* address, size_t size, bool write) {
-    const Memory* nearest = &memories[0];
+    const Memory* nearest = nullptr;
     size_t distance = SIZE_MAX;
     for (const Memory& m : memories) {
-        const size_t past = address - m.range.data - m.range.size, short_of = m.range.data - address;
-        if (m.range.size && std::min(past, short_of) < distance)
-            distance = std::min(past, short_of), nearest = &m;
+        const char* end = m.range.data + m.range.size;
+        const size_t away = address < m.range.data ? m.range.data - address : address - end;
+        if (m.range.size && away < distance) distance = away, nearest = &m;
     }
-    const char* name = nearest->array ? nearest->array->name.c_str() : "shared memory";
-    fail_at(place, "%s %zu bytes outside every array: at byte %td of the %zu of %s",
+    if (!nearest) fail_at(place, "%s memory, and was given none", write ? "writes" : "reads");
+    fail_at(place, "%s %zu bytes outside every array: from byte %td of the %zu of %s",
             write ? "writes" : "reads", size, address - nearest->range.data, nearest->range.size,
-            name);
+            nearest->name.c_str());
 }
 
 void watch(const void* where, size_t size, bool write, bool atomic) {
@@ -151,7 +142,7 @@ void watch(const void* where, size_t size, bool write, bool atomic) {
     }
     if (!m->range.has(address + size - 1)) fail_outside(address, size, write);
     if (write && m->array && !m->array->writable)
-        fail_at(place, "writes %s, which is an input", m->array->name.c_str());
+        fail_at(place, "writes %s, which is an input", m->name.c_str());
     const size_t first = size_t(address - m->range.data) / m->cell;
     const size_t last = size_t(address + size - 1 - m->range.data) / m->cell;
     const bool watched = !m->cells.empty();
@@ -181,11 +172,14 @@ void publish(const void* address) {
 
 }  // namespace
 
-void watch_arrays() {
+void watch_arrays(const std::vector<Shared>& shared) {
     memories.clear();
-    latest = 0;
+    memories.push_back({});
+    for (const Shared& s : shared)
+        memories.push_back({s.name, {s.data, s.size}, 2, nullptr, {}, {}, {}});
+    for (Memory& m : memories) m.cells.resize(m.range.size / m.cell + 1);
     for (Array& a : arrays) {
-        Memory m{{a.data, a.size}, a.cell, &a, {}, {}, {}};
+        Memory m{a.name, {a.data, a.size}, a.cell, &a, {}, {}, {}};
         const size_t count = (a.size + a.cell - 1) / a.cell;
         if (a.writable || !a.initialised) m.cells.resize(count);
         for (Cell& cell : m.cells) cell.initialised = a.initialised;
@@ -195,16 +189,16 @@ void watch_arrays() {
     }
 }
 
-void watch_launch(const Range& fibers, const Range& static_shared, const Range& dynamic_shared) {
+void watch_launch(const Range& fibers, const Range& dynamic_shared) {
     stacks = fibers;
     launch_first = ++epoch;
     launch_number++;
     published.clear();
     for (Array& a : arrays) a.traffic = {};
-    memories.resize(arrays.size());
+    Memory& dynamic = memories[0];
+    dynamic = {"dynamic shared memory", dynamic_shared, 2, nullptr, {}, {}, {}};
+    dynamic.cells.resize(dynamic_shared.size / 2 + 1);
     latest = 0;
-    for (const Range& range : {static_shared, dynamic_shared})
-        memories.push_back({range, 2, nullptr, std::vector<Cell>(range.size / 2 + 1), {}, {}});
 }
 
 void watch_block(Watched* threads, int count) {

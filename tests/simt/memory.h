@@ -13,13 +13,21 @@ struct Traffic {
     uint64_t read, written, atomic, first_read, first_written;
 };
 
+// Global memory, or a part of it, that kernels may use.
 struct Array {
     std::string name;
     char* data;
     size_t size;  // to the byte
-    bool initialised, writable;
     unsigned cell;  // bytes that are watched as one: an element
+    bool initialised, writable;
     Traffic traffic;  // of the present launch
+};
+
+// A `__shared__` array.
+struct Shared {
+    std::string name;
+    char* data;
+    size_t size;
 };
 
 extern std::vector<Array> arrays;
@@ -50,8 +58,8 @@ struct Range {
     bool has(const char* address) const { return size_t(address - data) < size; }
 };
 
-void watch_arrays();
-void watch_launch(const Range& stacks, const Range& static_shared, const Range& dynamic_shared);
+void watch_arrays(const std::vector<Shared>& shared);  // and `arrays`
+void watch_launch(const Range& stacks, const Range& dynamic_shared);
 void watch_block(Watched* threads, int count);
 void watch_thread(Watched* thread);
 void watch_barrier();

@@ -9,10 +9,12 @@ may be one: see `memory.cpp` and `fibers.cpp`.
 """
 
 import ctypes
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,22 +23,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .build import build
-
-SECONDS = 60.0
+from .build import build, command, shared_arrays
 
 
 class SimtError(Exception):
     """What went wrong in a kernel, with the line of its source."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """An array in a buffer: `size` bytes from `offset` on, of elements of `cell` bytes."""
+
+    name: str
+    offset: int
+    size: int
+    cell: int
+
+
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """The memory of `array`, from its lowest to its highest byte, as one of the device's arrays.
+    """The memory of `array`, from its lowest to its highest byte, as memory of the device.
 
     ``initialised``: it holds the array's values; else it is poisoned, and reading it before
     writing it an error. ``writable``: the array receives what the kernels left. `misalignment` is
-    the distance of the device's address from a multiple of 256.
+    the distance of the device's address from a multiple of 256. What lies between its `parts`
+    (default: one) is out of bounds.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Buffer:
     initialised: bool = True
     writable: bool = False
     misalignment: int = 0
+    parts: tuple[Part, ...] = ()
 
     @property
     def memory(self) -> memoryview:
@@ -52,9 +64,9 @@ class Buffer:
         return memoryview((ctypes.c_char * size).from_address(low)).cast("B")
 
     @property
-    def cell(self) -> int:
-        """The bytes that are watched as one: no two threads may share them."""
-        return min(self.array.itemsize, 4)
+    def arrays(self) -> tuple[Part, ...]:
+        whole = Part(self.name, 0, len(self.memory), min(self.array.itemsize, 4))
+        return self.parts or (whole,)
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,10 @@ class At:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, by name, with its geometry and arguments: buffers, `At`, and NumPy scalars."""
+    """A kernel, by name, with its geometry and arguments.
+
+    Arguments are buffers, `At`, None (a null pointer), NumPy scalars, and records as structures.
+    """
 
     name: str
     grid: tuple[int, ...]
@@ -89,11 +104,15 @@ class Traffic:
 
 @dataclass
 class Simt:
-    """A source's program, which runs until `close`, and starts again when it is asked to."""
+    """A source's program, which runs until `close`, and starts again when it is asked to.
+
+    No launch may take more than `seconds`.
+    """
 
     source: str
     machine: str = "fibers"
     flags: tuple[str, ...] = ()
+    seconds: int = 60
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     _errors: Any = field(default=None, init=False)
 
@@ -112,16 +131,16 @@ class Simt:
         process = self._started()
         assert process.stdin and process.stdout
         try:
-            process.stdin.write(_job(buffers, launches, seed))
+            process.stdin.write(self._job(buffers, launches, seed))
             process.stdin.flush()
-            size = len(buffers) * 5 * 8 * len(launches)
+            names = [part.name for buffer in buffers for part in buffer.arrays]
+            size = len(names) * 5 * 8 * len(launches)
             counts = np.frombuffer(self._read(size), np.int64).reshape(len(launches), -1, 5)
             results = [self._read(len(b.memory)) for b in buffers if b.writable]
         except (BrokenPipeError, EOFError):
             raise SimtError(self._report()) from None
         for buffer, result in zip([b for b in buffers if b.writable], results, strict=True):
             buffer.memory[:] = result
-        names = [buffer.name for buffer in buffers]
         return [
             {name: Traffic(*map(int, row)) for name, row in zip(names, rows, strict=True)}
             for rows in counts
@@ -130,14 +149,37 @@ class Simt:
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             self._program = build(self.source, self.machine, self.flags)
-            self._errors = tempfile.TemporaryFile()
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
-                [self._program],
+                command(self._program, self.machine),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
+                env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "SECONDS": str(self.seconds)},
             )
         return self._process
+
+    def _job(self, buffers: list[Buffer], launches: Sequence[Launch], seed: int) -> bytes:
+        shared = shared_arrays(self._program)
+        parts: list[Any] = [_numbers(seed, len(shared))]
+        for name, address, size in shared:
+            parts += [_text(name), _numbers(address, size)]
+        parts.append(_numbers(len(buffers)))
+        for b in buffers:
+            parts.append(_numbers(len(b.memory), b.misalignment, b.initialised, b.writable))
+            parts += [b.memory] if b.initialised else []
+        parts.append(_numbers(sum(len(b.arrays) for b in buffers)))
+        for i, b in enumerate(buffers):
+            for a in b.arrays:
+                numbers = _numbers(i, a.offset, a.size, a.cell, b.initialised, b.writable)
+                parts += [_text(a.name), numbers]
+        parts.append(_numbers(len(launches)))
+        for launch in launches:
+            grid, block = (t + (1,) * (3 - len(t)) for t in (launch.grid, launch.block))
+            parts += [_text(launch.name), _numbers(*grid, *block, launch.shared)]
+            parts.append(_numbers(len(launch.arguments)))
+            parts += [_argument(argument, buffers) for argument in launch.arguments]
+        return b"".join(parts)
 
     def _read(self, size: int) -> bytes:
         assert self._process and self._process.stdout
@@ -149,12 +191,14 @@ class Simt:
     def _report(self) -> str:
         """Why the program ended, in terms of the source."""
         assert self._process
-        code = self._process.wait(SECONDS)
+        code = self._process.wait(60)
         self._errors.seek(0)
         text = self._errors.read().decode(errors="replace").strip()
         self.close()
         text = re.sub(r"\bat (0x[0-9a-f]+)", lambda found: _line(self._program, found[1]), text)
-        text = re.sub(r"\S*kernel\.cu:(\d+):\d+:", r"line \1:", text)
+        text = re.sub(r"\S*kernel\.cu:(\d+)(:\d+)?", r"line \1", text)
+        if "ThreadSanitizer" in text:
+            text = "\n".join(re.findall(r".*(?:ThreadSanitizer|\bline \d+).*", text))
         lines = self.source.splitlines()
         for number in dict.fromkeys(map(int, re.findall(r"\bline (\d+)", text))):
             if 0 < number <= len(lines):
@@ -165,11 +209,9 @@ class Simt:
         if self._process is not None:
             assert self._process.stdin and self._process.stdout
             for pipe in (self._process.stdin, self._process.stdout):
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
-            self._process.wait(SECONDS)
+            self._process.wait(60)
             self._errors.close()
             self._process = None
 
@@ -195,28 +237,16 @@ def _line(program: Path, address: str) -> str:
     return f"line {found[1]}" if found else f"at {address}"
 
 
-def _job(buffers: list[Buffer], launches: Sequence[Launch], seed: int) -> bytes:
-    parts: list[Any] = [_numbers(seed, len(buffers))]
-    for b in buffers:
-        parts += [_text(b.name), _numbers(len(b.memory), b.cell, b.misalignment)]
-        parts.append(_numbers(b.initialised, b.writable))
-        parts += [b.memory] if b.initialised else []
-    parts.append(_numbers(len(launches)))
-    for launch in launches:
-        grid, block = (t + (1,) * (3 - len(t)) for t in (launch.grid, launch.block))
-        parts += [_text(launch.name), _numbers(*grid, *block, launch.shared)]
-        parts.append(_numbers(len(launch.arguments)))
-        for argument in launch.arguments:
-            if isinstance(argument, Buffer):
-                argument = At(argument, 0)
-            if isinstance(argument, At):
-                place = buffers.index(argument.buffer)
-                parts.append(_numbers(ord("p"), place, argument.offset))
-            else:
-                value = np.asarray(argument)
-                kind = {"i": "i", "u": "i", "f": "f", "V": "s", "b": "i"}[value.dtype.kind]
-                parts += [_numbers(ord(kind), value.nbytes), value.tobytes()]
-    return b"".join(parts)
+def _argument(argument: Any, buffers: list[Buffer]) -> bytes:
+    if argument is None:
+        return _numbers(ord("p"), -1, 0)
+    if isinstance(argument, Buffer):
+        argument = At(argument, 0)
+    if isinstance(argument, At):
+        return _numbers(ord("p"), buffers.index(argument.buffer), argument.offset)
+    value = np.asarray(argument)
+    kind = {"i": "i", "u": "i", "b": "i", "f": "f", "V": "s"}[value.dtype.kind]
+    return _numbers(ord(kind), value.nbytes) + value.tobytes()
 
 
 def _numbers(*numbers: int) -> bytes:

@@ -33,24 +33,53 @@ void write_bytes(const void* from, size_t size) {
     if (size && fwrite(from, 1, size, stdout) != size) exit(1);
 }
 
-// Arrays lie in `memory` at addresses that are `misalignment` above a multiple of 256.
-void read_arrays(std::vector<std::unique_ptr<char[]>>& memory, uint64_t seed) {
+std::vector<Shared> read_shared() {
+    std::vector<Shared> shared(static_cast<size_t>(read_number()));
+    for (Shared& s : shared) {
+        s.name = read_text();
+        s.data = reinterpret_cast<char*>(read_number());
+        s.size = size_t(read_number());
+    }
+    return shared;
+}
+
+// Memory that arrays lie in. Its start is `misalignment` above a multiple of 256.
+struct Block {
+    std::unique_ptr<char[]> memory;
+    char* data;
+    size_t size;
+    bool comes_back;
+};
+
+std::vector<Block> read_blocks(uint64_t seed) {
+    std::vector<Block> blocks(static_cast<size_t>(read_number()));
+    for (Block& b : blocks) {
+        b.size = size_t(read_number());
+        const size_t misalignment = size_t(read_number());
+        const bool initialised = read_number();
+        b.comes_back = read_number();
+        b.memory.reset(new char[b.size + 2 * GUARD]);
+        const uintptr_t start = uintptr_t(b.memory.get()) + GUARD / 2;
+        b.data = reinterpret_cast<char*>((start & ~uintptr_t(255)) + 256 + misalignment);
+        if (initialised)
+            read_bytes(b.data, b.size);
+        else
+            poison(b.data, b.size, seed);
+    }
+    return blocks;
+}
+
+void read_arrays(const std::vector<Block>& blocks) {
     arrays.resize(size_t(read_number()));
     for (Array& a : arrays) {
         a = {};
         a.name = read_text();
+        const Block& block = blocks.at(size_t(read_number()));
+        a.data = block.data + read_number();
         a.size = size_t(read_number());
         a.cell = unsigned(read_number());
-        const size_t misalignment = size_t(read_number());
         a.initialised = read_number();
         a.writable = read_number();
-        memory.emplace_back(new char[a.size + 2 * GUARD]);
-        const uintptr_t start = uintptr_t(memory.back().get()) + GUARD / 2;
-        a.data = reinterpret_cast<char*>((start & ~uintptr_t(255)) + 256 + misalignment);
-        if (a.initialised)
-            read_bytes(a.data, a.size);
-        else
-            poison(a.data, a.size, seed);
     }
 }
 
@@ -61,14 +90,16 @@ const Kernel& kernel_of(const std::string& name) {
 }
 
 struct Argument {
-    alignas(16) char value[256];
+    alignas(16) char value[4096];
 };
 
-void read_argument(Argument& argument, const Parameter& parameter, const char* kernel, int at) {
+void read_argument(Argument& argument, const Parameter& parameter, const char* kernel, int at,
+                   const std::vector<Block>& blocks) {
     const char kind = char(read_number());
-    const int64_t size = read_number();  // of a pointer: which array
+    const int64_t size = read_number();  // of a pointer: the block it points to, or -1
     if (kind == 'p') {
-        char* address = arrays.at(size_t(size)).data + read_number();
+        const int64_t offset = read_number();
+        const char* address = size < 0 ? nullptr : blocks.at(size_t(size)).data + offset;
         memcpy(argument.value, &address, sizeof address);
     } else {
         if (size_t(size) > sizeof argument.value) fail(0, "an argument of %ld bytes", long(size));
@@ -97,7 +128,7 @@ void check_geometry(const Launch& l, const Kernel& kernel) {
              kernel.largest_block);
 }
 
-void run_launches(uint64_t seed) {
+void run_launches(const std::vector<Block>& blocks, uint64_t seed) {
     const int64_t count = read_number();
     for (int64_t i = 0; i < count; i++) {
         const std::string name = read_text();
@@ -111,7 +142,7 @@ void run_launches(uint64_t seed) {
         std::vector<Argument> arguments(static_cast<size_t>(given));
         std::vector<void*> addresses;
         for (int64_t j = 0; j < given; j++) {
-            read_argument(arguments[j], kernel.parameters[j], kernel.name, int(j));
+            read_argument(arguments[j], kernel.parameters[j], kernel.name, int(j), blocks);
             addresses.push_back(arguments[j].value);
         }
         launch.arguments = addresses.data();
@@ -122,6 +153,12 @@ void run_launches(uint64_t seed) {
 }
 
 }  // namespace
+
+unsigned seconds() {
+    const char* given = getenv("SECONDS");
+    return given ? unsigned(atoi(given)) : 60;
+}
+
 }  // namespace simt
 
 int main() {
@@ -130,12 +167,13 @@ int main() {
     setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
     for (;;) {
         const uint64_t seed = uint64_t(read_number());
-        std::vector<std::unique_ptr<char[]>> memory;
-        read_arrays(memory, seed);
-        watch_arrays();
-        run_launches(seed);
-        for (const Array& a : arrays)
-            if (a.writable) write_bytes(a.data, a.size);
+        const std::vector<Shared> shared = read_shared();
+        const std::vector<Block> blocks = read_blocks(seed);
+        read_arrays(blocks);
+        watch_arrays(shared);
+        run_launches(blocks, seed);
+        for (const Block& b : blocks)
+            if (b.comes_back) write_bytes(b.data, b.size);
         fflush(stdout);
     }
 }
