@@ -37,6 +37,7 @@ SHARED_BYTES = 32 << 10  # of values that a block keeps while it looks for their
 WARP_VALUES = 1024  # groups of at most so many are a warp's, larger ones a block's
 SHORT = 32  # groups of at most so many adjacent values are packed,
 MANY = 16  # if at least so many lie side by side
+WARP_KEPT = SHARED_BYTES // 8 // (THREADS // WARP)  # and so are groups that it keeps
 WIDE = 64  # columns: fewer are widened to about twice as many
 TILE_COLUMNS = 8  # at least so many columns share a tile
 SWEEPS = 4  # that look for a threshold, before one block goes on alone
@@ -157,7 +158,8 @@ def width(stage: Stage) -> int:
 
 def team(stage: Stage) -> int:
     """How many threads work on one group by rows."""
-    return WARP if stage.group_size <= WARP_VALUES else THREADS
+    most = WARP_KEPT if stage.norm == "l1" else WARP_VALUES
+    return WARP if stage.group_size <= most else THREADS
 
 
 def tiles(stage: Stage) -> int:
