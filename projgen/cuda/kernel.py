@@ -400,6 +400,11 @@ class Kernel:
         return self.dtype == "float64" and self.uses("l2", "double")
 
     @property
+    def swept(self) -> tuple[str, ...]:
+        """The C++ types of groups whose thresholds are looked for in turns of all blocks."""
+        return tuple(sorted({s.real for s in self.stages if s.threshold == "sweep"}))
+
+    @property
     def joins(self) -> tuple[tuple[str, str, bool], ...]:
         """What teams join: an operation, a C++ type, and whether blocks do so, not warps alone."""
         found: dict[tuple[str, str], bool] = {}

@@ -111,7 +111,7 @@ def _launches(plan: Plan, kernel: Kernel) -> Iterator[Launch]:
             for turn in range(kernel.sweeps):
                 grid = (_blocks(s), pieces, 1)
                 arguments = (*read, *radius, "work", "geometry", turn)
-                yield Launch(f"excess_{s.level}", grid, each, arguments)
+                yield Launch(f"above_{s.level}", grid, each, arguments)
             arguments = (*read, *radius, "work", "geometry", kernel.sweeps)
             yield Launch(f"finish_{s.level}", groups, each, arguments)
             radius = ()
