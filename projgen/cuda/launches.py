@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from projgen.cuda.kernel import Kernel, Level, StageCode
-from projgen.cuda.plan import PACKED_THREADS, THREADS, Walk, blocks, tiles, width
-from projgen.plan import Plan
+from projgen.cuda.plan import PACKED_THREADS, THREADS, blocks, tiles, width
+from projgen.plan import Plan, Walk
 
 ALIGNMENT = 256  # bytes, of each part of the workspace
 SIZES = {"double": 8, "long long": 8, "float": 4, "int": 4}
