@@ -1,4 +1,4 @@
-"""The compiler's stages for a GPU: shared but for the plan's decisions, the lowering and the text."""
+"""The stages for a GPU: shared but for the plan's decisions, the lowering and the text."""
 
 from __future__ import annotations
 

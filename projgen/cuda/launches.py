@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from projgen.cuda.kernel import Kernel, Level, StageCode
-from projgen.cuda.plan import PACKED_THREADS, THREADS, blocks, tiles, width
+from projgen.cuda.kernel import Kernel
+from projgen.cuda.levels import Level, StageCode
+from projgen.cuda.plan import THREADS, blocks, tiles, width
 from projgen.plan import Plan, Walk
 
 ALIGNMENT = 256  # bytes, of each part of the workspace
@@ -86,47 +87,56 @@ _UPWARD = ("aggregate", "combine", "middle")
 
 
 def _launches(plan: Plan, kernel: Kernel) -> Iterator[Launch]:
-    top = kernel.stages[0]
+    """Up the tree, through the middle, down the tree."""
     for s in reversed(kernel.stages):
-        source = "y" if s.leaf else "work"
-        arguments = ("y", "work", "geometry") if source == "y" else ("work", "geometry")
-        pieces = s.stage.cut.blocks
-        yield Launch(f"aggregate_{s.level}", (_blocks(s), pieces, 1), _threads(s), arguments)
-        if s.slotted and not (kernel.levels and s is top):
+        arguments = _arguments("y" if s.leaf else "")
+        grid = (blocks(s.stage), s.stage.cut.blocks, 1)
+        yield Launch(f"aggregate_{s.level}", grid, (s.threads, 1, 1), arguments)
+        if s.slotted and not (kernel.levels and s.level == kernel.stages[0].level):
             each = 1 if s.stage.lanes == 1 else 32
-            grid = -(-s.stage.groups * each // THREADS)
-            yield Launch(f"combine_{s.level}", (grid, 1, 1), (THREADS, 1, 1), ("work", "geometry"))
+            grid = (-(-s.stage.groups * each // THREADS), 1, 1)
+            yield Launch(f"combine_{s.level}", grid, (THREADS, 1, 1), _arguments())
     if kernel.levels:
         block = (middle_threads(plan, kernel), 1, 1)
-        arguments = ("radii", "radius", "work", "geometry")
-        yield Launch("middle", (plan.batch, 1, 1), block, arguments)
+        yield Launch("middle", (plan.batch, 1, 1), block, _arguments("radii", "radius"))
     for s in kernel.stages:
         radius = ("radii", "radius") if s.root else ()
-        pieces = s.stage.cut.blocks
-        read = ("y",) if s.leaf else ()
         if s.threshold == "sweep":
-            groups = (s.stage.groups, 1, 1)
-            each = (THREADS, 1, 1)
-            yield Launch(f"start_{s.level}", groups, each, (*read, *radius, "work", "geometry"))
-            for turn in range(kernel.sweeps):
-                grid = (_blocks(s), pieces, 1)
-                arguments = (*read, *radius, "work", "geometry", turn)
-                yield Launch(f"above_{s.level}", grid, each, arguments)
-            arguments = (*read, *radius, "work", "geometry", kernel.sweeps)
-            yield Launch(f"finish_{s.level}", groups, each, arguments)
+            yield from _search(s, kernel.sweeps, radius)
             radius = ()
         arrays = (("y",) if s.in_place else ("y", "x")) if s.leaf else ()
-        grid = (_blocks(s), pieces, 1)
+        grid = (blocks(s.stage), s.stage.cut.blocks, 1)
         if s.threshold in ("row", "tile"):
             grid = (search_blocks(s), 1, 1)
-        arguments = (*arrays, *radius, "work", "geometry")
-        yield Launch(f"project_{s.level}", grid, _threads(s), arguments)
+        arguments = _arguments(*arrays, *radius)
+        yield Launch(f"project_{s.level}", grid, (s.threads, 1, 1), arguments)
+
+
+def _search(s: StageCode, sweeps: int, radius: tuple[str, ...]) -> Iterator[Launch]:
+    """Turns that all blocks take part in, then a block for each group that is not settled."""
+    groups, block = (s.stage.groups, 1, 1), (THREADS, 1, 1)
+    arguments = _arguments("y" if s.leaf else "", *radius)
+    yield Launch(f"start_{s.level}", groups, block, arguments)
+    for turn in range(sweeps):
+        grid = (blocks(s.stage), s.stage.cut.blocks, 1)
+        yield Launch(f"above_{s.level}", grid, block, (*arguments, turn))
+    yield Launch(f"finish_{s.level}", groups, block, (*arguments, sweeps))
+
+
+def _arguments(*first: str) -> tuple[str | int, ...]:
+    return (*filter(None, first), "work", "geometry")
+
+
+def middle_threads(plan: Plan, kernel: Kernel) -> int:
+    """Enough for the largest level of an entry, in whole warps."""
+    largest = max(plan.stages[level.level].size for level in kernel.levels) // plan.batch
+    return max(32, min(1024, 1 << (largest - 1).bit_length()))
 
 
 def search_blocks(s: StageCode) -> int:
     """How many blocks keep whole groups while they look for their thresholds."""
     if s.stage.walk is not Walk.COLUMNS:
-        return _blocks(s)
+        return blocks(s.stage)
     extent = s.stage.axes[-1].extent
     return s.stage.groups // extent * -(-extent // search_columns(s))
 
@@ -136,20 +146,6 @@ def search_columns(s: StageCode) -> int:
     most = min(s.capacity // s.stage.group_size // s.vector, 32)
     needed = -(-s.stage.axes[-1].extent // s.vector)
     return s.vector * min(1 << (most.bit_length() - 1), 1 << (needed - 1).bit_length())
-
-
-def middle_threads(plan: Plan, kernel: Kernel) -> int:
-    """Enough for the largest level of an entry, in whole warps."""
-    largest = max(plan.stages[level.level].size for level in kernel.levels) // plan.batch
-    return max(32, min(1024, 1 << (largest - 1).bit_length()))
-
-
-def _blocks(s: StageCode) -> int:
-    return blocks(s.stage)
-
-
-def _threads(s: StageCode) -> tuple[int, int, int]:
-    return (PACKED_THREADS if s.stage.walk is Walk.PACKED else THREADS, 1, 1)
 
 
 def parts(plan: Plan, kernel: Kernel) -> Iterator[Part]:

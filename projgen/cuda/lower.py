@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from projgen.cuda.kernel import Axis, Kernel, Level, StageCode
+from projgen.cuda.kernel import Kernel
 from projgen.cuda.launches import geometry, level_loops, parts
+from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.plan import INDEX_LIMIT, SAMPLE, SWEEPS
 from projgen.plan import Plan
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from projgen.cuda.kernel import Kernel, StageCode
+from projgen.cuda.kernel import Kernel
 from projgen.cuda.launches import SIZES, Launch, Schedule
+from projgen.cuda.levels import StageCode
 from projgen.plan import Plan
 
 BANDWIDTH = 3.35e12  # bytes a second: an H100's memory, as NVIDIA states it
