@@ -103,9 +103,7 @@ class Projection:
             ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
                 overlapping. `out` is untouched then.
         """
-        if self._on_gpu(y):
-            from projgen.cuda import project as gpu
-
+        if gpu := self._gpu(y):
             return gpu.project(self, y, radius, out)
         source, wrap = view(y)
         given = None if out is None else source if out is y else writable_view(out)
@@ -151,9 +149,7 @@ class Projection:
 
     def norm(self, y: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
-        if self._on_gpu(y):
-            from projgen.cuda import project as gpu
-
+        if gpu := self._gpu(y):
             return gpu.norm(self, y)
         from projgen import interpret
 
@@ -171,9 +167,7 @@ class Projection:
 
     def active(self, x: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes."""
-        if self._on_gpu(x):
-            from projgen.cuda import project as gpu
-
+        if gpu := self._gpu(x):
             return gpu.active(self, x)
         source, wrap = view(x)
         axes = self._bind(source).levels[-1].axes
@@ -196,8 +190,13 @@ class Projection:
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
         return compile_tree(self._tree, shape, dtype, cuda=self._backend == "cuda")
 
-    def _on_gpu(self, y: Any) -> bool:
-        return self._backend == "cuda" or (self._backend == "auto" and on_gpu(y))
+    def _gpu(self, y: Any) -> Any:
+        """The module that projects `y` where it lies on a GPU, or None."""
+        if self._backend != "cuda" and not (self._backend == "auto" and on_gpu(y)):
+            return None
+        from projgen.cuda import project
+
+        return project
 
     def _bind(self, y: Array) -> Binding:
         try:

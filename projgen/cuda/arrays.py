@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.arrays import on_gpu
-from projgen.cuda.cupy import cupy
+from projgen.cuda.cupy import cupy, require_gpu
 
 NAMES = ("float32", "float64", "float16", "bfloat16")
 _STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
@@ -58,17 +58,17 @@ def view(y: Any) -> DeviceArray:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(y, torch.Tensor):
         return _tensor(y, torch)
-    cp = cupy()
+    if not on_gpu(y):
+        raise TypeError(
+            f"backend='cuda' takes arrays on a GPU, and this {type(y).__name__} is not one: "
+            "use cupy.asarray(y), or backend='auto'"
+        )
+    cp = require_gpu()
     if isinstance(y, cp.ndarray):
         return _array(y, _as_it_is)
     if hasattr(y, "__cuda_array_interface__"):
         return _interface(y, cp)
-    if on_gpu(y):
-        return _array(cp.from_dlpack(y), _maker(y))
-    raise TypeError(
-        f"backend='cuda' takes arrays on a GPU, and this {type(y).__name__} is not one: "
-        "use cupy.asarray(y), or backend='auto'"
-    )
+    return _array(cp.from_dlpack(y), _maker(y))
 
 
 def _array(y: Any, wrap: Callable[[Any], Any]) -> DeviceArray:
@@ -116,7 +116,8 @@ def _interface(y: Any, cp: Any) -> DeviceArray:
     shape = tuple(given["shape"])
     strides = given.get("strides")
     ghost = _ghost(pointer, shape, strides, dtype)
-    ghost.flags.writeable = not readonly
+    if readonly:
+        ghost.flags.writeable = False
     device = int(cp.cuda.runtime.pointerGetAttributes(pointer).device) if pointer else 0
     stream = given.get("stream")
 

@@ -52,4 +52,4 @@ def compile_binding(
     kernel = lower(planned)
     source = render_cuda(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
-    return Compiled(planned, kernel, source, schedule(planned, kernel))
+    return Compiled(planned, kernel, source, schedule(planned, kernel, source))

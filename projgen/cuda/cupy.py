@@ -22,12 +22,19 @@ def cupy() -> Any:
         raise ImportError(f"arrays on a GPU need CuPy, which is not installed: {INSTALL}") from None
 
 
+def require_gpu() -> Any:
+    """CuPy, with a GPU to use; an ImportError without CuPy, a RuntimeError without a driver."""
+    if reason := no_driver():
+        raise RuntimeError(f"arrays on a GPU cannot be projected: {reason}; see projgen doctor")
+    return cupy()
+
+
 def no_driver() -> str | None:
-    """Why no GPU can be used, or None. It asks the driver."""
+    """Why no GPU can be used, or None. An ImportError without CuPy."""
     try:
         count = cupy().cuda.runtime.getDeviceCount()
-    except ImportError as error:
-        return str(error)
+    except ImportError:
+        raise
     except Exception as error:  # CuPy's own class, which exists with CuPy alone
         return f"CUDA finds no driver that it can use ({error})"
     return None if count else "CUDA finds no GPU"

@@ -5,6 +5,7 @@ do not reach the source, but for those that are baked in: they arrive in the ``G
 that every launch is given by value. `projgen.cuda.launches` says how to launch the functions.
 """
 
+import re
 from dataclasses import dataclass
 
 from projgen.cuda.levels import REALS, STORED, Level, StageCode
@@ -26,6 +27,15 @@ class Kernel:
     sweeps: int
     sample: int
     version: int
+
+    def used(self, names: tuple[str, ...], text: str) -> tuple[str, ...]:
+        """The fields of the geometry that a source looks up."""
+        found = set(re.findall(r"\bgeo\.(\w+)", text))
+        return tuple(name for name in names if name in found)
+
+    def calls(self, name: str, text: str) -> bool:
+        """Whether a source calls this function."""
+        return re.search(rf"\b{name}\(", text) is not None
 
     @property
     def leaf(self) -> StageCode:

@@ -64,21 +64,24 @@ class Schedule:
     parts: tuple[Part, ...]
 
 
-def schedule(plan: Plan, kernel: Kernel) -> Schedule:
-    """How to launch `kernel`, which is that of `plan`."""
+def schedule(plan: Plan, kernel: Kernel, source: str) -> Schedule:
+    """How to launch the functions of `source`, that of `kernel`, for the arrays of `plan`."""
     launches = tuple(_launches(plan, kernel))
     first_down = next(
         (i for i, launch in enumerate(launches) if launch.name.split("_")[0] not in _UPWARD),
         len(launches),
     )
     begins, work = offsets(plan, kernel)
-    cells = [value for _, value in geometry(plan, kernel)]
+    places = dict(zip(kernel.offsets, begins, strict=True))
+    cells = dict(geometry(plan, kernel))
+    fields = [places[name] for name in kernel.used(kernel.offsets, source)]
+    indices = [cells[name] for name in kernel.used(kernel.cells, source)]
     index = "q" if kernel.wide else "i"
     return Schedule(
         launches=launches,
         norms=first_down,
         work=work,
-        geometry=struct.pack(f"@{len(begins)}q{len(cells)}{index}0q", *begins, *cells),
+        geometry=struct.pack(f"@{len(fields)}q{len(indices)}{index}0q", *fields, *indices),
         parts=tuple(parts(plan, kernel)),
     )
 

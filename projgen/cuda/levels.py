@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from projgen.cuda.plan import PACKED_THREADS, THREADS, WARP, capacity, team
+from projgen.norms import NORMS
 from projgen.plan import Stage, Walk
 
 REALS = {"float16": "float", "bfloat16": "float", "float32": "float", "float64": "double"}
@@ -60,6 +61,21 @@ class Arithmetic:
         return self.level == 0
 
     @property
+    def macros(self) -> str:
+        """The template that holds the norm's macros."""
+        return f"cuda/norms/{self.norm}.cu.j2"
+
+    @property
+    def searches(self) -> bool:
+        """Whether a group's limit is a threshold that has to be searched for."""
+        return NORMS[self.norm].searches
+
+    @property
+    def sum(self) -> str:
+        """The C++ type of a thread's sum of magnitudes."""
+        return "Sum" if self.real == "float" else "double"
+
+    @property
     def wide_range(self) -> bool:
         """Whether squares can leave the range of float64."""
         return self.dtype == "float64"
@@ -72,16 +88,16 @@ class Arithmetic:
     @property
     def partial(self) -> str:
         """The C++ type of a group's partial values."""
-        if self.norm != "linf":
+        if NORMS[self.norm].accumulates != "max":
             return "double"
         return "int" if self.real == "float" else "long long"
 
     @property
     def across(self) -> str:
         """What joins partial values."""
-        if self.norm == "linf":
+        if NORMS[self.norm].accumulates == "max":
             return "max"
-        return "length" if self.norm == "l2" and self.wide_range else "sum"
+        return "length" if NORMS[self.norm].squares and self.wide_range else "sum"
 
     @property
     def zero_of_sums(self) -> str:
@@ -97,10 +113,6 @@ class Arithmetic:
 
     def magnitude(self, x: str) -> str:
         return f"fabsf({x})" if self.real == "float" else f"fabs({x})"
-
-    def signed(self, a: str, x: str) -> str:
-        """`a` with the sign of `x`."""
-        return f"copysignf({a}, {x})" if self.real == "float" else f"copysign({a}, {x})"
 
     def at(self, index: str, axes: tuple[Axis, ...], out: bool = False) -> str:
         return locate(index, axes, out)
@@ -175,11 +187,11 @@ class StageCode(Arithmetic):
     def limits(self) -> str:
         """What the level above leaves to each group: l1 is left a radius and looks for the
         threshold itself, other norms are left a limit."""
-        return f"radius_{self.level}" if self.norm == "l1" else f"limit_{self.level}"
+        return f"radius_{self.level}" if self.searches else f"limit_{self.level}"
 
     @property
     def limit_type(self) -> str:
-        return "double" if self.norm == "l1" else self.real
+        return "double" if self.searches else self.real
 
     @property
     def pieces(self) -> bool:
@@ -325,7 +337,7 @@ class Level(Arithmetic):
         """What its teams join: an operation, a C++ type, who."""
         if self.team != "thread":
             yield self.across, self.partial, self.team
-            if self.norm == "l1":
+            if self.searches:
                 yield "sum", "int", self.team
 
     @property

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from projgen.norms import NORMS
 from projgen.plan import (
     ITEMSIZE,
     UNCUT,
@@ -86,10 +87,11 @@ def vectors(axes: Sequence[Axis], walk: Walk, dtype: str) -> int:
 
 def _stage(layout: Layout, level: int, grid: bool, dtype: str, aligned: bool) -> Stage:
     norm, leaf = layout.norms[level], level == len(layout.norms) - 1
+    searches = NORMS[norm].searches
     axes = stage_axes(layout, level, leaf)
     unit = axes[-1].stride == axes[-1].out_stride == 1
     walk = _walk(axes, unit)
-    lanes = _lanes(axes) if grid and norm != "l1" and axes[-1].extent < WIDE else 1
+    lanes = _lanes(axes) if grid and not searches and axes[-1].extent < WIDE else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
     vector = vectors(axes, walk, dtype) if leaf and aligned else 1
@@ -107,13 +109,13 @@ def _stage(layout: Layout, level: int, grid: bool, dtype: str, aligned: bool) ->
         shared=grid,
         lanes=lanes,
         together=1,
-        threshold=Threshold.ROW if norm == "l1" else None,
+        threshold=Threshold.ROW if searches else None,
         vector=vector,
     )
     if grid:
         cut = _cut(stage)
         stage = replace(stage, cut=cut, direct=lanes == 1 and cut.blocks == 1)
-        stage = replace(stage, threshold=_threshold(stage, dtype) if norm == "l1" else None)
+        stage = replace(stage, threshold=_threshold(stage, dtype) if searches else None)
     return stage
 
 
@@ -158,7 +160,7 @@ def width(stage: Stage) -> int:
 
 def team(stage: Stage) -> int:
     """How many threads work on one group by rows."""
-    most = WARP_KEPT if stage.norm == "l1" else WARP_VALUES
+    most = WARP_KEPT if NORMS[stage.norm].searches else WARP_VALUES
     return WARP if stage.group_size <= most else THREADS
 
 
