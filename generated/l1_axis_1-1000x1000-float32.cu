@@ -181,7 +181,7 @@ project_0(const float* __restrict__ y, float* __restrict__ x, const double* __re
     double u = radii ? radii[g] : radius;
     if (!(u >= 0.0 && value < infinity(0.0)))
         u = not_a_number();
-    const bool dead = u <= 0.0;
+    const bool dead = u <= 0.0 && u < value;
     __shared__ float memory[8192];
     float* kept = memory;
     if (!dead) {
@@ -204,7 +204,7 @@ project_0(const float* __restrict__ y, float* __restrict__ x, const double* __re
             kept_row[i] = get(row + i);
     }
     __syncthreads();
-    double threshold = u > 0.0 ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
+    double threshold = u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
     if (u > 0.0 && u < value) {
         double& limit = threshold;
         float t = down(fmax((value - u) / geo.size_0, 0.0));

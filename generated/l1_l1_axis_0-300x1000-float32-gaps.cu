@@ -210,7 +210,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
         double u = radii ? radii[group] : radius;
         if (!(u >= 0.0 && value < infinity(0.0)))
             u = not_a_number();
-        double limit = u > 0.0 ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
+        double limit = u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
         if (u > 0.0 && u < value) {
             double t = fmax((value - u) / geo.size_0, 0.0);
             for (;;) {
@@ -272,7 +272,7 @@ project_1(const float* __restrict__ y, float* __restrict__ x, unsigned char* __r
         const index g = begin + c;
         const double value = v0[g];
         u = radius_1[g];
-        limit = u > 0.0 ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
+        limit = u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
         open = u > 0.0 && u < value;
         if (open)
             t = down(fmax((value - u) / rows, 0.0));

@@ -180,7 +180,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
         double u = radii ? radii[group] : radius;
         if (!(u >= 0.0 && value < infinity(0.0)))
             u = not_a_number();
-        double limit = u > 0.0 ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
+        double limit = u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
         if (u > 0.0 && u < value) {
             double t = fmax((value - u) / geo.size_0, 0.0);
             for (;;) {

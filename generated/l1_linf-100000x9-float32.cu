@@ -208,7 +208,7 @@ start_0(const double* __restrict__ radii, double radius, unsigned char* __restri
         u = not_a_number();
     if (!(u > 0.0 && u < value)) {
         if (threadIdx.x == 0) {
-            limit_0[g] = (double)(u > 0.0 ? 0.0 : u <= 0.0 ? infinity(0.0) : u);
+            limit_0[g] = (double)(u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u);
             guess_0[g] = -1;
         }
         return;

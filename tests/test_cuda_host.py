@@ -398,7 +398,7 @@ def test_a_cubin_is_kept_and_loaded(
         assert_projected("l1(linf)", values, 2.0, x.get())
         monkeypatch.setattr(nvrtc, "compile_cubin", None)
     (entry,) = projgen.cache.entries()
-    assert entry.title == "l1(linf): projects float32 arrays."
+    assert entry.title == "l1(linf): projects float32 arrays on a GPU."
     assert entry.path.parent.name.startswith("v1-cuda-sm_90-nvrtc")
     assert projgen.cache.health() == []
 
