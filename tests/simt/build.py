@@ -15,7 +15,7 @@ COMMON = ("-std=c++20", "-g1", "-gdwarf-4", "-fno-pie", "-ffp-contract=off")
 ENGINE = (*COMMON, "-O2", "-Wall", "-Wextra", "-Werror")
 KERNEL = (
     *("-O1", "-fno-strict-aliasing", "-fno-jump-tables", "-ftrivial-auto-var-init=pattern"),
-    *("-w", "-Werror=uninitialized", "-Werror=return-type"),
+    *("-Werror=uninitialized", "-Werror=maybe-uninitialized", "-Werror=return-type"),
     # Half of UndefinedBehaviorSanitizer; what it finds ends the program.
     "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
     "-fno-sanitize-recover=all",
