@@ -378,8 +378,22 @@ def test_backends(cp: Any) -> None:
 
 def test_without_cupy(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     y = Interface(cp.asarray(normal((37, 50))))
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ImportError, match=r'pip install "projgen\[cuda12\]"'):
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "cupy", None)
+        with pytest.raises(ImportError, match=r'pip install "projgen\[cuda12\]"'):
+            projgen.build("l1(linf)")(y, 1.0)
+
+
+def test_without_a_driver(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    y = Interface(cp.asarray(normal((37, 50))))
+    monkeypatch.setattr(cp.cuda.runtime, "getDeviceCount", no_driver)
+    with pytest.raises(RuntimeError, match="CUDA finds no driver that it can use"):
+        projgen.build("l1(linf)")(y, 1.0)
+    monkeypatch.setattr(cp.cuda.runtime, "getDeviceCount", lambda: 0)
+    with pytest.raises(RuntimeError, match="CUDA finds no GPU"):
         projgen.build("l1(linf)")(y, 1.0)
 
 
@@ -409,9 +423,10 @@ needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not i
 
 
 @pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.delitem(sys.modules, "cupy")
-    return pytest.importorskip("cupy")
+def real(cp: Any) -> Iterator[Any]:
+    del sys.modules["cupy"]
+    yield pytest.importorskip("cupy")
+    sys.modules["cupy"] = cp
 
 
 def parameters(function: Any) -> list[str]:
