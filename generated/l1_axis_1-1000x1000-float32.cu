@@ -93,8 +93,10 @@ __device__ __forceinline__ float shrink(float x, float threshold)
     return a < threshold ? 0.0f : copysignf(a - threshold, x);
 }
 
-// The float next to a threshold, on the side where values stay in their ball.
+// The float next to x that is not below it.
 __device__ __forceinline__ float up(double x) { return __double2float_ru(x); }
+
+// The float next to x that is not above it.
 __device__ __forceinline__ float down(double x) { return __double2float_rd(x); }
 
 // Over the threads of a warp, and of a block, in a fixed order: all of them have the result.

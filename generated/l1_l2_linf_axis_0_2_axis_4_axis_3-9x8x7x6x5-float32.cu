@@ -52,7 +52,7 @@ __device__ __forceinline__ double shrink(double x, double threshold)
     return a < threshold ? 0.0 : copysign(a - threshold, x);
 }
 
-// The largest float that is not above a limit: values stay in their ball.
+// The float next to x that is not above it.
 __device__ __forceinline__ float down(double x) { return __double2float_rd(x); }
 
 // Over the threads of a warp, and of a block, in a fixed order: all of them have the result.

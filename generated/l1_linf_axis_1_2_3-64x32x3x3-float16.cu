@@ -86,10 +86,13 @@ __device__ __forceinline__ double shrink(double x, double threshold)
     return a < threshold ? 0.0 : copysign(a - threshold, x);
 }
 
-// The largest half that is not above a limit: values stay in their ball.
-__device__ __forceinline__ float down(double x)
+// The float next to x that is not above it.
+__device__ __forceinline__ float down(double x) { return __double2float_rd(x); }
+
+// The half next to x >= 0 that is not above it.
+__device__ __forceinline__ float down_to_stored(double x)
 {
-    const float limit = __double2float_rd(x);
+    const float limit = down(x);
     const unsigned near = narrow(limit);
     return widen(near) > limit ? widen(near - 1u) : widen(near);
 }
@@ -232,7 +235,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
         for (index i = threadIdx.x; i < geo.size_0; i += blockDim.x) {
             const index at = i * geo.s_r0_0;
             const double below = first[at], left = shrink(below, limit);
-            limit_1[first - v0 + at] = left >= below ? infinity((float)0) : down(left);
+            limit_1[first - v0 + at] = left >= below ? infinity((float)0) : down_to_stored(left);
         }
     }
 }

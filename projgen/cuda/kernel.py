@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from projgen.cuda.levels import REALS, STORED, Level, StageCode
+from projgen.norms import NORMS
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,29 @@ class Kernel:
     def real(self) -> str:
         return REALS[self.dtype]
 
-    def uses(self, norm: str, real: str) -> bool:
-        """Whether some level has this norm of values of this C++ type."""
-        return any(s.norm == norm and s.real == real for s in self.everything)
+    @property
+    def reals(self) -> tuple[str, ...]:
+        """The C++ types that values are worked on in."""
+        return tuple(sorted({s.real for s in self.everything}, reverse=True))
+
+    def maxima(self, real: str) -> bool:
+        """Whether some level takes maxima of values of this C++ type."""
+        found = (NORMS[s.norm].accumulates for s in self.everything if s.real == real)
+        return "max" in found
+
+    def squares(self, real: str) -> bool:
+        """Whether some level adds up squares of values of this C++ type."""
+        return any(NORMS[s.norm].squares for s in self.everything if s.real == real)
+
+    def magnitudes(self, real: str) -> bool:
+        """Whether some level adds up magnitudes of values of this C++ type."""
+        norms = [NORMS[s.norm] for s in self.everything if s.real == real]
+        return any(norm.accumulates == "sum" and not norm.squares for norm in norms)
 
     @property
     def compensated(self) -> bool:
         """Whether sums of float are carried in two of them."""
-        return self.uses("l1", "float") or self.uses("l2", "float")
+        return self.magnitudes("float") or self.squares("float")
 
     @property
     def scaled(self) -> bool:
@@ -69,7 +85,7 @@ class Kernel:
 
     @property
     def wide_range(self) -> bool:
-        return self.dtype == "float64" and self.uses("l2", "double")
+        return self.dtype == "float64" and self.squares("double")
 
     @property
     def swept(self) -> tuple[str, ...]:

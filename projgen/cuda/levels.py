@@ -120,12 +120,23 @@ class Arithmetic:
     def rounded_down(self, expression: str) -> str:
         return f"down({expression})" if self.real == "float" else expression
 
+    def down_to_stored(self, expression: str) -> str:
+        """A limit that values are clipped to, in the array's type."""
+        if self.real == "float" and self.dtype in ("float16", "bfloat16"):
+            return f"down_to_stored({expression})"
+        return self.rounded_down(expression)
+
     def rounded_up(self, expression: str) -> str:
         return f"up({expression})" if self.real == "float" else expression
 
     def place(self, *terms: str) -> str:
         """A sum, without what is nothing."""
         return " + ".join(term for term in terms if term not in ("", "0")) or "0"
+
+    @property
+    def size(self) -> str:
+        """How many values a group has."""
+        return self.geo("size")
 
     def geo(self, name: str) -> str:
         """A number of this level's own in the geometry."""
