@@ -42,14 +42,16 @@ def produce(compiled: Compiled | CudaCompiled, architecture: str | None) -> Prod
 
 
 def _for_gpu(source: str, architecture: str | None) -> Product:
-    missing = None if architecture else nvrtc.missing()
+    missing = None if architecture is not None else nvrtc.missing()
     if missing is None:
-        wanted = architecture or _own_architecture() or nvrtc.DEFAULT_ARCHITECTURE
+        wanted = architecture
+        if wanted is None:
+            wanted = _own_architecture() or nvrtc.DEFAULT_ARCHITECTURE
         try:
             kept = load.keep(source, wanted)
             return _product(kept, wanted, None)
         except nvrtc.MissingError as error:
-            if architecture:
+            if architecture is not None:
                 raise
             missing = str(error)
     return _product(load.keep(source, None), None, missing)
@@ -59,7 +61,7 @@ def _product(kept: load.Kept, architecture: str | None, missing: str | None) -> 
     entry = kept.entry
     if entry is None or not entry.is_relative_to(cache.cache_root()):
         return Product(None, False, None, architecture, missing)
-    cubin = entry / load.CUBIN if architecture else None
+    cubin = None if architecture is None else entry / load.CUBIN
     return Product(entry / cache.CUDA_SOURCE, not kept.new, cubin, architecture, missing)
 
 

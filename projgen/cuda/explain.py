@@ -144,7 +144,7 @@ def _memory(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 def _prediction(e: Explanation, terminal: Terminal) -> Iterator[str]:
     yield _heading(terminal, "PREDICTION", "for an H100; nothing was measured")
-    launches = format_count(len(e.traffic), "launch").replace("launchs", "launches")
+    launches = format_count(len(e.traffic), "launch")
     yield (
         f"  {format_seconds(roofline(e.traffic))}: {format_bytes(e.bytes)} at "
         f"{BANDWIDTH / 1e12:.2f} TB/s, and {launches} of {format_seconds(LAUNCH)} each"

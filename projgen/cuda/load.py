@@ -43,6 +43,8 @@ def keep(source: str, architecture: str | None) -> Kept:
 
     A cache that is damaged or cannot be used is a `projgen.CacheWarning`, never an error.
     """
+    if architecture is not None:  # it names a directory
+        nvrtc.check_architecture(architecture)
     key = cache.key_of(source)
     toolchain = _toolchain(architecture)
     for root in (cache.cache_root, cache.private_root):
@@ -52,16 +54,18 @@ def keep(source: str, architecture: str | None) -> Kept:
             new = entry is None
             if entry is None:
                 entry = _publish(store, key, source, architecture)
-            return Kept(entry, (entry / CUBIN).read_bytes() if architecture else None, new)
+            code = None if architecture is None else (entry / CUBIN).read_bytes()
+            return Kept(entry, code, new)
         except OSError as error:
             if isinstance(error, ImportError):
                 raise
             cache.warn_unusable(error)
-    return Kept(None, nvrtc.compile_cubin(source, architecture) if architecture else None, True)
+    code = None if architecture is None else nvrtc.compile_cubin(source, architecture)
+    return Kept(None, code, True)
 
 
 def _publish(store: cache.Store, key: str, source: str, architecture: str | None) -> Path:
-    code = nvrtc.compile_cubin(source, architecture) if architecture else None
+    code = None if architecture is None else nvrtc.compile_cubin(source, architecture)
     build = store.begin()
     try:
         (build / cache.CUDA_SOURCE).write_bytes(source.encode())
@@ -75,7 +79,7 @@ def _publish(store: cache.Store, key: str, source: str, architecture: str | None
 
 def _toolchain(architecture: str | None) -> str:
     name = "source"
-    if architecture:
+    if architecture is not None:
         name = f"{architecture}-nvrtc{nvrtc.version()}"
     digest = hashlib.sha256(repr((name, nvrtc.OPTIONS)).encode()).hexdigest()[:12]
     return f"v{cache.FORMAT}-cuda-{name}-{digest}"

@@ -53,8 +53,6 @@ def compile_cubin(source: str, architecture: str) -> bytes:
     A `MissingError` if there is no compiler, a ValueError for an architecture that it does not
     know. Half types need the headers of the CUDA runtime's wheel, or of a toolkit.
     """
-    if reason := missing():
-        raise MissingError(reason)
     check_architecture(architecture)
     core = import_module("cuda.core")
     paths = tuple(include_paths()) if "#include" in source else ()
@@ -68,7 +66,9 @@ def compile_cubin(source: str, architecture: str) -> bytes:
 
 
 def check_architecture(architecture: str) -> None:
-    """A ValueError for what is none, or is not one of this NVRTC's."""
+    """A ValueError for what is none, or is not one of this NVRTC's; a `MissingError` without."""
+    if reason := missing():
+        raise MissingError(reason)
     known = architectures()
     if not ARCHITECTURE.fullmatch(architecture) or (
         known and architecture.rstrip("af") not in known
