@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,20 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 DIGITS = {"float16": 11, "bfloat16": 8}  # of a number, the first one included
 LEAST = {"float16": 2.0**-24, "bfloat16": 2.0**-133}  # the smallest subnormal number
 
-_programs: OrderedDict[tuple[str, str], Simt] = OrderedDict()
+_CPU = Path("/proc/cpuinfo")
+FUSED = _CPU.exists() and " fma " in _CPU.read_text()  # x86 only
+_FUSE = ("-mfma", "-ffp-contract=fast")
+
+_programs: OrderedDict[tuple[str, str, bool], Simt] = OrderedDict()
 
 
-def program(source: str, machine: str = "fibers") -> Simt:
+def program(source: str, machine: str = "fibers", fused: bool = False) -> Simt:
     """The running program of a source; a few dozen are kept."""
-    key = source, machine
+    key = source, machine, fused
     if key not in _programs:
         while len(_programs) >= 24:
             _programs.popitem(last=False)[1].close()
-        _programs[key] = Simt(source, machine)
+        _programs[key] = Simt(source, machine, _FUSE if fused else ())
     _programs.move_to_end(key)
     return _programs[key]
 
@@ -96,11 +101,12 @@ def run(
     misalignment: int = 0,
     machine: str = "fibers",
     source: str | None = None,
+    fused: bool = False,
 ) -> Outcome:
     """Project `y`, stored as `dtype` says, in fresh memory or in its own, or into `out`.
 
     `misalignment`, in bytes, is that of y's and x's lowest address. `source`: this instead of the
-    kernel's own.
+    kernel's own. `fused`: a * b + c is rounded once, as a GPU does.
     """
     dtype = dtype or y.dtype.name
     if not in_place and out is None:
@@ -130,7 +136,7 @@ def run(
         )
         for launch in schedule.launches
     ]
-    traffic = program(source or made.source, machine).run(launches, seed)
+    traffic = program(source or made.source, machine, fused).run(launches, seed)
     norms = arguments["work"].array.view(np.float64)[: made.plan.batch]
     return Outcome(
         y if in_place else out,

@@ -188,6 +188,6 @@ def test_caught(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.search(mutant.sees, report)
 
 
-def _quick(source: str, machine: str) -> Simt:
+def _quick(source: str, machine: str, fused: bool) -> Simt:
     """A mutant may have no end."""
     return Simt(source, machine, seconds=5)

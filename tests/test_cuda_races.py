@@ -54,6 +54,6 @@ def test_seeded_races_are_seen(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) 
     y = normal(shapes[0], "float32")[:30]
     out = np.empty_like(y)
     source = mutant.source(compiled(spec, y, "float32", out).source)
-    monkeypatch.setattr(cuda_support, "program", Simt)
+    monkeypatch.setattr(cuda_support, "program", lambda text, machine, _: Simt(text, machine))
     with pytest.raises(SimtError, match="data race"):
         run(spec, y, 0.1 * float(norm(spec, y)), out=out, machine="threads", source=source)
