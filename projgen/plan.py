@@ -87,8 +87,7 @@ class Stage:
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
     one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
     group has as many accumulators. ``together``: so many adjacent columns are one group.
-    ``vector``: so many adjacent elements are one access to memory, where the source says so; on a
-    CPU the compiler sees to it.
+    ``vector``: a GPU takes so many adjacent elements in one access.
     """
 
     level: int

@@ -78,7 +78,7 @@ def test_writing_mends_a_directory(tmp_path) -> None:
 CUDA_WAYS: dict[str, tuple[set[Any], Callable[[CudaExhibit], set[Any]]]] = {
     "walk": (set(Walk), lambda e: {s.walk for s in e.compiled().plan.stages if s.shared}),
     "threshold": (
-        {*Threshold, None},
+        {Threshold.ROW, Threshold.TILE, Threshold.SWEEP, None},
         lambda e: {s.threshold for s in e.compiled().plan.stages if s.shared},
     ),
     "team": ({True, False}, lambda e: {s.by_warp for s in e.compiled().kernel.stages}),
