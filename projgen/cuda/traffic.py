@@ -123,7 +123,7 @@ class _Predictor:
         }
         if launch.arguments[-1]:  # the first turn has nothing to go by but the guess
             reads |= self.refined(s)
-            writes |= {f"guess_{level}": self.guess(s)}
+            writes |= {f"guess_{level}": self.guess(s), **self.parts(f"limit_{level}")}
         return reads, writes
 
     def finish(self, s: StageCode, launch: Launch) -> tuple[dict[str, int], dict[str, int]]:
