@@ -117,7 +117,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the partial values of the groups of level 0, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_0(const double* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* slots_0 = (double*)(work + geo.slots_0_at);
@@ -147,7 +147,7 @@ aggregate_0(const double* __restrict__ y, unsigned char* __restrict__ work, cons
 }
 
 // The values of the groups of level 0, l1 of y, from their slots.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 combine_0(unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* slots_0 = (const double*)(work + geo.slots_0_at);
@@ -163,7 +163,7 @@ combine_0(unsigned char* __restrict__ work, const Geometry geo)
 
 // A first guess at the thresholds of level 0, l1 of y: those of samples. A guess of -1 stands for a
 // threshold that is settled.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 start_0(const double* __restrict__ y, const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* total = (const double*)(work + geo.total_at);
@@ -222,7 +222,7 @@ start_0(const double* __restrict__ y, const double* __restrict__ radii, double r
 }
 
 // A turn: the sums and the numbers of the values above the thresholds that the last turn led to.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 above_0(const double* __restrict__ y, const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo, int turn)
 {
     const double* total = (const double*)(work + geo.total_at);
@@ -294,7 +294,7 @@ above_0(const double* __restrict__ y, const double* __restrict__ radii, double r
 }
 
 // The thresholds that the last turn has not settled.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 finish_0(const double* __restrict__ y, const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo, int turn)
 {
     const double* total = (const double*)(work + geo.total_at);
@@ -367,7 +367,7 @@ finish_0(const double* __restrict__ y, const double* __restrict__ radii, double 
 }
 
 // Sweep 2: project level 0, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_0(const double* __restrict__ y, double* __restrict__ x, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* limit_0 = (const double*)(work + geo.limit_0_at);

@@ -144,7 +144,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the values of the groups of level 0, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_0(const float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* total = (double*)(work + geo.total_at);
@@ -173,7 +173,7 @@ aggregate_0(const float* __restrict__ y, unsigned char* __restrict__ work, const
 }
 
 // Sweep 2: project level 0, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_0(const float* __restrict__ y, float* __restrict__ x, const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* total = (const double*)(work + geo.total_at);
@@ -184,7 +184,7 @@ project_0(const float* __restrict__ y, float* __restrict__ x, const double* __re
     if (!(u >= 0.0 && value < infinity(0.0)))
         u = not_a_number();
     const bool dead = u <= 0.0 && u < value;
-    __shared__ float memory[8192];
+    __shared__ float memory[6912];
     float* kept = memory;
     if (!dead) {
         const index count = geo.n1_0;

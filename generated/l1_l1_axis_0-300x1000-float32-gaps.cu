@@ -133,7 +133,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the partial values of the groups of level 1, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* slots_1 = (double*)(work + geo.slots_1_at);
@@ -172,7 +172,7 @@ aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const
 }
 
 // Between the sweeps, a block for each batch entry: the levels above, up to the root and back.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
 middle(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* slots_1 = (const double*)(work + geo.slots_1_at);
@@ -243,12 +243,12 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
 }
 
 // Sweep 2: project level 1, l1 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_1(const float* __restrict__ y, float* __restrict__ x, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
     const double* radius_1 = (const double*)(work + geo.radius_1_at);
-    __shared__ float kept[8192];
+    __shared__ float kept[6912];
     __shared__ double sums[256];
     __shared__ int counts[256];
     __shared__ float limits[256];

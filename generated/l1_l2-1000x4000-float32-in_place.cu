@@ -147,7 +147,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the values of the groups of level 1, l2 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* v0 = (double*)(work + geo.v0_at);
@@ -176,7 +176,7 @@ aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const
 }
 
 // Between the sweeps, a block for each batch entry: the levels above, up to the root and back.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
 middle(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* total = (double*)(work + geo.total_at);
@@ -236,7 +236,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
 }
 
 // Sweep 2: project level 1, l2 of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_1(float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     const float* limit_1 = (const float*)(work + geo.limit_1_at);

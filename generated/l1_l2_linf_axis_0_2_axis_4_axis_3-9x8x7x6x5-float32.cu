@@ -100,7 +100,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the values of the groups of level 2, linf of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_2(const float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* v1 = (double*)(work + geo.v1_at);
@@ -138,7 +138,7 @@ aggregate_2(const float* __restrict__ y, unsigned char* __restrict__ work, const
 }
 
 // Between the sweeps, a block for each batch entry: the levels above, up to the root and back.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
 middle(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* total = (double*)(work + geo.total_at);
@@ -226,7 +226,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
 }
 
 // Sweep 2: project level 2, linf of y.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_2(const float* __restrict__ y, float* __restrict__ x, unsigned char* __restrict__ work, const Geometry geo)
 {
     const float* limit_2 = (const float*)(work + geo.limit_2_at);

@@ -126,7 +126,7 @@ __device__ __forceinline__ int block_sum(int a)
 }
 
 // Sweep 1: the values of the groups of level 1, linf of y.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
 {
     double* v0 = (double*)(work + geo.v0_at);
@@ -154,7 +154,7 @@ aggregate_1(const float* __restrict__ y, unsigned char* __restrict__ work, const
 }
 
 // Sweep 1: the partial values of the groups of level 0, l1 of v0.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 aggregate_0(unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
@@ -178,7 +178,7 @@ aggregate_0(unsigned char* __restrict__ work, const Geometry geo)
 }
 
 // The values of the groups of level 0, l1 of v0, from their slots.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 combine_0(unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* slots_0 = (const double*)(work + geo.slots_0_at);
@@ -194,7 +194,7 @@ combine_0(unsigned char* __restrict__ work, const Geometry geo)
 
 // A first guess at the thresholds of level 0, l1 of v0: those of samples. A guess of -1 stands for a
 // threshold that is settled.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 start_0(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
@@ -254,7 +254,7 @@ start_0(const double* __restrict__ radii, double radius, unsigned char* __restri
 }
 
 // A turn: the sums and the numbers of the values above the thresholds that the last turn led to.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 above_0(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo, int turn)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
@@ -318,7 +318,7 @@ above_0(const double* __restrict__ radii, double radius, unsigned char* __restri
 }
 
 // The thresholds that the last turn has not settled.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 finish_0(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo, int turn)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
@@ -392,7 +392,7 @@ finish_0(const double* __restrict__ radii, double radius, unsigned char* __restr
 }
 
 // Sweep 2: project level 0, l1 of v0.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 project_0(unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* v0 = (const double*)(work + geo.v0_at);
@@ -417,7 +417,7 @@ project_0(unsigned char* __restrict__ work, const Geometry geo)
 }
 
 // Sweep 2: project level 1, linf of y.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 project_1(const float* __restrict__ y, float* __restrict__ x, unsigned char* __restrict__ work, const Geometry geo)
 {
     const float* limit_1 = (const float*)(work + geo.limit_1_at);
