@@ -37,7 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
     spec.add_argument("spec", metavar="SPEC", help='a norm tree, such as "l1(linf(axis=1))"')
     layout = argparse.ArgumentParser(add_help=False)
     layout.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="default: float32"
+        "--dtype",
+        choices=("float32", "float64", "float16", "bfloat16"),
+        default="float32",
+        help="default: float32; half types for a GPU alone",
     )
     layout.add_argument(
         "--order", choices=("C", "F"), default="C", help="of memory: C (default) or Fortran"
@@ -46,19 +49,25 @@ def make_parser() -> argparse.ArgumentParser:
     in_place.add_argument(
         "--in-place", action="store_true", help="the kernel that overwrites its array"
     )
+    backend = argparse.ArgumentParser(add_help=False)
+    backend.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     structured = argparse.ArgumentParser(add_help=False)
     structured.add_argument("--json", action="store_true", help="JSON on stdout")
     radius_help = "a number, or a part of the norm such as 10%%"
 
     command = commands.add_parser(
-        "compile", parents=[spec, layout, in_place], help="compile a kernel and keep it"
+        "compile", parents=[spec, layout, in_place, backend], help="compile a kernel and keep it"
     )
     extents = command.add_mutually_exclusive_group()
     _add_shape(extents)
     extents.add_argument(
         "--rank", type=_rank, metavar="N", help="number of axes; default: as few as the spec needs"
     )
-    command.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    command.add_argument(
+        "--arch",
+        metavar="sm_90",
+        help="for --backend cuda: of the machine code; default: this GPU's, or sm_90",
+    )
     results = command.add_mutually_exclusive_group()
     results.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="also write the generated module there"
@@ -72,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "explain",
-        parents=[spec, layout, in_place, structured],
+        parents=[spec, layout, in_place, backend, structured],
         help="draw the tree, sweeps, memory traffic, work and span",
     )
     _add_shape(command, required=True)

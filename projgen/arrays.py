@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Wrap = Callable[[Array], Any]
 
+_CUDA_DEVICES = (2, 13)  # DLPack's numbers: memory of a GPU, and memory that moves there
+
 
 def view(y: Any) -> tuple[Array, Wrap]:
     """`y` as a NumPy array over the same memory, and what makes a NumPy array one of y's kind.
@@ -37,8 +39,8 @@ def view(y: Any) -> tuple[Array, Wrap]:
         raise TypeError("a masked array has no norm: fill it first, as with y.filled(0)")
     if isinstance(y, np.ndarray):
         return y.view(np.ndarray), lambda x: x.view(type(y)) if isinstance(y, np.matrix) else x
-    if hasattr(y, "__cuda_array_interface__"):
-        raise TypeError("this array lives on a GPU, and this version of projgen runs on the CPU")
+    if on_gpu(y):
+        raise TypeError("this array lives on a GPU: use backend='auto' or 'cuda'")
     if hasattr(y, "__dlpack__") and not hasattr(y, "__array__"):
         namespace = getattr(y, "__array_namespace__", lambda: np)()
         return np.from_dlpack(y), getattr(namespace, "from_dlpack", _as_it_is)
@@ -46,6 +48,20 @@ def view(y: Any) -> tuple[Array, Wrap]:
     if array.dtype == object:
         raise TypeError(f"expected an array of float32 or float64, got {type(y).__name__}")
     return array, _as_it_is
+
+
+def on_gpu(y: Any) -> bool:
+    """Whether `y` is an array in the memory of a GPU that runs CUDA."""
+    if isinstance(y, np.ndarray):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(y, torch.Tensor):
+        return bool(y.is_cuda)
+    if hasattr(y, "__cuda_array_interface__"):
+        return True
+    if hasattr(y, "__dlpack_device__"):
+        return int(y.__dlpack_device__()[0]) in _CUDA_DEVICES
+    return False
 
 
 def writable_view(out: Any) -> Array:
@@ -85,8 +101,8 @@ def check_dtype(array: Array) -> str:
 
 def _view_tensor(y: Any, torch: Any) -> Array:
     if y.device.type != "cpu":
-        raise TypeError(f"this tensor lives on {y.device}, and this version of projgen runs on "
-                        "the CPU: use y.cpu()")  # fmt: skip
+        hint = "backend='auto' or 'cuda'" if y.is_cuda else "y.cpu()"
+        raise TypeError(f"this tensor lives on {y.device}: use {hint}")
     if y.layout is not torch.strided:
         raise TypeError(f"expected a dense tensor, got layout {y.layout}: use y.to_dense()")
     if y.requires_grad and torch.is_grad_enabled():

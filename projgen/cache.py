@@ -1,7 +1,7 @@
 """The kernel cache: compiled modules on disk, addressed by the hash of their source.
 
-    <root>/<toolchain>/<key>/kernel.py        the generated source
-                             *.nbi, *.nbc     numba's index and object code
+    <root>/<toolchain>/<key>/kernel.py        the generated source; kernel.cu for a GPU
+                             *.nbi, *.nbc     numba's index and object code; kernel.cubin
                              SHA256SUMS       the digest of every file above
 
 An entry is built in a private directory next to its final place and appears there, whole, by one
@@ -33,6 +33,7 @@ from projgen.errors import CacheWarning
 
 FORMAT = 1  # of the layout above; part of the toolchain's name
 SOURCE = "kernel.py"
+CUDA_SOURCE = "kernel.cu"
 SUMS = "SHA256SUMS"
 STALE_AFTER = 3600.0  # seconds after which an unpublished directory counts as abandoned
 
@@ -279,7 +280,8 @@ def _damage(entry: Path) -> str | None:
         digests = {file.name: _digest(file) for file in files if file.name != SUMS}
         if sums != _render_sums(digests):
             return f"does not match its {SUMS}"
-        if digests.get(SOURCE, "")[:32] != entry.name:
+        source = digests.get(SOURCE) or digests.get(CUDA_SOURCE, "")
+        if source[:32] != entry.name:
             return "holds the source of another kernel"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
@@ -357,8 +359,11 @@ def _size(path: Path) -> int:
 
 
 def _title(entry: Path) -> str:
-    """The first line of the kernel's docstring, which names its spec."""
+    """The first line of the kernel's docstring or comment, which names its spec."""
     try:
+        if (entry / CUDA_SOURCE).exists():
+            first = (entry / CUDA_SOURCE).read_text("utf-8").partition("\n")[0]
+            return first.removeprefix("// ")
         text = ast.get_docstring(ast.parse((entry / SOURCE).read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return ""

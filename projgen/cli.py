@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
@@ -25,12 +24,16 @@ from projgen.arrays import check_dtype
 from projgen.bench import bench
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.compiler import Compiled, c_strides, compile_binding, load_kernel
-from projgen.cpu.pool import default_threads, team
+from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.cpu.pool import default_threads
+from projgen.cuda.compiler import Compiled as CudaCompiled
+from projgen.cuda.compiler import compile_binding as compile_cuda
+from projgen.cuda.explain import explain as explain_cuda
 from projgen.errors import SpecError
 from projgen.explain import explain
 from projgen.outcome import project
 from projgen.parse import parse
+from projgen.produce import produce
 from projgen.projection import build, example_shape
 from projgen.terminal import (
     Terminal,
@@ -99,26 +102,28 @@ def _compile(args: argparse.Namespace) -> int:
     binding, shape = _target(tree, args)
     compiled = _compiled(binding, shape, args)
     started = time.perf_counter()
-    before = _stamps()
     with progress(f"compiling {tree.spec}"):
-        file = Path(load_kernel(compiled).__file__)
-        team()  # what large calls need besides the kernel
+        product = produce(compiled, args.arch)
     facts = {
         "spec": tree.spec,
         "dtype": args.dtype,
         "shape": shape,
         "order": args.order,
         "in_place": args.in_place,
-        "cached": file.parent in before and before[file.parent] == _stamps().get(file.parent),
+        "backend": args.backend,
+        "cached": product.cached,
         "seconds": time.perf_counter() - started,
         "key": cache.key_of(compiled.source),
-        # else it was compiled for this process alone
-        "file": str(file) if file.is_relative_to(cache.cache_root()) else None,
+        "file": product.file and str(product.file),  # else it is for this process alone
+        "architecture": product.architecture,
+        "cubin": product.cubin and str(product.cubin),
+        "missing": product.missing,
         "written": None,
     }
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        module = args.output / f"{_module_name(tree, args, binding.rank)}.py"
+        suffix = "cu" if args.backend == "cuda" else "py"
+        module = args.output / f"{_module_name(tree, args, binding.rank)}.{suffix}"
         with files.replacing(module) as out:
             out.write(compiled.source.encode())
         facts["written"] = str(module)
@@ -146,6 +151,10 @@ def _draw_compiled(facts: Mapping[str, Any], shape_given: bool) -> int:
     if not shape_given:
         terminal.write(f"  made for   arrays like {format_shape(facts['shape'])} (--shape)")
     terminal.write(f"  kernel     {facts['file'] or 'not kept: the cache cannot be used'}")
+    if facts["cubin"]:
+        terminal.write(f"  {facts['architecture']:10} {facts['cubin']}")
+    if facts["missing"]:
+        terminal.write(f"  no cubin   {facts['missing']}")
     if facts["written"]:
         terminal.write(f"  written    {facts['written']}")
     return 0
@@ -153,22 +162,19 @@ def _draw_compiled(facts: Mapping[str, Any], shape_given: bool) -> int:
 
 def _target(tree: NormTree, args: argparse.Namespace) -> tuple[Binding, tuple[int, ...]]:
     """What to compile for: the shape or rank that was given, else the smallest rank that fits."""
-    build(tree, backend=args.backend)  # rejects a backend that is not there
     if args.shape:
         return bind(tree, len(args.shape), args.shape), args.shape
     binding = bind(tree, args.rank) if args.rank else _smallest(tree)
     return binding, example_shape(binding.rank)
 
 
-def _stamps() -> dict[Path, float]:
-    """The kernels that the cache holds, and when each was written."""
-    return {entry.path: entry.mtime for entry in cache.entries()}
-
-
 def _explain(args: argparse.Namespace) -> int:
     binding = bind(parse_tree(args.spec), len(args.shape), args.shape)
     compiled = _compiled(binding, args.shape, args)
-    explanation = explain(binding, compiled.plan, args.shape, args.order)
+    if isinstance(compiled, Compiled):
+        explanation: Any = explain(binding, compiled.plan, args.shape, args.order)
+    else:
+        explanation = explain_cuda(binding, compiled, args.shape, args.order)
     if args.json:
         return _json(explanation.to_json())
     explanation.draw(Terminal(sys.stdout))
@@ -298,12 +304,18 @@ def _smallest(tree: NormTree) -> Binding:
     return bind(tree, MAX_RANK)
 
 
-def _compiled(binding: Binding, shape: tuple[int, ...], args: argparse.Namespace) -> Compiled:
+def _compiled(
+    binding: Binding, shape: tuple[int, ...], args: argparse.Namespace
+) -> Compiled | CudaCompiled:
     """Plan and source for arrays of `shape`, in the order that was asked for."""
     if math.prod(shape) == 0:
         raise ValueError(f"an array of shape {shape} has no elements")
     strides = c_strides(shape) if args.order == "C" else c_strides(shape[::-1])[::-1]
     in_place = getattr(args, "in_place", False)
+    if getattr(args, "backend", "cpu") == "cuda":
+        return compile_cuda(binding, shape, args.dtype, strides, in_place=in_place)
+    if args.dtype not in ("float32", "float64"):
+        raise ValueError(f"the CPU's kernels take float32 and float64, not {args.dtype}")
     return compile_binding(binding, shape, args.dtype, strides, in_place=in_place)
 
 
@@ -314,6 +326,7 @@ def _module_name(tree: NormTree, args: argparse.Namespace, rank: int) -> str:
         args.dtype,
         *(["fortran"] if args.order == "F" else []),
         *(["in_place"] if args.in_place else []),
+        *(["cuda"] if args.backend == "cuda" else []),
     ]
     levels = "_".join(map(_node_name, tree.levels))
     if len(levels) > 80:

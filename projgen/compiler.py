@@ -9,6 +9,8 @@ Stages, each a module; the output of one is the input of the next:
 4. `projgen.cpu.lower`                Plan -> Kernel: the names and nests of the source
 5. `projgen.render`                   Kernel -> source text
 6. `projgen.cpu.load`                 source text -> module, compiled and cached
+
+For a GPU, `projgen.cuda` has the stages from 3 on: see `projgen.cuda.compiler`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from projgen.bind import Binding
+import numpy as np
+
+from projgen.arrays import check_dtype
+from projgen.bind import Binding, bind
 from projgen.cpu.kernel import Kernel
 from projgen.cpu.lower import lower
 from projgen.plan import Plan, plan
 from projgen.render import render
 from projgen.simplify import simplify
+from projgen.tree import NormTree
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from projgen.cuda.compiler import Compiled as CudaCompiled
 
 logger = logging.getLogger("projgen")
 
@@ -57,6 +68,20 @@ def compile_binding(
     return Compiled(planned, kernel, source)
 
 
+def compile_tree(
+    tree: NormTree, shape: tuple[int, ...], dtype: DTypeLike, cuda: bool = False
+) -> Compiled | CudaCompiled:
+    """Stages 1 to 5, for arrays of `shape` in C order; a TypeError for a dtype without kernels."""
+    binding = bind(tree, len(shape), shape)
+    if not cuda:
+        return compile_binding(binding, shape, check_dtype(np.empty(0, dtype)))
+    from projgen.cuda.arrays import checked_dtype
+    from projgen.cuda.compiler import compile_binding as compile_cuda
+
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", "")
+    return compile_cuda(binding, shape, checked_dtype(name or np.dtype(dtype).name))
+
+
 def load_kernel(compiled: Compiled) -> Any:
     """Stage 6: the module of a kernel, from the cache or compiled."""
     from projgen.cpu.load import load
@@ -77,4 +102,4 @@ def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-__all__ = ["Compiled", "c_strides", "compile_binding", "load_kernel"]
+__all__ = ["Compiled", "c_strides", "compile_binding", "compile_tree", "load_kernel"]

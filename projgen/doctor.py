@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +17,8 @@ import numpy as np
 from projgen import __version__, cache, interpret
 from projgen.bind import bind
 from projgen.cpu.pool import default_threads
+from projgen.cuda import nvrtc
+from projgen.cuda.cupy import cupy, no_driver
 from projgen.projection import build
 from projgen.terminal import Terminal, format_bytes, format_count, format_seconds, progress
 
@@ -60,7 +59,7 @@ def examine() -> Iterator[Finding]:
         yield Finding(name, version or "not installed (optional)", "ok" if version else "note")
     yield Finding("processor", f"{_processor()}, {os.cpu_count()} in all")
     yield Finding("threads", f"{default_threads()} share a large call {_threads_origin()}")
-    yield _gpu()
+    yield from _gpu()
     yield from _cache()
     yield _proof()
 
@@ -86,19 +85,28 @@ def _threads_origin() -> str:
     return f"({name})" if os.environ.get(name) else f"(change it with {name})"
 
 
-def _gpu() -> Finding:
-    cupy = "cupy is installed" if find_spec("cupy") else "no cupy"
-    driver = "an NVIDIA driver" if _has_driver() else "no NVIDIA driver"
-    return Finding("gpu", f"{driver}, {cupy}; this version runs on the CPU", "note")
-
-
-def _has_driver() -> bool:
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+def _gpu() -> Iterator[Finding]:
+    """What arrays on a GPU need, and what compiling for one needs."""
     try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+        reason = no_driver()
+    except ImportError as error:
+        reason = str(error)
+    if reason is None:
+        device = cupy().cuda.Device()
+        name = cupy().cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+        capability = device.compute_capability
+        yield Finding("gpu", f"{name}, sm_{capability}, by CuPy {cupy().__version__}")
+    else:
+        yield Finding("gpu", f"none to use: {reason}", "note")
+    reason = nvrtc.missing()
+    if reason:
+        yield Finding("nvrtc", reason, "note")
+        return
+    known = nvrtc.architectures()
+    yield Finding("nvrtc", f"{nvrtc.version()}, compiles for {known[0]} to {known[-1]}")
+    if not tuple(nvrtc.include_paths()):
+        hint = 'float16 on a GPU: pip install "projgen[cuda13]" (or [cuda12])'
+        yield Finding("nvrtc", f"no cuda_fp16.h, which it needs for {hint}", "note")
 
 
 def _cache() -> Iterator[Finding]:

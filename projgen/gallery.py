@@ -10,15 +10,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from projgen.bind import bind
+from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.cuda.compiler import Compiled as CudaCompiled
+from projgen.cuda.compiler import compile_binding as compile_cuda
 from projgen.resources import resource_dir
+
+SUFFIXES = (".py", ".cu")
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
-    """A kernel of the canon, and what it is there to show.
+class Showing:
+    """A kernel, and what it is there to show.
 
     ``order``: "C"; "F"; or "gaps", C order with every other element left out.
     """
@@ -31,12 +35,12 @@ class Exhibit:
     in_place: bool = False
 
     @property
-    def name(self) -> str:
-        """The file's name: ``l1_linf_axis_0-1000x1000-float32.py``."""
+    def stem(self) -> str:
+        """The file's name, but for what the language appends: ``l1_linf-1000x1000-float32``."""
         words = re.sub(r"[^a-z0-9]+", "_", self.spec.replace("-", "m")).strip("_")
         parts = [words, "x".join(map(str, self.shape)), self.dtype]
         parts += [self.order] * (self.order != "C") + ["in_place"] * self.in_place
-        return "-".join(parts) + ".py"
+        return "-".join(parts)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -46,12 +50,39 @@ class Exhibit:
         step = 2 if self.order == "gaps" else 1
         return tuple(step * stride for stride in c_strides(self.shape))
 
+    @property
+    def call(self) -> tuple[Binding, tuple[int, ...], str, tuple[int, ...], tuple[int, ...], bool]:
+        """What the compiler is told of it."""
+        binding = bind(parse_tree(self.spec), len(self.shape))
+        return binding, self.shape, self.dtype, self.strides, self.strides, self.in_place
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit(Showing):
+    """A kernel of the canon."""
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``l1_linf_axis_0-1000x1000-float32.py``."""
+        return f"{self.stem}.py"
+
     def compiled(self) -> Compiled:
         """What the compiler makes of it, up to the source."""
-        binding = bind(parse_tree(self.spec), len(self.shape))
-        return compile_binding(
-            binding, self.shape, self.dtype, self.strides, self.strides, self.in_place
-        )
+        return compile_binding(*self.call)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaExhibit(Showing):
+    """A kernel of the canon for a GPU."""
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``l1_linf_axis_0-1000x1000-float32.cu``."""
+        return f"{self.stem}.cu"
+
+    def compiled(self) -> CudaCompiled:
+        """What the compiler makes of it, up to the source and its launches."""
+        return compile_cuda(*self.call)
 
 
 CANON = (
@@ -74,16 +105,37 @@ CANON = (
     Exhibit("a deep tree", "l1(l2(linf(l1)))", (16, 24, 32, 100)),
 )
 
+CUDA_CANON = (
+    CudaExhibit("rows: a warp takes one", "l1(linf)", (1000, 1000)),
+    CudaExhibit("rows, in place: a block takes one", "l1(l2)", (1000, 4000), in_place=True),
+    CudaExhibit("columns, cut into pieces", "l1(linf(axis=0))", (1000, 1000)),
+    CudaExhibit("half precision, narrow columns side by side", "l1(l2(axis=0))", (99_000, 9),
+                "bfloat16"),
+    CudaExhibit("short rows, packed; many values at the root", "l1(linf)", (100_000, 9)),
+    CudaExhibit("columns with gaps, thresholds by tiles", "l1(l1(axis=0))", (300, 1000),
+                order="gaps"),
+    CudaExhibit("one group, its threshold by sweeps", "l1", (4000, 4000), "float64"),
+    CudaExhibit("a batch of rows, thresholds in shared memory", "l1(axis=1)", (1000, 1000)),
+    CudaExhibit("a convolution's filters", "l1(linf(axis=(1, 2, 3)))", (64, 32, 3, 3), "float16"),
+    CudaExhibit("a deep tree over interleaved axes and a batch",
+                "l1(l2(linf(axis=(0, 2)), axis=4), axis=3)", (9, 8, 7, 6, 5)),
+)  # fmt: skip
+
 
 def gallery() -> dict[str, str]:
     """The sources by file name."""
-    return {exhibit.name: exhibit.compiled().source for exhibit in CANON}
+    exhibits = (*CANON, *CUDA_CANON)
+    return {exhibit.name: exhibit.compiled().source for exhibit in exhibits}
 
 
 def write(directory: Path) -> list[str]:
     """Make `directory` hold the gallery, and no other source; what changed, by name."""
     sources = gallery()
-    old = {path.name: path.read_text("utf-8") for path in directory.glob("*.py")}
+    old = {
+        path.name: path.read_text("utf-8")
+        for path in directory.glob("*")
+        if path.suffix in SUFFIXES
+    }
     changed = sorted(name for name in {*sources, *old} if sources.get(name) != old.get(name))
     for name in changed:
         if name in sources:

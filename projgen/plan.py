@@ -29,6 +29,7 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Walk(str, Enum):
@@ -86,6 +87,7 @@ class Stage:
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
     one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
     group has as many accumulators. ``together``: so many adjacent columns are one group.
+    ``vector``: a GPU takes so many adjacent elements in one access.
     """
 
     level: int
@@ -102,6 +104,7 @@ class Stage:
     lanes: int
     together: int
     threshold: Threshold | None
+    vector: int = 1
 
     @property
     def groups(self) -> int:
@@ -149,7 +152,7 @@ class Plan:
 
     @property
     def itemsize(self) -> int:
-        return 4 if self.dtype == "float32" else 8
+        return ITEMSIZE[self.dtype]
 
     @property
     def tile(self) -> int:
@@ -189,7 +192,7 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
 
 
 def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
-    axes = _axes(layout, level, leaf)
+    axes = stage_axes(layout, level, leaf)
     if _lacks_groups(layout, level, axes):
         step = math.prod(axis.extent for axis in axes)
         axes = (Axis(False, 1, step, step), *axes)
@@ -233,7 +236,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     # fmt: on
 
 
-def _axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
+def stage_axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
     """The loops of a level's own array: y for the leaf, a dense vector of values above it."""
     axes: list[Axis] = []
     stride = 1
@@ -255,7 +258,7 @@ def _lacks_groups(layout: Layout, level: int, axes: Sequence[Axis]) -> bool:
     others = set(range(len(layout.norms) - 1)) - {level}
     return level < len(layout.norms) - 1 and any(
         layout.norms[other] == layout.norms[level]
-        and [axis.reduced for axis in _axes(layout, other, False)] == form
+        and [axis.reduced for axis in stage_axes(layout, other, False)] == form
         for other in others
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from projgen.arrays import check_dtype, view, writable_view
+from projgen.arrays import check_dtype, on_gpu, view, writable_view
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.operands import (
@@ -27,6 +27,7 @@ from projgen.tree import NormTree
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
+    from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
 
 Array = NDArray[Any]
@@ -47,11 +48,11 @@ class Projection:
     _tree: NormTree
     _backend: Backend
     _threads: int | None
-    _check_finite: bool
+    _check_finite: bool | None
     _calls: dict[tuple[Any, ...], Call]
 
     def __init__(
-        self, tree: NormTree, backend: Backend, threads: int | None, check_finite: bool
+        self, tree: NormTree, backend: Backend, threads: int | None, check_finite: bool | None
     ) -> None:
         set_ = object.__setattr__
         set_(self, "_tree", tree)
@@ -102,6 +103,8 @@ class Projection:
             ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
                 overlapping. `out` is untouched then.
         """
+        if gpu := self._gpu(y):
+            return gpu.project(self, y, radius, out)
         source, wrap = view(y)
         given = None if out is None else source if out is y else writable_view(out)
         if isinstance(radius, float):
@@ -146,6 +149,8 @@ class Projection:
 
     def norm(self, y: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
+        if gpu := self._gpu(y):
+            return gpu.norm(self, y)
         from projgen import interpret
 
         source, wrap = view(y)
@@ -162,6 +167,8 @@ class Projection:
 
     def active(self, x: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes."""
+        if gpu := self._gpu(x):
+            return gpu.active(self, x)
         source, wrap = view(x)
         axes = self._bind(source).levels[-1].axes
         active = np.any(source != 0, axis=axes)
@@ -176,13 +183,20 @@ class Projection:
         shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
         return self._compile(tuple(shape), dtype).source
 
-    def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled:
-        from projgen.compiler import compile_binding
+    def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled | CudaCompiled:
+        from projgen.compiler import compile_tree
 
-        name = check_dtype(np.empty(0, dtype))
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
-        return compile_binding(bind(self._tree, len(shape), shape), shape, name)
+        return compile_tree(self._tree, shape, dtype, cuda=self._backend == "cuda")
+
+    def _gpu(self, y: Any) -> Any:
+        """The module that projects `y` where it lies on a GPU, or None."""
+        if self._backend != "cuda" and not (self._backend == "auto" and on_gpu(y)):
+            return None
+        from projgen.cuda import project
+
+        return project
 
     def _bind(self, y: Array) -> Binding:
         try:
@@ -263,7 +277,7 @@ class Projection:
         return call
 
     def _finite(self, y: Array) -> Array:
-        if self._check_finite and not is_finite(y):
+        if self._check_finite is not False and not is_finite(y):
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
             raise ValueError(
                 f"y has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
@@ -318,7 +332,7 @@ class Projection:
             for name, value, default in (
                 ("backend", self._backend, "auto"),
                 ("threads", self._threads, None),
-                ("check_finite", self._check_finite, True),
+                ("check_finite", self._check_finite, None),
             )
             if value != default
         )
@@ -330,17 +344,18 @@ def build(
     *,
     backend: Backend = "auto",
     threads: int | None = None,
-    check_finite: bool = True,
+    check_finite: bool | None = None,
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
     Args:
         spec: a norm tree in the spec language, or one already parsed.
         backend: ``"auto"`` follows the array, ``"cpu"`` is Numba, ``"numpy"`` the reference
-            interpreter in float64. ``"cuda"`` is not in this version.
+            interpreter in float64, ``"cuda"`` takes arrays on a GPU alone.
         threads: how many threads may share a large call; None for all processors, or
             ``PROJGEN_NUM_THREADS``. Results do not depend on it.
         check_finite: whether NaN and inf raise. If not, a batch entry that has one becomes NaN.
+            By default they raise on the CPU, but not on a GPU, which each call would wait for.
 
     Raises:
         SpecError: the spec is wrong; the message points at the place.
@@ -348,12 +363,11 @@ def build(
     """
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}: choose from {', '.join(get_args(Backend))}")
-    if backend == "cuda":
-        raise ValueError("the cuda backend is not in this version: use backend='cpu'")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
     tree = spec if isinstance(spec, NormTree) else parse_tree(spec)
-    return Projection(tree, backend, threads, bool(check_finite))
+    check = None if check_finite is None else bool(check_finite)
+    return Projection(tree, backend, threads, check)
 
 
 def project(y: Any, spec: str | NormTree, radius: Any, *, out: Any = None) -> Any:
@@ -366,7 +380,9 @@ def _remembered(spec: str | NormTree) -> Projection:
     return build(spec)
 
 
-def _rebuild(spec: str, backend: Backend, threads: int | None, check_finite: bool) -> Projection:
+def _rebuild(
+    spec: str, backend: Backend, threads: int | None, check_finite: bool | None
+) -> Projection:
     return build(spec, backend=backend, threads=threads, check_finite=check_finite)
 
 

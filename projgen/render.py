@@ -11,6 +11,9 @@ from projgen.resources import resource_dir
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from jinja2.parser import Parser
+
+    from projgen.cuda.kernel import Kernel as CudaKernel
 
 
 def render_team() -> str:
@@ -28,12 +31,32 @@ def render(kernel: Kernel) -> str:
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
+_GAPS = re.compile(r"\n{3,}")
+
+
+def render_cuda(kernel: CudaKernel) -> str:
+    """The CUDA C++ source of `kernel`. Equal kernels have equal sources."""
+    text = environment().get_template("cuda/kernel.cu.j2").render(kernel=kernel)
+    return _GAPS.sub("\n\n", text).rstrip() + "\n"
+
+
 @cache
 def environment() -> Environment:
     """The templates of ``templates/``, where an undefined name is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, nodes
+    from jinja2.ext import Extension
+
+    class Insert(Extension):
+        """``{% insert macro(...) %}``: what a macro gives, in the place of this whole line."""
+
+        tags = {"insert"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Output([parser.parse_expression()], lineno=line)
 
     return Environment(
+        extensions=[Insert],
         loader=FileSystemLoader(resource_dir("templates")),
         undefined=StrictUndefined,
         trim_blocks=True,

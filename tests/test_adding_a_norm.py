@@ -22,6 +22,9 @@ CHECKED = [
     "test_kernels.py::test_rehearsed[rms(rms)-float32]",
     "test_kernels.py::test_rehearsed[linf(rms(axis=0))-float32]",
     "test_kernels.py::test_packed_groups_of_every_length[rms-float32]",
+    "test_cuda_templates.py::test_norms_offer_the_same_macros",
+    "test_cuda_run.py::test_types[rms(rms)-float64]",
+    "test_cuda_run.py::test_chains[l1(rms(axis=0))]",
     "test_cli.py::test_the_numpy_that_bench_times_is_right[0.0-rms]",
     "test_cli.py::test_the_numpy_that_bench_times_is_right[0.5-rms]",
 ]
@@ -34,7 +37,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = guide[guide.index("## Adding a norm") :]
     blocks = re.findall(r"```(?:python|jinja)\n(.*?)```", section, re.DOTALL)
-    entry, functions, registration, macros = map(textwrap.dedent, blocks)
+    entry, functions, registration, macros, value = map(textwrap.dedent, blocks)
     root = tmp_path_factory.mktemp("copy")
     for folder in ("projgen", "templates", "grammars", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -46,6 +49,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     last = "# is asked only about groups outside it, and its answer for the others is not used.\n"
     insert(root / "projgen/interpret.py", last, f"\n\n{functions}")
     (root / "templates/cpu/norms/rms.py.j2").write_text(macros, encoding="utf-8")
+    cuda = (root / "templates/cuda/norms/l2.cu.j2").read_text(encoding="utf-8")
+    cuda = re.sub(r"{% macro value.*\n", lambda _: value, cuda)
+    (root / "templates/cuda/norms/rms.cu.j2").write_text(cuda, encoding="utf-8")
     return root
 
 

@@ -148,7 +148,7 @@ WRONG = [
     ["compile", "l1(linf(axis=99))"],
     ["compile", "l1(linf(axis=2))", "--rank", "2"],
     ["compile", "l1(l1)", "--shape", "5"],
-    ["compile", "l1", "--backend", "cuda"],
+    ["compile", "l1", "--arch", "sm_90"],
     ["compile", "l1", "--shape", "0x3"],
     ["explain", "l1", "--shape", "0x3"],
     ["explain", "lp(p=1.5)", "--shape", "3"],

@@ -77,7 +77,7 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "None": lambda: p(None, 1.0),
         "a list of strings": lambda: p([["a"]], 1.0),
         "a list of integers": lambda: p([[1, 2]], 1.0),
-        "a GPU array": lambda: p(OnGpu(), 1.0),
+        "a GPU array": lambda: projgen.build(SPEC, backend="cpu")(OnGpu(), 1.0),
         "integers for the norm": lambda: p.norm(np.ones(SHAPE, int)),
         # its rank
         "rank 1": lambda: p(np.ones(3, np.float32), 1.0),
@@ -115,7 +115,7 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "an unknown norm": lambda: projgen.build("l1(linff)"),
         "no string": lambda: projgen.build(b"l1"),
         "backend": lambda: projgen.build(SPEC, backend="gpu"),
-        "cuda": lambda: projgen.build(SPEC, backend="cuda"),
+        "cuda": lambda: projgen.build(SPEC, backend="cuda")(y, 1.0),
         "no thread": lambda: projgen.build(SPEC, threads=0),
         "half a thread": lambda: projgen.build(SPEC, threads=1.5),
         # plans

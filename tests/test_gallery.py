@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from projgen.gallery import CANON, Exhibit, gallery, write
+from projgen.gallery import CANON, CUDA_CANON, CudaExhibit, Exhibit, gallery, write
 from projgen.plan import Plan, Threshold, Walk
 from projgen.resources import resource_dir
 
 GENERATED = resource_dir("generated")
 IDS = [exhibit.name for exhibit in CANON]
+ALL = [*IDS, *(exhibit.name for exhibit in CUDA_CANON)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,8 +20,8 @@ def _rewritten(request: pytest.FixtureRequest) -> None:
         write(GENERATED)
 
 
-@pytest.mark.parametrize("exhibit", CANON, ids=IDS)
-def test_the_file_is_what_the_compiler_emits(exhibit: Exhibit) -> None:
+@pytest.mark.parametrize("exhibit", [*CANON, *CUDA_CANON], ids=ALL)
+def test_the_file_is_what_the_compiler_emits(exhibit: Exhibit | CudaExhibit) -> None:
     path = GENERATED / exhibit.name
     assert path.exists(), "run python -m projgen.gallery"
     source = exhibit.compiled().source
@@ -28,13 +29,13 @@ def test_the_file_is_what_the_compiler_emits(exhibit: Exhibit) -> None:
 
 
 def test_no_orphans() -> None:
-    assert {path.name for path in GENERATED.glob("*.py")} == set(IDS)
+    assert {path.name for path in GENERATED.iterdir()} == set(ALL)
 
 
 def test_names_tell_exhibits_apart() -> None:
-    assert len(set(IDS)) == len(CANON)
-    for exhibit in CANON:
-        assert exhibit.name.replace(".py", "").replace("-", "_").isidentifier()
+    assert len(set(ALL)) == len(CANON) + len(CUDA_CANON)
+    for exhibit in (*CANON, *CUDA_CANON):
+        assert exhibit.stem.replace("-", "_").isidentifier()
 
 
 WAYS: dict[str, tuple[set[Any], Callable[[Plan], set[Any]]]] = {
@@ -72,3 +73,30 @@ def test_writing_mends_a_directory(tmp_path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {*sources, "README.md"}
     assert all((tmp_path / name).read_text() == source for name, source in sources.items())
     assert write(tmp_path) == []
+
+
+CUDA_WAYS: dict[str, tuple[set[Any], Callable[[CudaExhibit], set[Any]]]] = {
+    "walk": (set(Walk), lambda e: {s.walk for s in e.compiled().plan.stages if s.shared}),
+    "threshold": (
+        {Threshold.ROW, Threshold.TILE, Threshold.SWEEP, None},
+        lambda e: {s.threshold for s in e.compiled().plan.stages if s.shared},
+    ),
+    "team": ({True, False}, lambda e: {s.by_warp for s in e.compiled().kernel.stages}),
+    "pieces": ({True, False}, lambda e: {s.pieces for s in e.compiled().kernel.stages}),
+    "lanes": ({True, False}, lambda e: {s.stage.lanes > 1 for s in e.compiled().kernel.stages}),
+    "middle": ({0, 1, 2}, lambda e: {len(e.compiled().kernel.levels)}),
+    "vector": ({1, 2, 4, 8}, lambda e: {e.compiled().kernel.leaf.vector}),
+    "in place": ({True, False}, lambda e: {e.compiled().plan.in_place}),
+    "batch": ({True, False}, lambda e: {e.compiled().plan.batch > 1}),
+    "dtype": (
+        {"float16", "bfloat16", "float32", "float64"},
+        lambda e: {e.compiled().plan.dtype},
+    ),
+    "leaf": ({"l1", "l2", "linf"}, lambda e: {e.compiled().plan.leaf.norm}),
+}
+
+
+@pytest.mark.parametrize("name", CUDA_WAYS)
+def test_every_way_is_shown_for_a_gpu(name: str) -> None:
+    ways, of = CUDA_WAYS[name]
+    assert set().union(*(of(exhibit) for exhibit in CUDA_CANON)) == ways

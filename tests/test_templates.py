@@ -29,7 +29,7 @@ from projgen.render import environment, render
 from projgen.resources import resource_dir
 
 TEMPLATES = resource_dir("templates")
-NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.rglob("*.j2"))
+NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in NORMS.values()}
 IDS = [exhibit.name for exhibit in CANON]
 

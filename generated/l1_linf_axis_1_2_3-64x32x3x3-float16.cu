@@ -1,0 +1,274 @@
+// l1(linf(axis=(1, 2, 3))): projects float16 arrays on a GPU.
+//
+// level 0  l1    of v0: in the middle
+// level 1  linf  of y: rows (groups, reduced)
+//
+// Sweep 1 reads y once and aggregates the values of its groups; sweep 2 reads it once more and
+// writes x. Levels count from the root: v0 holds the values of level 1's groups. Values,
+// radii and limits lie in the workspace `work`, of which nothing has to be initialised. The
+// functions of a call run on one stream, in the order in which they stand here. Partial values are
+// always joined in the same order, so results are equal to the bit. A batch entry that has a NaN
+// or an infinity becomes NaN. Written by projgen, codegen 1.
+
+#include <cuda_fp16.h>
+
+typedef int index;
+
+constexpr unsigned WARP = 0xffffffffu;  // all its lanes
+
+// Where each part of the workspace begins, in bytes; extents n and steps s (in x: t) of each level's
+// loops, outermost first.
+struct Geometry {
+    long long total_at, v0_at, limit_1_at;
+    index s0_1, t0_1, n1_1, groups_1, size_0, s_r0_0;
+};
+
+__device__ __forceinline__ float infinity(float) { return __int_as_float(0x7f800000); }
+__device__ __forceinline__ double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
+__device__ __forceinline__ double not_a_number() { return __longlong_as_double(0x7ff8000000000000ll); }
+
+__device__ __forceinline__ float widen(unsigned bits)
+{
+    return __half2float(__ushort_as_half((unsigned short)bits));
+}
+
+__device__ __forceinline__ unsigned narrow(float x)
+{
+    return __half_as_ushort(__float2half_rn(x));
+}
+
+// One element.
+__device__ __forceinline__ float get(const __half* from) { return widen(*(const unsigned short*)from); }
+__device__ __forceinline__ void put(__half* to, float x) { *(unsigned short*)to = (unsigned short)narrow(x); }
+
+// 8 adjacent elements: one access of 16 bytes.
+struct Pack {
+    float at[8];
+};
+
+__device__ __forceinline__ Pack load(const __half* from)
+{
+    const uint4 a = *(const uint4*)from;
+    return {widen(a.x & 0xffffu), widen(a.x >> 16), widen(a.y & 0xffffu), widen(a.y >> 16),
+            widen(a.z & 0xffffu), widen(a.z >> 16), widen(a.w & 0xffffu), widen(a.w >> 16)};
+}
+
+// Past the caches, where nobody looks for x soon; else the compiler may split it up.
+__device__ __forceinline__ void store(__half* to, const Pack& a)
+{
+    __stcs((uint4*)to, make_uint4(narrow(a.at[0]) | narrow(a.at[1]) << 16, narrow(a.at[2]) | narrow(a.at[3]) << 16,
+                                  narrow(a.at[4]) | narrow(a.at[5]) << 16, narrow(a.at[6]) | narrow(a.at[7]) << 16));
+}
+
+// How many elements of a row lie before its first whole access.
+__device__ __forceinline__ index before_access(const __half* row)
+{
+    return (index)(-((long long)row / (long long)sizeof(*row)) & 7);
+}
+
+// Of |x|: their order is that of the magnitudes, with infinity and NaN on top.
+__device__ __forceinline__ int magnitude_bits(float x) { return __float_as_int(x) & 0x7fffffff; }
+__device__ __forceinline__ double value_of(int bits) { return __int_as_float(bits); }
+
+__device__ __forceinline__ void add(double& sum, double a) { sum += a; }
+__device__ __forceinline__ double fold(double sum) { return sum; }
+
+// Into [-limit, limit]; a limit of NaN is kept.
+__device__ __forceinline__ float clip(float x, float limit)
+{
+    return fabsf(x) <= limit ? x : copysignf(limit, x);
+}
+
+// Towards zero by the threshold; a threshold of NaN is kept.
+__device__ __forceinline__ double shrink(double x, double threshold)
+{
+    const double a = fabs(x);
+    return a < threshold ? 0.0 : copysign(a - threshold, x);
+}
+
+// The float next to x that is not above it.
+__device__ __forceinline__ float down(double x) { return __double2float_rd(x); }
+
+// The half next to x >= 0 that is not above it.
+__device__ __forceinline__ float down_to_stored(double x)
+{
+    const float limit = down(x);
+    const unsigned near = narrow(limit);
+    return widen(near) > limit ? widen(near - 1u) : widen(near);
+}
+
+// Over the threads of a warp, in a fixed order: all of them have the result.
+__device__ __forceinline__ int warp_max(int a)
+{
+    for (int away = 16; away > 0; away /= 2)
+        a = max(a, __shfl_xor_sync(WARP, a, away));
+    return a;
+}
+
+// Over the threads of a warp, and of a block, in a fixed order: all of them have the result.
+__device__ __forceinline__ double warp_sum(double a)
+{
+    for (int away = 16; away > 0; away /= 2)
+        a = a + __shfl_xor_sync(WARP, a, away);
+    return a;
+}
+
+__device__ __forceinline__ double block_sum(double a)
+{
+    __shared__ double parts[32];
+    a = warp_sum(a);
+    if (threadIdx.x % 32 == 0)
+        parts[threadIdx.x / 32] = a;
+    __syncthreads();
+    double total = parts[0];
+    for (int i = 1; i < (int)blockDim.x / 32; ++i)
+        total = total + parts[i];
+    __syncthreads();  // the next join may overwrite the parts
+    return total;
+}
+
+// Over the threads of a warp, and of a block, in a fixed order: all of them have the result.
+__device__ __forceinline__ int warp_sum(int a)
+{
+    for (int away = 16; away > 0; away /= 2)
+        a = a + __shfl_xor_sync(WARP, a, away);
+    return a;
+}
+
+__device__ __forceinline__ int block_sum(int a)
+{
+    __shared__ int parts[32];
+    a = warp_sum(a);
+    if (threadIdx.x % 32 == 0)
+        parts[threadIdx.x / 32] = a;
+    __syncthreads();
+    int total = parts[0];
+    for (int i = 1; i < (int)blockDim.x / 32; ++i)
+        total = total + parts[i];
+    __syncthreads();  // the next join may overwrite the parts
+    return total;
+}
+
+// Sweep 1: the values of the groups of level 1, linf of y.
+extern "C" __global__ void __launch_bounds__(256, 4)
+aggregate_1(const __half* __restrict__ y, unsigned char* __restrict__ work, const Geometry geo)
+{
+    double* v0 = (double*)(work + geo.v0_at);
+    const int lane = threadIdx.x % 32;
+    const index g = (index)blockIdx.x * 8 + threadIdx.x / 32;
+    if (g >= geo.groups_1)
+        return;
+    int a = 0;
+    const index count = geo.n1_1;
+    constexpr int across = 32;
+    const int along = lane;
+    const __half* row = y + g * geo.s0_1;
+    const index head = min(count, before_access(row)), packs = (count - head) / 8;
+    for (index i = along; i < head; i += across)
+        a = max(a, magnitude_bits(get(row + i)));
+#pragma unroll 4
+    for (index i = along; i < packs; i += across) {
+        const Pack pack = load(row + head + 8 * i);
+#pragma unroll
+        for (int k = 0; k < 8; ++k)
+            a = max(a, magnitude_bits(pack.at[k]));
+    }
+    for (index i = head + 8 * packs + along; i < count; i += across)
+        a = max(a, magnitude_bits(get(row + i)));
+    const int joined = warp_max(a);
+    if (lane == 0)
+        v0[g] = value_of(joined);
+}
+
+// Between the sweeps, a block for each batch entry: the levels above, up to the root and back.
+extern "C" __global__ void __launch_bounds__(1024, 1)
+middle(const double* __restrict__ radii, double radius, unsigned char* __restrict__ work, const Geometry geo)
+{
+    double* total = (double*)(work + geo.total_at);
+    const double* v0 = (const double*)(work + geo.v0_at);
+    float* limit_1 = (float*)(work + geo.limit_1_at);
+    const index entry = blockIdx.x;
+
+    // Up: level 0, l1 of v0.
+    {
+        const index group = entry;
+        const double* first = v0;
+        double a = 0.0;
+        for (index i = threadIdx.x; i < geo.size_0; i += blockDim.x)
+            add(a, fabs(first[i * geo.s_r0_0]));
+        const double joined = block_sum(fold(a));
+        if (threadIdx.x == 0)
+            total[group] = joined;
+    }
+    __syncthreads();
+
+    // Down: level 0, l1 of v0.
+    {
+        const index group = entry;
+        const double* first = v0;
+        const double value = total[group];
+        double u = radii ? radii[group] : radius;
+        if (!(u >= 0.0 && value < infinity(0.0)))
+            u = not_a_number();
+        double limit = u >= value ? 0.0 : u <= 0.0 ? infinity(0.0) : u;
+        if (u > 0.0 && u < value) {
+            double t = fmax((value - u) / geo.size_0, 0.0);
+            for (;;) {
+                double partial = 0.0;
+                int above = 0;
+                for (index i = threadIdx.x; i < geo.size_0; i += blockDim.x) {
+                    const double a = fabs(first[i * geo.s_r0_0]);
+                    if (a > t) {
+                        add(partial, a);
+                        ++above;
+                    }
+                }
+                const double sum = block_sum(fold(partial));
+                above = block_sum(above);
+                limit = above > 0 ? (sum - u) / above : t;
+                const double next = limit;
+                if (!(next > t))
+                    break;
+                t = next;
+            }
+        }
+        for (index i = threadIdx.x; i < geo.size_0; i += blockDim.x) {
+            const index at = i * geo.s_r0_0;
+            const double below = first[at], left = shrink(below, limit);
+            limit_1[first - v0 + at] = left >= below ? infinity((float)0) : down_to_stored(left);
+        }
+    }
+}
+
+// Sweep 2: project level 1, linf of y.
+extern "C" __global__ void __launch_bounds__(256, 4)
+project_1(const __half* __restrict__ y, __half* __restrict__ x, unsigned char* __restrict__ work, const Geometry geo)
+{
+    const float* limit_1 = (const float*)(work + geo.limit_1_at);
+    const int lane = threadIdx.x % 32;
+    const index g = (index)blockIdx.x * 8 + threadIdx.x / 32;
+    if (g >= geo.groups_1)
+        return;
+    const float limit = limit_1[g];
+    const bool dead = limit == 0;
+    const index count = geo.n1_1;
+    constexpr int across = 32;
+    const int along = lane;
+    const __half* row = y + g * geo.s0_1;
+    __half* target = x + g * geo.t0_1;
+    const index head = min(count, before_access(row)), packs = (count - head) / 8;
+    for (index i = along; i < head; i += across)
+        put(target + i, dead ? (float)0 : clip(get(row + i), limit));
+#pragma unroll 4
+    for (index i = along; i < packs; i += across) {
+        Pack pack = {};
+        if (!dead)
+            pack = load(row + head + 8 * i);
+#pragma unroll
+        for (int k = 0; k < 8; ++k)
+            pack.at[k] = clip(pack.at[k], limit);
+        store(target + head + 8 * i, pack);
+    }
+    for (index i = head + 8 * packs + along; i < count; i += across)
+        put(target + i, dead ? (float)0 : clip(get(row + i), limit));
+}

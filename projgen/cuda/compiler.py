@@ -1,0 +1,55 @@
+"""The stages for a GPU: shared but for the plan's decisions, the lowering and the text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from projgen.bind import Binding
+from projgen.compiler import c_strides
+from projgen.cuda.kernel import Kernel
+from projgen.cuda.launches import Schedule, schedule
+from projgen.cuda.lower import lower
+from projgen.cuda.plan import plan
+from projgen.plan import Plan
+from projgen.render import render_cuda
+from projgen.simplify import simplify
+
+logger = logging.getLogger("projgen")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What became of one binding for arrays of one shape, dtype and layout."""
+
+    plan: Plan
+    kernel: Kernel
+    source: str
+    schedule: Schedule
+
+
+def compile_binding(
+    binding: Binding,
+    shape: Sequence[int],
+    dtype: str,
+    strides: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    in_place: bool = False,
+    aligned: bool = True,
+) -> Compiled:
+    """CUDA C++ for arrays of `shape`, and how to launch it.
+
+    `dtype` is one of float16, bfloat16, float32 and float64. `strides` are in elements, by default
+    those of C order. `aligned`: y and x start at multiples of 16 bytes, counted from the lowest
+    address of each.
+    """
+    strides = c_strides(shape) if strides is None else strides
+    began = perf_counter()
+    layout = simplify(binding, shape, strides, out_strides)
+    planned = plan(binding.tree.spec, layout, dtype, in_place, aligned)
+    kernel = lower(planned)
+    source = render_cuda(kernel)
+    logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
+    return Compiled(planned, kernel, source, schedule(planned, kernel, source))

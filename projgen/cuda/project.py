@@ -1,0 +1,180 @@
+"""What a `Projection` does with arrays on a GPU: checks, on which device and stream, and calls."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projgen.arrays import on_gpu
+from projgen.bind import Binding
+from projgen.cuda.arrays import DeviceArray, view
+from projgen.cuda.call import Call, on_stream
+from projgen.cuda.compiler import compile_binding
+from projgen.cuda.cupy import cupy
+from projgen.operands import (
+    axis_order,
+    check_out,
+    check_radius,
+    memory_order,
+    same_directions,
+    same_memory,
+    walkable,
+)
+from projgen.plan import ITEMSIZE
+
+if TYPE_CHECKING:
+    from projgen.projection import Projection
+
+REMEMBERED = 256  # calls that are kept ready, of all projections
+ACCESS = 16  # bytes that a thread moves at once
+
+
+def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
+    """As `Projection.__call__`, for arrays on a GPU."""
+    source = view(y)
+    binding = projection._bind(source.ghost)
+    radii = _radii(radius, binding, source)
+    with on_stream(source.device, source.stream):
+        made = source.empty() if out is None else out
+    target = source if made is y else view(made)
+    if out is not None:
+        _check_out(source, target)
+    if source.ghost.size:
+        if projection._check_finite:
+            _check_finite(binding, source)
+        _project(binding, source, target, radii)
+    if out is not None:
+        return out
+    return source.wrap(made) if isinstance(made, cupy().ndarray) else made
+
+
+def norm(projection: Projection, y: Any) -> Any:
+    """As `Projection.norm`: a float, which waits for the GPU, or an array of y's kind."""
+    source = view(y)
+    binding = projection._bind(source.ghost)
+    shape = tuple(source.ghost.shape[axis] for axis in binding.batch)
+    with on_stream(source.device, source.stream):
+        if source.ghost.size == 0:
+            norms = cupy().zeros(shape, np.float64)
+        else:
+            norms = _norms(binding, source)
+        return source.wrap(norms) if binding.batch else float(norms)
+
+
+def active(projection: Projection, x: Any) -> Any:
+    """As `Projection.active`, by CuPy."""
+    source = view(x)
+    axes = projection._bind(source.ghost).levels[-1].axes
+    with on_stream(source.device, source.stream):
+        values = source.cupy()
+        if source.dtype == "bfloat16":
+            values = values & 0x7FFF
+        found = (values != 0).any(axis=axes)
+        return source.wrap(found) if found.ndim else bool(found)
+
+
+def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
+    """A float, or a CuPy array of the batch axes' shape.
+
+    Radii that are on the GPU already are not read here: a negative one, or NaN, makes NaN.
+    """
+    cp = cupy()
+    if not on_gpu(radius):
+        radii = check_radius(radius, binding, y.ghost.shape)
+        if isinstance(radii, float):
+            return radii
+        with on_stream(y.device, y.stream):
+            return cp.asarray(radii)
+    given = view(radius)
+    if given.device != y.device:
+        raise ValueError(f"radius is on GPU {given.device}, and y on GPU {y.device}")
+    if given.dtype == "bfloat16":
+        raise TypeError("a radius of bfloat16 is too coarse: use float32 or float64")
+    batch = tuple(y.ghost.shape[axis] for axis in binding.batch)
+    check_radius(np.broadcast_to(1.0, given.ghost.shape), binding, y.ghost.shape)
+    with on_stream(y.device, y.stream):
+        return cp.broadcast_to(given.cupy().astype(np.float64), batch)
+
+
+def _check_out(y: DeviceArray, out: DeviceArray) -> None:
+    if out.device != y.device:
+        raise ValueError(f"out is on GPU {out.device}, and y on GPU {y.device}")
+    if out.dtype != y.dtype:
+        raise ValueError(f"out must have y's dtype, {y.dtype}; it has {out.dtype}")
+    check_out(y.ghost, out.ghost)
+    if out.ghost.size and not walkable(out.ghost):
+        raise ValueError("out's elements do not lie at whole steps")
+
+
+def _project(binding: Binding, y: DeviceArray, out: DeviceArray, radii: Any) -> None:
+    in_place = same_memory(y.ghost, out.ghost)
+    if not in_place and not (walkable(y.ghost) and same_directions(y.ghost, out.ghost)):
+        with on_stream(y.device, y.stream):
+            out.cupy()[...] = y.cupy()
+        y, in_place = out, True
+    call = _call(binding, y, None if in_place else out)
+    if not isinstance(radii, float):
+        with on_stream(y.device, y.stream):
+            radii = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
+    call.project(y.pointer, out.pointer, radii, y.stream)
+
+
+def _norms(binding: Binding, y: DeviceArray) -> Any:
+    """A CuPy array over the batch axes."""
+    if not walkable(y.ghost):
+        copy = view(y.cupy().copy())
+        y = DeviceArray(copy.ghost, y.dtype, y.device, y.stream, copy.owner, y.wrap, y.empty)
+    call = _call(binding, y, None)
+    ordered = call.norms(y.pointer, y.stream)
+    return axis_order(ordered, binding, call.plan, y.ghost.shape)
+
+
+def _check_finite(binding: Binding, y: DeviceArray) -> None:
+    """Waits for the GPU."""
+    with on_stream(y.device, y.stream):
+        if not bool(cupy().isfinite(_norms(binding, y)).all()):
+            raise ValueError(
+                "y has NaN or infinity in it, or its norm is beyond float64; nothing was written. "
+                "Numbers must be finite, or build with check_finite=False"
+            )
+
+
+_calls: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _call(binding: Binding, y: DeviceArray, out: DeviceArray | None) -> Call:
+    """The call that is ready for these shapes and strides, or a new one."""
+    ghost = y.ghost
+    target = ghost if out is None else out.ghost
+    size = ITEMSIZE[y.dtype]
+    aligned = _lowest(ghost) % ACCESS == _lowest(target) % ACCESS == 0
+    strides = None if out is None else target.strides
+    key = (binding, y.dtype, ghost.shape, ghost.strides, strides, aligned, y.device)
+    with _lock:
+        call = _calls.get(key)
+        if call is not None:
+            _calls.move_to_end(key)
+            return call
+    compiled = compile_binding(
+        binding,
+        ghost.shape,
+        y.dtype,
+        [stride // size for stride in ghost.strides],
+        None if strides is None else [stride // size for stride in strides],
+        in_place=out is None,
+        aligned=aligned,
+    )
+    call = Call(compiled, y.device)
+    with _lock:
+        _calls[key] = call
+        if len(_calls) > REMEMBERED:
+            _calls.popitem(last=False)
+    return call
+
+
+def _lowest(ghost: Any) -> int:
+    return int(np.lib.array_utils.byte_bounds(ghost)[0])

@@ -1,0 +1,1 @@
+#include "../cuda.h"  // which has the half types

@@ -1,0 +1,95 @@
+"""What only a GPU can show. Without one these tests are skipped, and say why."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import assert_projected, norm
+
+import projgen
+from projgen.cuda.cupy import no_driver
+
+
+def _reason() -> str | None:
+    try:
+        return no_driver()
+    except ImportError as error:
+        return str(error)
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_reason()), reason=str(_reason()))]
+
+SPECS = [
+    "l1(linf)",
+    "l1(linf(axis=0))",
+    "l1(l2)",
+    "l1(l1)",
+    "l1(l1(axis=0))",
+    "linf(l1)",
+    "l1",
+    "l2",
+]
+SHAPES = [(1000, 1000), (33, 127), (100_000, 9), (9, 100_001), (2000, 3000)]
+
+
+@pytest.fixture
+def cp() -> Any:
+    return pytest.importorskip("cupy")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spec", SPECS)
+def test_projections(cp: Any, spec: str, shape: tuple[int, int], dtype: str) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    for order in "CF":
+        y = cp.asarray(values, order=order)
+        for fraction in (0.3, 1e-3):
+            radius = float(norm(spec, values)) * fraction
+            x = projgen.build(spec)(y, radius)
+            assert_projected(spec, values, radius, x.get())
+            z = y.copy()
+            projgen.build(spec)(z, radius, out=z)
+            assert_projected(spec, values, radius, z.get())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_results_are_the_same_from_run_to_run(cp: Any, spec: str) -> None:
+    y = cp.random.default_rng(1).standard_normal((3000, 2000), dtype=cp.float32)
+    p = projgen.build(spec)
+    first = p(y, 10.0).get()
+    for _ in range(20):
+        assert np.array_equal(p(y, 10.0).get(), first)
+
+
+def test_a_graph_captures_a_call(cp: Any) -> None:
+    y = cp.random.default_rng(1).standard_normal((1000, 1000), dtype=cp.float32)
+    p, out = projgen.build("l1(linf)"), cp.empty_like(y)
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        p(y, 10.0, out=out)  # once before, so that nothing is compiled or allocated
+        stream.begin_capture()
+        p(y, 10.0, out=out)
+        graph = stream.end_capture()
+        expected = out.copy()
+        out.fill(0)
+        graph.launch(stream)
+        stream.synchronize()
+    assert np.array_equal(out.get(), expected.get())
+
+
+def test_tensors(cp: Any) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch has no CUDA here")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        y = torch.randn(300, 500, device="cuda", dtype=dtype)
+        p = projgen.build("l1(linf)")
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x = p(y, 5.0)
+            assert type(x) is torch.Tensor
+            assert x.dtype == dtype
+            torch.cuda.current_stream().synchronize()
+        values = y.double().cpu().numpy()
+        expected = projgen.build("l1(linf)", backend="numpy")(values, 5.0)
+        np.testing.assert_allclose(x.double().cpu().numpy(), expected, atol=0.02)

@@ -1,0 +1,59 @@
+"""Races inside blocks, as ThreadSanitizer sees them: each CUDA thread is a thread of its own.
+
+`test_cuda_run` has every kernel watched by the SIMT machine's own detector of races. This is a
+second opinion, from a tool that knows nothing of ours, on a kernel of each kind.
+"""
+
+import cuda_support
+import numpy as np
+import pytest
+from cuda_support import compiled, needs_simt, run
+from simt.run import Buffer, Launch, Simt, SimtError
+from support import assert_projected, norm
+from test_cuda_mutants import MUTANTS, RACE, Mutant
+from test_cuda_run import normal
+
+pytestmark = needs_simt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sanitizer() -> None:
+    """Skips where ThreadSanitizer cannot run: some systems forbid what it needs."""
+    source = 'extern "C" __global__ void nothing(int* y) { y[threadIdx.x] = 1; }'
+    try:
+        with Simt(source, "threads") as simt:
+            y = Buffer("y", np.zeros(32, np.int32), writable=True)
+            simt.run([Launch("nothing", (1,), (32,), (y,))])
+    except SimtError as error:
+        pytest.skip(f"ThreadSanitizer does not run here: {error}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("l1(linf)", (11, 130)),
+        ("l1(linf(axis=0))", (50, 128)),
+        ("linf(l1)", (9, 300)),
+        ("l1(l1(axis=0))", (40, 64)),
+        ("l1", (12_000,)),
+        ("l1(l2)", (200, 7)),
+    ],
+)
+def test_silent(spec: str, shape: tuple[int, ...]) -> None:
+    y = normal(shape, "float32")
+    radius = 0.3 * float(norm(spec, y))
+    assert_projected(spec, y, radius, run(spec, y, radius, machine="threads").x)
+
+
+SEEDED = [mutant for mutant in MUTANTS if mutant.sees == RACE and "block" not in mutant.fault]
+
+
+@pytest.mark.parametrize("mutant", SEEDED, ids=lambda mutant: mutant.fault)
+def test_seeded_races_are_seen(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, shapes = mutant.kernel
+    y = normal(shapes[0], "float32")[:30]
+    out = np.empty_like(y)
+    source = mutant.source(compiled(spec, y, "float32", out).source)
+    monkeypatch.setattr(cuda_support, "program", lambda text, machine, _: Simt(text, machine))
+    with pytest.raises(SimtError, match="data race"):
+        run(spec, y, 0.1 * float(norm(spec, y)), out=out, machine="threads", source=source)
