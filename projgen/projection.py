@@ -285,6 +285,7 @@ class Projection:
             )
         return y
 
+    @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
     def _rescue(
         self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
     ) -> None:

@@ -301,6 +301,83 @@ print("done")
     assert run_python(code) == "done\n"
 
 
+FINALISER = """
+import gc
+
+class Last:
+    \"\"\"Garbage in a cycle, whose finaliser calls the projection.\"\"\"
+
+    def __init__(self):
+        self.itself, self.check = self, check
+
+    def __del__(self):
+        self.check()
+        print("done", flush=True)
+"""
+
+
+def test_a_finaliser_s_call_at_exit() -> None:
+    """No thread has been started yet, and none can be any more."""
+    code = (
+        setup()
+        + FINALISER
+        + """
+from projgen.cpu.pool import team
+with team()._busy:  # everything is compiled, and no follower is there
+    check()
+gc.disable()
+Last()
+gc.enable()
+"""
+    )
+    assert run_python(code, 60.0) == "done\n"
+
+
+def test_a_finaliser_s_call_while_the_team_is_made() -> None:
+    """The collector may run it in the thread that makes the team, or compiles."""
+    code = (
+        setup()
+        + FINALISER
+        + """
+from projgen.cpu import pool
+made = pool.render_team
+
+def interrupted():
+    pool.render_team = made
+    Last()
+    gc.collect()
+    return made()
+
+pool.render_team = interrupted
+check()
+import threading
+print(threading.active_count())
+"""
+    )
+    assert run_python(code, 60.0) == "done\n2\n"
+
+
+def test_where_no_thread_can_be_started() -> None:
+    code = (
+        setup(threads=4)
+        + """
+import threading
+start = threading.Thread.start
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refuse
+check()
+threading.Thread.start = start
+for _ in range(5):
+    check()
+print(threading.active_count())
+"""
+    )
+    assert run_python(code) == "4\n"
+
+
 def test_an_interrupt_leaves_it_usable() -> None:
     code = (
         setup("l2(l1(axis=0))")

@@ -186,7 +186,7 @@ def _numba_caches_in(locator: _Locator | None) -> Iterator[None]:
         return
     from numba.core import caching, config
 
-    given = config.CACHE_LOCATOR_CLASSES
+    given, active = config.CACHE_LOCATOR_CLASSES, _Locator.active  # a finaliser's load is nested
     others = given or ",".join(
         f"{other.__module__}.{other.__qualname__}" for other in caching.CacheImpl._locator_classes
     )
@@ -195,7 +195,7 @@ def _numba_caches_in(locator: _Locator | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _Locator.active = None
+        _Locator.active = active
         config.CACHE_LOCATOR_CLASSES = given
 
 

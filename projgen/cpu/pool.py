@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from typing import Any
 
@@ -52,14 +53,24 @@ class Team:
             return None
         try:
             self._board[self._call] = (*call, followers)
-            while self._followers < followers:
-                self._followers += 1
-                threading.Thread(target=self._work, name="projgen", daemon=True).start()
+            self._start(followers)
             for _ in range(min(followers, len(self._asleep))):
                 self._asleep.pop().set()
             return int(self._lead(self._at))
         finally:
             self._busy.release()
+
+    def _start(self, followers: int) -> None:
+        """Threads, until there are so many; or fewer, where the system gives no more.
+
+        None while the interpreter shuts down: a new thread would be waited for in vain.
+        """
+        while self._followers < followers and not sys.is_finalizing():
+            try:
+                threading.Thread(target=self._work, name="projgen", daemon=True).start()
+            except RuntimeError:  # a limit is reached
+                return
+            self._followers += 1
 
     def _work(self) -> None:
         """A follower's life."""
@@ -73,7 +84,7 @@ class Team:
 
 
 _team: Team | None = None
-_making = threading.Lock()
+_making = threading.RLock()  # a finaliser that runs meanwhile may call a projection
 
 
 def team() -> Team:
@@ -82,7 +93,8 @@ def team() -> Team:
     if _team is None:
         with _making:
             if _team is None:
-                _team = Team()
+                made = Team()
+                _team = _team or made
     return _team
 
 
@@ -98,7 +110,7 @@ def default_threads() -> int:
 def _forget() -> None:
     """In a forked child: the parent's threads do not exist here."""
     global _team, _making
-    _team, _making = None, threading.Lock()
+    _team, _making = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
