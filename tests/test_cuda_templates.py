@@ -192,6 +192,24 @@ def test_launches_stay_within_the_limits(spec: str, limit: str) -> None:
         assert compiled.kernel.wide == (shape[0] * shape[1] > 2**31)
 
 
+@pytest.mark.parametrize("spec", ["l1", "linf", "l2"])
+@pytest.mark.parametrize("size", [2**31 - 1, 2**31 - 300, 2**31 - 2**16, 2**31 - 2**17])
+def test_an_index_has_room_for_a_step_past_the_end(spec: str, size: int) -> None:
+    compiled = compile_binding(bind(parse_tree(spec), 1), (size,), "float32")
+    cut = compiled.plan.leaf.cut
+    assert compiled.kernel.wide or cut.blocks * cut.step + 1024 < 2**31
+
+
+def test_as_many_values_as_there_are_can_be_counted() -> None:
+    """Above a threshold: those of a window that slides over few are many too."""
+    for strides in ((2**12, 1), (1, 1)):
+        source = compile_binding(
+            bind(parse_tree("l1"), 2), (2**20, 2**12), "float32", strides, in_place=True
+        ).source
+        assert "typedef long long index;" in source
+        assert "int above" not in source and "index above" in source
+
+
 @pytest.mark.parametrize("spec", ["l1(linf)", "l1(linf(axis=0))", "l2(l2)", "linf(l2)"])
 def test_few_launches(spec: str) -> None:
     """At most three for two levels."""

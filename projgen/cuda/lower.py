@@ -49,9 +49,10 @@ def lower(plan: Plan) -> Kernel:
 
 
 def _reach(plan: Plan) -> int:
-    """The largest offset, in elements, of y and x."""
+    """What an index comes to: offsets in y and x, and numbers of values, which may share memory."""
     loops = plan.layout.loops
     return max(
+        plan.leaf.size,
         sum((loop.extent - 1) * loop.stride for loop in loops),
         sum((loop.extent - 1) * loop.out_stride for loop in loops),
     )
