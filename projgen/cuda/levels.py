@@ -264,7 +264,7 @@ class StageCode(Arithmetic):
         if self.threshold == "sweep" or (self.threshold == "row" and rows):
             kind = "block" if self.threshold == "sweep" else team
             yield "sum", "double", kind
-            yield "sum", "int", kind
+            yield "sum", "index", kind
 
     @property
     def room(self) -> int:
@@ -349,7 +349,7 @@ class Level(Arithmetic):
         if self.team != "thread":
             yield self.across, self.partial, self.team
             if self.searches:
-                yield "sum", "int", self.team
+                yield "sum", "index", self.team
 
     @property
     def leaf(self) -> bool:

@@ -49,9 +49,10 @@ def lower(plan: Plan) -> Kernel:
 
 
 def _reach(plan: Plan) -> int:
-    """The largest offset, in elements, of y and x."""
+    """The largest offset, in elements, of y and x; or their size, as elements of y may overlap."""
     loops = plan.layout.loops
     return max(
+        plan.leaf.size,
         sum((loop.extent - 1) * loop.stride for loop in loops),
         sum((loop.extent - 1) * loop.out_stride for loop in loops),
     )
