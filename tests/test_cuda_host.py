@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from cuda_support import needs_simt
 from support import Array, assert_projected, norm
 
 import projgen
-from projgen.cuda import load, nvrtc
+from projgen.cuda import call, load, nvrtc
 from projgen.cuda import project as gpu
 
 pytestmark = needs_simt
@@ -98,6 +99,36 @@ def test_streams_have_workspaces_of_their_own(cp: Any) -> None:
     assert [launch.stream for launch in firsts] == [7, 8, 7]
     works = [launch.arguments[1] for launch in firsts]
     assert works[0] == works[2] != works[1]
+
+
+def test_threads_have_default_streams_of_their_own(cp: Any) -> None:
+    """One handle stands for all of them, and what one thread started may still be running."""
+    p = projgen.build("l1(linf)")
+    y, out = cp.asarray(normal((37, 50))), cp.empty((37, 50), np.float32)
+
+    def project() -> None:
+        with cp.cuda.Stream(2):
+            p(y, 1.0, out=out)
+
+    project()
+    thread = threading.Thread(target=project)
+    thread.start()
+    thread.join()
+    project()
+    works = [launch.arguments[1] for launch in cp.state.launches[::3]]
+    assert works[0] == works[2] != works[1]
+
+
+def test_a_captured_call_keeps_what_its_radii_are_made_of(cp: Any) -> None:
+    """A graph converts and orders them again whenever it is launched."""
+    p = projgen.build("l1(axis=2)")
+    y = cp.asarray(np.asfortranarray(normal((5, 6, 40))))
+    radii = cp.asarray(np.full((5, 6), 1.0, np.float32))
+    p(y, radii, out=y)
+    cp.state.capturing = True
+    p(y, radii, out=y)
+    shapes = [kept.shape for kept in call._captured[-1] if isinstance(kept, cp.ndarray)]
+    assert shapes == [(30,), (5, 6)]
 
 
 class Interface:
@@ -415,6 +446,27 @@ def test_a_cubin_is_kept_and_loaded(
     assert entry.title == "l1(linf): projects float32 arrays on a GPU."
     assert entry.path.parent.name.startswith("v1-cuda-sm_90-nvrtc")
     assert projgen.cache.health() == []
+
+
+def test_cupy_compiles_what_nvrtc_cannot(
+    cp: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a GPU that is newer than the wheel, or without the headers that half types need."""
+    values = normal((37, 50))
+    errors = [nvrtc.MissingError("no cuda_fp16.h"), ValueError("'sm_130' is no architecture")]
+    for error in errors:
+
+        def keep(source: str, architecture: str | None, error: Exception = error) -> None:
+            if architecture is not None:
+                raise error
+
+        monkeypatch.setattr(load, "keep", keep)
+        monkeypatch.setattr(load, "_loaded", {})
+        monkeypatch.setattr(gpu, "_calls", type(gpu._calls)())
+        with caplog.at_level("DEBUG", "projgen"):
+            x = projgen.build("l1(linf)")(cp.asarray(values), 2.0)
+        assert_projected("l1(linf)", values, 2.0, x.get())
+        assert f"CuPy compiles: {error}" in caplog.text
 
 
 # The fake is kept honest by CuPy's own signatures, where it is installed. It imports without a GPU.

@@ -8,6 +8,7 @@ good, since the graph will use it whenever it is launched.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from projgen.cuda.compiler import Compiled
 from projgen.cuda.cupy import cupy
 from projgen.cuda.launches import Launch
 from projgen.cuda.load import load
+
+PER_THREAD = 2  # the handle that stands for each thread's own default stream
 
 _captured: list[Any] = []
 
@@ -44,13 +47,13 @@ class Call:
         self._out_offset = plan.layout.out_offset * plan.itemsize
         self._idle: dict[int, list[Any]] = {}
 
-    def project(self, y: int, x: int, radius: float | Any, stream: int | None) -> None:
+    def project(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> None:
         """Launch a projection of the array at `y` into that at `x`.
 
         `radius` is a number, or a CuPy array of float64, one for each batch entry in memory order.
-        `stream` is a handle, or None for CuPy's current stream.
+        `stream` is a handle, or None for CuPy's current stream. A graph keeps `also`.
         """
-        with on_stream(self.device, stream), self._workspace(radius) as work:
+        with on_stream(self.device, stream), self._workspace(radius, *also) as work:
             self._run(self.compiled.schedule.launches, y, x, radius, work)
 
     def norms(self, y: int, stream: int | None) -> Any:
@@ -84,7 +87,8 @@ class Call:
     def _workspace(self, *also: Any) -> Iterator[Any]:
         """Memory of the current stream's own. A graph keeps it, and `also`."""
         stream = cupy().cuda.get_current_stream()
-        idle = self._idle.setdefault(stream.ptr, [])
+        key = -threading.get_ident() if stream.ptr == PER_THREAD else stream.ptr
+        idle = self._idle.setdefault(key, [])
         try:
             work = idle.pop()
         except IndexError:

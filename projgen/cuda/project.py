@@ -116,10 +116,11 @@ def _project(binding: Binding, y: DeviceArray, out: DeviceArray, radii: Any) -> 
             out.cupy()[...] = y.cupy()
         y, in_place = out, True
     call = _call(binding, y, None if in_place else out)
+    ordered = radii
     if not isinstance(radii, float):
         with on_stream(y.device, y.stream):
-            radii = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
-    call.project(y.pointer, out.pointer, radii, y.stream)
+            ordered = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
+    call.project(y.pointer, out.pointer, ordered, y.stream, radii)
 
 
 def _norms(binding: Binding, y: DeviceArray) -> Any:
