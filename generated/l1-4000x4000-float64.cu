@@ -63,7 +63,7 @@ __device__ __forceinline__ double shrink(double x, double threshold)
 }
 
 // Add a magnitude to the sum, and to the number, of those above a threshold.
-__device__ __forceinline__ void add_above(double& sum, int& above, double x, double threshold)
+__device__ __forceinline__ void add_above(double& sum, index& above, double x, double threshold)
 {
     const double a = fabs(x);
     if (a > threshold) {
@@ -95,21 +95,21 @@ __device__ __forceinline__ double block_sum(double a)
 }
 
 // Over the threads of a warp, and of a block, in a fixed order: all of them have the result.
-__device__ __forceinline__ int warp_sum(int a)
+__device__ __forceinline__ index warp_sum(index a)
 {
     for (int away = 16; away > 0; away /= 2)
         a = a + __shfl_xor_sync(WARP, a, away);
     return a;
 }
 
-__device__ __forceinline__ int block_sum(int a)
+__device__ __forceinline__ index block_sum(index a)
 {
-    __shared__ int parts[32];
+    __shared__ index parts[32];
     a = warp_sum(a);
     if (threadIdx.x % 32 == 0)
         parts[threadIdx.x / 32] = a;
     __syncthreads();
-    int total = parts[0];
+    index total = parts[0];
     for (int i = 1; i < (int)blockDim.x / 32; ++i)
         total = total + parts[i];
     __syncthreads();  // the next join may overwrite the parts
@@ -199,7 +199,7 @@ start_0(const double* __restrict__ y, const double* __restrict__ radii, double r
         double t = fmax((sampled - share) / taken, 0.0);
         for (;;) {
             double partial = 0.0;
-            int above = 0;
+            index above = 0;
             for (index i = threadIdx.x; i < taken; i += 256) {
                 const double a = fabs(sample[i]);
                 if (a > t) {
@@ -229,7 +229,7 @@ above_0(const double* __restrict__ y, const double* __restrict__ radii, double r
     double* limit_0 = (double*)(work + geo.limit_0_at);
     double* guess_0 = (double*)(work + geo.guess_0_at);
     double* sums_0 = (double*)(work + geo.sums_0_at);
-    int* counts_0 = (int*)(work + geo.counts_0_at);
+    index* counts_0 = (index*)(work + geo.counts_0_at);
     const int lane = threadIdx.x;
     const index g = blockIdx.x;
     double t;
@@ -242,7 +242,7 @@ above_0(const double* __restrict__ y, const double* __restrict__ radii, double r
                 u = not_a_number();
             const long long last = (turn - 1) % 2 * (long long)geo.pieces_0 * geo.groups_0 + g;
             double sum = 0.0;
-            int above = 0;
+            index above = 0;
             for (int p = threadIdx.x % 32; p < geo.pieces_0; p += 32) {
                 sum += sums_0[last + (long long)p * geo.groups_0];
                 above += counts_0[last + (long long)p * geo.groups_0];
@@ -266,7 +266,7 @@ above_0(const double* __restrict__ y, const double* __restrict__ radii, double r
     if (t < 0)
         return;
     double partial = 0.0;
-    int above = 0;
+    index above = 0;
     const index begin = (index)blockIdx.y * geo.step_0, end = min(begin + geo.step_0, geo.n0_0);
     const index count = end - begin;
     constexpr int across = 256;
@@ -301,7 +301,7 @@ finish_0(const double* __restrict__ y, const double* __restrict__ radii, double 
     double* limit_0 = (double*)(work + geo.limit_0_at);
     double* guess_0 = (double*)(work + geo.guess_0_at);
     const double* sums_0 = (const double*)(work + geo.sums_0_at);
-    const int* counts_0 = (const int*)(work + geo.counts_0_at);
+    const index* counts_0 = (const index*)(work + geo.counts_0_at);
     const index g = blockIdx.x;
     double t;
     if (turn > 0) {
@@ -313,7 +313,7 @@ finish_0(const double* __restrict__ y, const double* __restrict__ radii, double 
                 u = not_a_number();
             const long long last = (turn - 1) % 2 * (long long)geo.pieces_0 * geo.groups_0 + g;
             double sum = 0.0;
-            int above = 0;
+            index above = 0;
             for (int p = threadIdx.x % 32; p < geo.pieces_0; p += 32) {
                 sum += sums_0[last + (long long)p * geo.groups_0];
                 above += counts_0[last + (long long)p * geo.groups_0];
@@ -346,7 +346,7 @@ finish_0(const double* __restrict__ y, const double* __restrict__ radii, double 
     double limit;
     for (;;) {
         double partial = 0.0;
-        int above = 0;
+        index above = 0;
         for (index i = threadIdx.x; i < geo.size_0; i += 256) {
             const double a = fabs(get(first + i * geo.s0_0));
             if (a > t) {

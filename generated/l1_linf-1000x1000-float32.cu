@@ -106,21 +106,21 @@ __device__ __forceinline__ double block_sum(double a)
 }
 
 // Over the threads of a warp, and of a block, in a fixed order: all of them have the result.
-__device__ __forceinline__ int warp_sum(int a)
+__device__ __forceinline__ index warp_sum(index a)
 {
     for (int away = 16; away > 0; away /= 2)
         a = a + __shfl_xor_sync(WARP, a, away);
     return a;
 }
 
-__device__ __forceinline__ int block_sum(int a)
+__device__ __forceinline__ index block_sum(index a)
 {
-    __shared__ int parts[32];
+    __shared__ index parts[32];
     a = warp_sum(a);
     if (threadIdx.x % 32 == 0)
         parts[threadIdx.x / 32] = a;
     __syncthreads();
-    int total = parts[0];
+    index total = parts[0];
     for (int i = 1; i < (int)blockDim.x / 32; ++i)
         total = total + parts[i];
     __syncthreads();  // the next join may overwrite the parts
@@ -193,7 +193,7 @@ middle(const double* __restrict__ radii, double radius, unsigned char* __restric
             double t = fmax((value - u) / geo.size_0, 0.0);
             for (;;) {
                 double partial = 0.0;
-                int above = 0;
+                index above = 0;
                 for (index i = threadIdx.x; i < geo.size_0; i += blockDim.x) {
                     const double a = fabs(first[i * geo.s_r0_0]);
                     if (a > t) {
