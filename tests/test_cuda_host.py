@@ -488,6 +488,19 @@ def test_cupy_compiles_what_nvrtc_cannot(
         assert f"CuPy compiles: {error}" in caplog.text
 
 
+def test_why_nvrtc_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> str:
+        raise RuntimeError("no libnvrtc.so.13\n  nor libnvrtc.so.12\n")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(nvrtc, "find_spec", lambda name: name)
+    monkeypatch.setattr(nvrtc, "version", version)
+    reason = nvrtc.missing.__wrapped__()
+    assert reason is not None
+    assert "(no libnvrtc.so.13 nor libnvrtc.so.12)" in reason
+    assert "\n" not in reason
+
+
 # The fake is kept honest by CuPy's own signatures, where it is installed. It imports without a GPU.
 
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed")
