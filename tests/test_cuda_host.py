@@ -156,6 +156,21 @@ def test_arrays_with_the_interface(cp: Any) -> None:
     assert [launch.stream for launch in cp.state.launches[::3]] == [42, 0]
 
 
+def test_streams_wait_for_each_other(cp: Any) -> None:
+    """Where y, out and the radii lie on several; the default one has two names."""
+    values, radii = normal((40, 33)), np.full(40, 0.5)
+    p = projgen.build("l1(axis=1)")
+    y, out = cp.asarray(values), cp.empty((40, 33), np.float32)
+    p(Interface(y, stream=7), Interface(cp.asarray(radii), stream=8), out=Interface(out, stream=9))
+    assert cp.state.waits == [(7, 8), (7, 9), (9, 7)]
+    assert {launch.stream for launch in cp.state.launches} == {7}
+    assert_projected(p.spec, values, radii, out.get())
+    cp.state.waits.clear()
+    p(Interface(y, stream=1), cp.asarray(radii), out=Interface(out, stream=None))
+    p(y, 1.0, out=y)
+    assert cp.state.waits == []
+
+
 def test_arrays_with_dlpack(cp: Any) -> None:
     values = normal((40, 33))
 
@@ -384,6 +399,10 @@ def test_arguments_that_are_wrong(cp: Any) -> None:
         p(y[:20], 1.0, out=y[1:21])
     with pytest.raises(ValueError, match="out must have y's shape"):
         p(y, 1.0, out=cp.empty((37, 49), np.float32))
+    with pytest.raises(TypeError, match="y is on a GPU, and out, of type ndarray, is not"):
+        p(y, 1.0, out=np.empty((37, 50), np.float32))
+    with pytest.raises(TypeError, match="radius: expected float32"):
+        p(y, cp.asarray(np.int32(3)))
     with pytest.raises(ValueError, match="out must have y's dtype"):
         p(y, 1.0, out=cp.empty((37, 50), np.float64))
     with pytest.raises(ValueError, match="read-only"):
@@ -469,6 +488,19 @@ def test_cupy_compiles_what_nvrtc_cannot(
         assert f"CuPy compiles: {error}" in caplog.text
 
 
+def test_why_nvrtc_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> str:
+        raise RuntimeError("no libnvrtc.so.13\n  nor libnvrtc.so.12\n")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(nvrtc, "find_spec", lambda name: name)
+    monkeypatch.setattr(nvrtc, "version", version)
+    reason = nvrtc.missing.__wrapped__()
+    assert reason is not None
+    assert "(no libnvrtc.so.13 nor libnvrtc.so.12)" in reason
+    assert "\n" not in reason
+
+
 # The fake is kept honest by CuPy's own signatures, where it is installed. It imports without a GPU.
 
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed")
@@ -499,7 +531,8 @@ SAME = [
     "ndarray", "asarray", "ascontiguousarray", "empty_like", "empty", "zeros", "broadcast_to",
     "from_dlpack", "RawModule", "cuda.UnownedMemory", "cuda.MemoryPointer", "cuda.alloc",
     "cuda.get_current_stream", "cuda.Device", "cuda.Stream.from_external",
-    "cuda.Stream.is_capturing", "cuda.runtime.getDeviceCount",
+    "cuda.Stream.is_capturing", "cuda.Stream.wait_event", "cuda.Event", "cuda.Event.record",
+    "cuda.runtime.getDeviceCount",
     "cuda.runtime.pointerGetAttributes", "RawModule.get_function", "RawKernel.__call__",
     "ndarray.copy", "ndarray.any", "ndarray.all", "ndarray.astype", "ndarray.transpose",
     "ndarray.ravel", "ndarray.reshape", "ndarray.get",

@@ -20,6 +20,7 @@ from projgen.cuda.cupy import cupy
 from projgen.cuda.launches import Launch
 from projgen.cuda.load import load
 
+LEGACY = 1  # the handle of the default stream, as is 0
 PER_THREAD = 2  # the handle that stands for each thread's own default stream
 
 _captured: list[Any] = []
@@ -111,6 +112,19 @@ def on_stream(device: int, stream: int | None) -> Iterator[None]:
             return
         with _external(cp, stream, device):
             yield
+
+
+def wait_for(device: int, stream: int | None, other: int | None) -> None:
+    """What `stream` is given from now on waits for what `other` was given before."""
+    cp = cupy()
+    with on_stream(device, stream):
+        waiting = cp.cuda.get_current_stream()
+    with on_stream(device, other):
+        if (cp.cuda.get_current_stream().ptr or LEGACY) == (waiting.ptr or LEGACY):
+            return
+        event = cp.cuda.Event(disable_timing=True)
+        event.record()
+    waiting.wait_event(event)
 
 
 class _Handle:
