@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -97,6 +98,24 @@ def test_streams_have_workspaces_of_their_own(cp: Any) -> None:
     firsts = cp.state.launches[::3]
     assert [launch.stream for launch in firsts] == [7, 8, 7]
     works = [launch.arguments[1] for launch in firsts]
+    assert works[0] == works[2] != works[1]
+
+
+def test_threads_have_workspaces_of_their_own_on_default_streams_of_their_own(cp: Any) -> None:
+    """Which all have the handle 2."""
+    p = projgen.build("l1(linf)")
+    y, out = cp.asarray(normal((37, 50))), cp.empty((37, 50), np.float32)
+
+    def call() -> None:
+        with cp.cuda.Stream(2):
+            p(y, 1.0, out=out)
+
+    call()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    call()
+    works = [launch.arguments[1] for launch in cp.state.launches[::3]]
     assert works[0] == works[2] != works[1]
 
 

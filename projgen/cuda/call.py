@@ -8,6 +8,7 @@ good, since the graph will use it whenever it is launched.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from projgen.cuda.compiler import Compiled
 from projgen.cuda.cupy import cupy
 from projgen.cuda.launches import Launch
 from projgen.cuda.load import load
+
+_PER_THREAD = 2  # the handle of a default stream that each thread has for itself
 
 _captured: list[Any] = []
 
@@ -42,7 +45,7 @@ class Call:
         self._geometry = np.frombuffer(schedule.geometry, f"V{len(schedule.geometry)}")
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
-        self._idle: dict[int, list[Any]] = {}
+        self._idle: dict[tuple[int, int], list[Any]] = {}
 
     def project(self, y: int, x: int, radius: float | Any, stream: int | None) -> None:
         """Launch a projection of the array at `y` into that at `x`.
@@ -84,7 +87,8 @@ class Call:
     def _workspace(self, *also: Any) -> Iterator[Any]:
         """Memory of the current stream's own. A graph keeps it, and `also`."""
         stream = cupy().cuda.get_current_stream()
-        idle = self._idle.setdefault(stream.ptr, [])
+        thread = threading.get_ident() if stream.ptr == _PER_THREAD else 0
+        idle = self._idle.setdefault((stream.ptr, thread), [])
         try:
             work = idle.pop()
         except IndexError:
