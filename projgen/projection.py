@@ -12,16 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from projgen.arrays import check_dtype, on_gpu, view, writable_view
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.operands import (
-    axis_order,
-    check_out,
-    check_radius,
-    is_finite,
-    memory_order,
-    same_directions,
-    same_memory,
-    walkable,
-)
+from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
@@ -32,8 +23,6 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
-
-REMEMBERED = 256  # calls of one projection that are kept ready
 
 
 class Projection:
@@ -111,14 +100,14 @@ class Projection:
             done = self._again(source, radius, given)
             if done is not None:
                 return wrap(done) if out is None else out
-        dtype = check_dtype(source)
+        check_dtype(source)
         binding = self._bind(source)
         radii = check_radius(radius, binding, source.shape)
         target = np.empty_like(source) if given is None else given
         if given is not None:
             check_out(source, given)
         if source.size:
-            self._project(binding, source, target, radii, dtype)
+            self._project(binding, source, target, radii)
         return wrap(target) if out is None else out
 
     def _again(self, y: Array, radius: float, out: Array | None) -> Array | None:
@@ -151,18 +140,19 @@ class Projection:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
         if gpu := self._gpu(y):
             return gpu.norm(self, y)
-        from projgen import interpret
-
         source, wrap = view(y)
-        dtype = check_dtype(source)
+        check_dtype(source)
         binding = self._bind(source)
-        shape = tuple(source.shape[axis] for axis in binding.batch)
         if source.size == 0:
-            norms: Array = np.zeros(shape)
+            norms: Array = np.zeros(tuple(source.shape[axis] for axis in binding.batch))
         elif self._backend == "numpy":
+            from projgen import interpret
+
             norms = np.asarray(interpret.norm(binding, self._finite(source)))
         else:
-            norms = self._norms(binding, source, dtype)
+            from projgen.cpu import project
+
+            norms = project.norms(self, binding, source)
         return wrap(norms) if binding.batch else float(norms)
 
     def active(self, x: Any) -> Any:
@@ -204,116 +194,21 @@ class Projection:
         except ValueError:
             return bind(self._tree, y.ndim, y.shape)  # again, for a message that shows the shape
 
-    def _project(
-        self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
-    ) -> None:
+    def _project(self, binding: Binding, y: Array, out: Array, radii: float | Array) -> None:
         if self._backend == "numpy":
             from projgen import interpret
 
             np.copyto(out, interpret.project(binding, self._finite(y), radii), casting="same_kind")
             return
-        if not (walkable(y) and walkable(out)):  # odd strides: rare, through plain memory
-            x = np.empty(y.shape, y.dtype)
-            np.copyto(x, y)
-            self._project(binding, x, x, radii, dtype)
-            np.copyto(out, x)
-            return
-        in_place = same_memory(y, out)
-        if not in_place and not same_directions(y, out):
-            self._finite(y)
-            np.copyto(out, y)
-            self._project(binding, out, out, radii, dtype)
-            return
-        call = self._call_for(binding, y, None if in_place else out, dtype)
-        ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
-        verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
-        if verdict == call.INSIDE:
-            if not in_place:
-                np.copyto(out, y)
-        elif verdict == call.OUT_OF_RANGE:
-            self._rescue(binding, y, out, radii, dtype)
+        from projgen.cpu import project
 
-    def _norms(self, binding: Binding, y: Array, dtype: str) -> Array:
-        from projgen import interpret
-
-        if not walkable(y):
-            y = y.copy()
-        call = self._call_for(binding, y, None, dtype, only_norm=True)
-        ordered = call.norms(y.ctypes.data)
-        if ordered is None:
-            self._finite(y)
-            return np.asarray(interpret.norm(binding, y))
-        return axis_order(ordered, binding, call.plan, y.shape)
-
-    def _call_for(
-        self, binding: Binding, y: Array, out: Array | None, dtype: str, only_norm: bool = False
-    ) -> Call:
-        """The call that is ready for these shapes and strides, or a new one.
-
-        Those that have only been asked for a norm are kept apart: `_again` takes it that what it
-        finds has passed the checks of `out`.
-        """
-        from projgen.compiler import compile_binding
-        from projgen.cpu.call import Call
-        from projgen.cpu.pool import default_threads
-
-        strides = None if out is None else out.strides
-        key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides
-        call = self._calls.get(key)
-        if call is None:
-            size = y.itemsize
-            compiled = compile_binding(
-                binding,
-                y.shape,
-                dtype,
-                [stride // size for stride in y.strides],
-                None if strides is None else [stride // size for stride in strides],
-                in_place=out is None,
-            )
-            call = Call(compiled, self._threads or default_threads())
-            if len(self._calls) >= REMEMBERED:
-                self._calls.clear()
-            self._calls[key] = call
-        return call
+        project.project(self, binding, y, out, radii)
 
     def _finite(self, y: Array) -> Array:
-        if self._check_finite is not False and not is_finite(y):
-            at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
-            raise ValueError(
-                f"y has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
-                "or build with check_finite=False"
-            )
+        """`y`; a ValueError for NaN and inf, unless the check is off."""
+        if self._check_finite is not False:
+            require_finite(y)
         return y
-
-    @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
-    def _rescue(
-        self, binding: Binding, y: Array, out: Array, radii: float | Array, dtype: str
-    ) -> None:
-        """Entries that are not finite, or whose sums leave the range of float64: one by one."""
-        self._finite(y)
-        shape = tuple(y.shape[axis] for axis in binding.batch)
-        each = np.broadcast_to(radii, shape)
-        for index in np.ndindex(*shape):
-            entry: list[Any] = [slice(None)] * y.ndim
-            for axis, i in zip(binding.batch, index, strict=True):
-                entry[axis] = slice(i, i + 1)
-            part, result = y[tuple(entry)], out[tuple(entry)]
-            if not is_finite(part):
-                result[...] = np.nan
-                continue
-            # A power of two scales exactly, and the projection scales with it.
-            largest = max(float(part.max()), -float(part.min()))
-            exponent = int(np.frexp(largest)[1])
-            small = np.ldexp(part, -exponent)
-            x = small.copy()
-            if largest:
-                self._project(binding, x, x, float(np.ldexp(each[index], -exponent)), dtype)
-            if np.array_equal(x, small):
-                np.copyto(result, part)
-            else:
-                # What scaling rounds, at the far end of the range, is kept where it was kept.
-                kept = (x == small) & (np.ldexp(small, exponent) == part)
-                np.copyto(result, np.where(kept, part, np.ldexp(x, exponent)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Projection) and self._state() == other._state()

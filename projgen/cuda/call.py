@@ -46,7 +46,7 @@ class Call:
         self._geometry = np.frombuffer(schedule.geometry, f"V{len(schedule.geometry)}")
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
-        self._idle: dict[int, list[Any]] = {}
+        self._idle: dict[tuple[int, int], list[Any]] = {}
 
     def project(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> None:
         """Launch a projection of the array at `y` into that at `x`.
@@ -88,8 +88,8 @@ class Call:
     def _workspace(self, *also: Any) -> Iterator[Any]:
         """Memory of the current stream's own. A graph keeps it, and `also`."""
         stream = cupy().cuda.get_current_stream()
-        key = -threading.get_ident() if stream.ptr == PER_THREAD else stream.ptr
-        idle = self._idle.setdefault(key, [])
+        thread = threading.get_ident() if stream.ptr == PER_THREAD else 0
+        idle = self._idle.setdefault((stream.ptr, thread), [])
         try:
             work = idle.pop()
         except IndexError:

@@ -1,0 +1,132 @@
+"""What a `Projection` does with arrays in the CPU's memory that have passed its checks.
+
+Arrays that no kernel walks go through one that a kernel does, and values out of a kernel's range
+are brought into it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projgen import interpret
+from projgen.arrays import Array
+from projgen.bind import Binding
+from projgen.compiler import compile_binding
+from projgen.cpu.call import Call
+from projgen.cpu.pool import default_threads
+from projgen.operands import (
+    axis_order,
+    is_finite,
+    memory_order,
+    same_directions,
+    same_memory,
+    walkable,
+)
+
+if TYPE_CHECKING:
+    from projgen.projection import Projection
+
+REMEMBERED = 256  # calls of one projection that are kept ready
+
+
+def project(
+    projection: Projection, binding: Binding, y: Array, out: Array, radii: float | Array
+) -> None:
+    """`y` into `out`, both of which have been checked, or in place."""
+    if not (walkable(y) and walkable(out)):  # odd strides: rare, through plain memory
+        x = np.empty(y.shape, y.dtype)
+        np.copyto(x, y)
+        project(projection, binding, x, x, radii)
+        np.copyto(out, x)
+        return
+    in_place = same_memory(y, out)
+    if not in_place and not same_directions(y, out):
+        projection._finite(y)
+        np.copyto(out, y)
+        project(projection, binding, out, out, radii)
+        return
+    call = _call(projection, binding, y, None if in_place else out)
+    ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
+    verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
+    if verdict == call.INSIDE:
+        if not in_place:
+            np.copyto(out, y)
+    elif verdict == call.OUT_OF_RANGE:
+        _rescue(projection, binding, y, out, radii)
+
+
+def norms(projection: Projection, binding: Binding, y: Array) -> Array:
+    """The norms of `y` over the batch axes."""
+    if not walkable(y):
+        y = y.copy()
+    call = _call(projection, binding, y, None, only_norm=True)
+    ordered = call.norms(y.ctypes.data)
+    if ordered is None:
+        projection._finite(y)
+        return np.asarray(interpret.norm(binding, y))
+    return axis_order(ordered, binding, call.plan, y.shape)
+
+
+def _call(
+    projection: Projection,
+    binding: Binding,
+    y: Array,
+    out: Array | None,
+    only_norm: bool = False,
+) -> Call:
+    """The call that is ready for these shapes and strides, or a new one.
+
+    Those that have only been asked for a norm are kept apart: `Projection._again` takes it that
+    what it finds has passed the checks of `out`.
+    """
+    strides = None if out is None else out.strides
+    key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides
+    call = projection._calls.get(key)
+    if call is None:
+        size = y.itemsize
+        compiled = compile_binding(
+            binding,
+            y.shape,
+            y.dtype.name,
+            [stride // size for stride in y.strides],
+            None if strides is None else [stride // size for stride in strides],
+            in_place=out is None,
+        )
+        call = Call(compiled, projection._threads or default_threads())
+        if len(projection._calls) >= REMEMBERED:
+            projection._calls.clear()
+        projection._calls[key] = call
+    return call
+
+
+@np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
+def _rescue(
+    projection: Projection, binding: Binding, y: Array, out: Array, radii: float | Array
+) -> None:
+    """Entries that are not finite, or whose sums leave the range of float64: one by one."""
+    projection._finite(y)
+    shape = tuple(y.shape[axis] for axis in binding.batch)
+    each = np.broadcast_to(radii, shape)
+    for index in np.ndindex(*shape):
+        entry: list[Any] = [slice(None)] * y.ndim
+        for axis, i in zip(binding.batch, index, strict=True):
+            entry[axis] = slice(i, i + 1)
+        part, result = y[tuple(entry)], out[tuple(entry)]
+        if not is_finite(part):
+            result[...] = np.nan
+            continue
+        # A power of two scales exactly, and the projection scales with it.
+        largest = max(float(part.max()), -float(part.min()))
+        exponent = int(np.frexp(largest)[1])
+        small = np.ldexp(part, -exponent)
+        x = small.copy()
+        if largest:
+            project(projection, binding, x, x, float(np.ldexp(each[index], -exponent)))
+        if np.array_equal(x, small):
+            np.copyto(result, part)
+        else:
+            # What scaling rounds, at the far end of the range, is kept where it was kept.
+            kept = (x == small) & (np.ldexp(small, exponent) == part)
+            np.copyto(result, np.where(kept, part, np.ldexp(x, exponent)))
