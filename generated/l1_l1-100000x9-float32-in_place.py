@@ -100,28 +100,6 @@ def wait(desk, phase):
     return read(desk, 16 * phase + 8) - 1
 
 
-@intrinsic
-def spread_9(typing_context, limits, group, tile):
-    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
-
-    def codegen(context, builder, signature, args):
-        limits, tile = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
-        )
-        word, lane = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(context.get_value_type(types.float32), 16)
-        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
-        values = builder.load(first, align=4)
-        at = builder.gep(tile, [builder.mul(args[1], word(9))])
-        for i in range(0, 144, 16):
-            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
-            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
-            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
-        return context.get_dummy_value()
-
-    return types.void(limits, types.int64, tile), codegen
-
-
 @register_jitable(fastmath=FAST)
 def check(total, radius):
     """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
@@ -173,6 +151,28 @@ def deal_9(typing_context, row, group, tile):
         return context.get_dummy_value()
 
     return types.void(row, types.int64, tile), codegen
+
+
+@intrinsic
+def spread_9(typing_context, limits, group, tile):
+    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
+
+    def codegen(context, builder, signature, args):
+        limits, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
+        values = builder.load(first, align=4)
+        at = builder.gep(tile, [builder.mul(args[1], word(9))])
+        for i in range(0, 144, 16):
+            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
+            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
+            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
+        return context.get_dummy_value()
+
+    return types.void(limits, types.int64, tile), codegen
 
 
 @register_jitable(fastmath=FAST)

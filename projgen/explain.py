@@ -15,7 +15,14 @@ from projgen.bind import Binding
 from projgen.norms import NORMS
 from projgen.plan import Cut, Plan, Stage, Threshold, Walk
 from projgen.simplify import BATCH
-from projgen.terminal import TIMES, WIDTH, Terminal, format_bytes, format_count, format_shape
+from projgen.terminal import (
+    TIMES,
+    WIDTH,
+    Terminal,
+    format_bytes,
+    format_count,
+    format_shape,
+)
 
 VALUE_BYTES = 8  # of one group's value or radius: float64
 
@@ -225,16 +232,6 @@ def _step(
 # The sections of the drawing. Levels keep their colours throughout.
 
 
-def _heading(terminal: Terminal, title: str, note: str = "") -> str:
-    """Texts are padded before they are painted: escapes have no width."""
-    rule = "─" * (WIDTH - len(title) - len(note) - 5 - bool(note))
-    return (
-        terminal.paint("── ", "dim")
-        + terminal.paint(title, "bold")
-        + terminal.paint(f" {rule}{' ' if note else ''}{note}", "dim")
-    )
-
-
 def _title(e: Explanation, terminal: Terminal) -> Iterator[str]:
     spec = e.binding.tree.spec
     facts = (
@@ -249,7 +246,7 @@ def _title(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _tree(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "TREE", "from the root, which has the radius, to the leaf")
+    yield terminal.heading("TREE", "from the root, which has the radius, to the leaf")
     if e.batch > 1:
         along = _axes(e.binding.batch)
         yield f"  {e.batch:,} projections, one for each index along {along}; for each of them:"
@@ -268,7 +265,7 @@ def _tree(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _loops(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "LOOPS", "in memory order; strides in elements")
+    yield terminal.heading("LOOPS", "in memory order; strides in elements")
     for depth, loop in enumerate(e.plan.layout.loops):
         text = f"{'  ' * depth}for {loop.extent:,}, stride {loop.stride:,}"
         if loop.level == BATCH:
@@ -279,7 +276,7 @@ def _loops(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _sweeps(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "SWEEPS", "v, u, t: values, radii, thresholds of groups")
+    yield terminal.heading("SWEEPS", "v, u, t: values, radii, thresholds of groups")
     yield terminal.paint(f"{'':17}{'reads':25}{'writes':15}cut into", "dim")
     last = len(e.steps) - 1
     for index, step in enumerate(e.steps):
@@ -301,7 +298,7 @@ def _arrays(arrays: dict[str, int]) -> str:
 
 
 def _memory(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "MEMORY", "in multiples of copying the array")
+    yield terminal.heading("MEMORY", "in multiples of copying the array")
     scale = 20 / max(1.0, e.traffic / e.memcpy)
     for name, size in (("memcpy", e.memcpy), ("at most", e.traffic)):
         bar = "█" * max(1, round(scale * size / e.memcpy))
@@ -323,7 +320,7 @@ def _memory(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _thresholds(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "THRESHOLDS", "exact, without sorting")
+    yield terminal.heading("THRESHOLDS", "exact")
     for stage in e.plan.stages:
         on = "y" if stage.leaf else f"v{stage.level}"
         name = f"  {stage.norm} of {on}"
@@ -333,7 +330,7 @@ def _thresholds(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _cost(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "WORK AND SPAN")
+    yield terminal.heading("WORK AND SPAN")
     sizes = [level.size for level in e.levels]
     yield f"  work  {e.product:,}, the product of the dimensions"
     searches = any(stage.threshold for stage in e.plan.stages)
@@ -351,7 +348,7 @@ def _cost(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 def _nearest(e: Explanation, terminal: Terminal) -> Iterator[str]:
     answer = "yes" if e.is_euclidean else "no"
-    yield _heading(terminal, "EUCLIDEAN", answer)
+    yield terminal.heading("EUCLIDEAN", answer)
     if e.is_euclidean:
         yield "  The result is the point of the ball that is nearest to y."
     else:

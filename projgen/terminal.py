@@ -45,6 +45,15 @@ class Terminal:
         """`text` in the colour that a level of the tree has everywhere."""
         return self.paint(text, LEVEL_COLOURS[index % len(LEVEL_COLOURS)]) if index >= 0 else text
 
+    def heading(self, title: str, note: str = "") -> str:
+        """A line as wide as a page, with a title at its beginning and a note at its end."""
+        rule = "─" * (WIDTH - len(title) - len(note) - 5 - bool(note))
+        return (
+            self.paint("── ", "dim")
+            + self.paint(title, "bold")
+            + self.paint(f" {rule}{' ' if note else ''}{note}", "dim")
+        )
+
     def write(self, *lines: str) -> None:
         """The lines, with a line end after each, in characters that the stream has."""
         for line in lines:

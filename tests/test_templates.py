@@ -1,8 +1,10 @@
 """The contract between `lower` and the templates, and what every generated module keeps to."""
 
 import ast
+import builtins
 import dataclasses
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import NORMS
-from projgen.plan import Stage
+from projgen.plan import Stage, Walk
 from projgen.render import environment, render
 from projgen.resources import resource_dir
 
@@ -235,6 +237,44 @@ def unused_names(module: ast.Module) -> list[str]:
 def test_unused_names_are_found() -> None:
     module = ast.parse("import math, re\ndef f(): a = re\nb = c = 1\ndef g(): a = f; return a + b")
     assert unused_names(module) == ["c", "f.a", "g", "math"]
+
+
+def undefined_names(module: ast.Module) -> list[str]:
+    """Names that are read and that nothing in the module defines."""
+    read = {n.id for n in ast.walk(module) if isinstance(n, ast.Name)}
+    defined = {n.id for n in ast.walk(module) if isinstance(n, ast.Name) and is_stored(n)}
+    defined |= {n.arg for n in ast.walk(module) if isinstance(n, ast.arg)}
+    defined |= {n.name for n in ast.walk(module) if isinstance(n, ast.FunctionDef)}
+    for node in module.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined |= {alias.asname or alias.name for alias in node.names}
+    return sorted(read - defined - set(dir(builtins)))
+
+
+def is_stored(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
+
+
+def test_undefined_names_are_found() -> None:
+    module = ast.parse("import math\ndef f(x): return max(x, math.pi, y, g)\nz = f")
+    assert undefined_names(module) == ["g", "y"]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("leaf", NORMS)
+def test_every_way_of_a_level_goes_with_every_way_of_another(leaf: str, in_place: bool) -> None:
+    """All names are defined, and none is there for nothing: packed, wide, far and small levels."""
+    ways: set[str] = set()
+    for above, order in itertools.product(NORMS, itertools.permutations(range(3))):
+        spec = "linf({}({}(axis={}), axis={}), axis={})".format(above, leaf, *order)
+        binding = bind(parse_tree(spec), 3)
+        for shape in ((1000, 1000, 9), (100_000, 3, 40), (2000, 3000, 3)):
+            compiled = compile_binding(binding, shape, "float32", in_place=in_place)
+            module = ast.parse(compiled.source)
+            ways |= {way for s in compiled.kernel.stages for way in (s.walk, s.threshold)}
+            assert undefined_names(module) == [], (spec, shape)
+            assert unused_names(module) == [], (spec, shape)
+    assert ways >= {*map(str, Walk), "row", "tile", "sweep"}
 
 
 def test_rendering_is_deterministic() -> None:

@@ -110,6 +110,22 @@ class Kernel:
         return f"{first} : {first + len(s.names)}"
 
     @property
+    def leaf(self) -> StageCode:
+        return self.stages[-1]
+
+    @property
+    def builders(self) -> tuple[str, ...]:
+        """What Numba offers to intrinsics, and the source's intrinsics use."""
+        names: set[str] = set()
+        if self.leaf.walk == "packed" or self.stretches:
+            names |= {"ir"}
+        if self.leaf.dealt:
+            names |= {"get_or_insert_function"}
+        if self.surveyors:
+            names |= {"alloca_once_value", "for_range", "ir"}
+        return tuple(sorted(names))
+
+    @property
     def masks_32(self) -> bool:
         return any(s.bitwise and s.dtype == "float32" for s in self.stages)
 
@@ -119,8 +135,7 @@ class Kernel:
 
     @property
     def stretches(self) -> bool:
-        leaf = self.stages[-1]
-        return leaf.stretched and (self.in_place or leaf.walk == "rows")
+        return self.leaf.stretched and (self.in_place or self.leaf.walk == "rows")
 
     @property
     def stretch(self) -> int:
@@ -143,13 +158,7 @@ class Kernel:
 
     @property
     def sums_in_float32(self) -> bool:
-        return self.dtype == "float32" and bool(self.stages[-1].threshold)
-
-    @property
-    def spreads(self) -> int:
-        """The size of packed groups, whose limits are spread over their values; or 0."""
-        leaf = self.stages[-1]
-        return leaf.stage.inner if leaf.walk == "packed" else 0
+        return self.dtype == "float32" and bool(self.leaf.threshold)
 
     @property
     def squares(self) -> bool:
@@ -157,10 +166,9 @@ class Kernel:
 
     @property
     def rounds_down(self) -> bool:
-        return self.dtype == "float32" and NORMS[self.stages[-1].norm].rounds == "down"
+        return self.dtype == "float32" and NORMS[self.leaf.norm].rounds == "down"
 
     @property
     def rounds_up(self) -> bool:
-        leaf = self.stages[-1]
-        sorts = leaf.threshold == "sort"  # in the array's own type
-        return self.dtype == "float32" and NORMS[leaf.norm].rounds == "up" and not sorts
+        sorts = self.leaf.threshold == "sort"  # in the array's own type
+        return self.dtype == "float32" and NORMS[self.leaf.norm].rounds == "up" and not sorts

@@ -15,7 +15,6 @@ from projgen.cuda.compiler import Compiled
 from projgen.cuda.traffic import BANDWIDTH, LAUNCH, Traffic, predict, roofline
 from projgen.terminal import (
     TIMES,
-    WIDTH,
     Terminal,
     format_bytes,
     format_count,
@@ -94,15 +93,6 @@ def explain(
     return Explanation(binding, compiled, shape, order, traffic)
 
 
-def _heading(terminal: Terminal, title: str, note: str = "") -> str:
-    rule = "─" * (WIDTH - len(title) - len(note) - 5 - bool(note))
-    return (
-        terminal.paint("── ", "dim")
-        + terminal.paint(title, "bold")
-        + terminal.paint(f" {rule}{' ' if note else ''}{note}", "dim")
-    )
-
-
 def _title(e: Explanation, terminal: Terminal) -> Iterator[str]:
     plan = e.compiled.plan
     yield terminal.paint(e.binding.tree.spec, "bold")
@@ -113,7 +103,7 @@ def _title(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _launches(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "LAUNCHES", "one stream, no host in between")
+    yield terminal.heading("LAUNCHES", "one stream, no host in between")
     yield terminal.paint(f"  {'':13}{'blocks':>18}  {'reads':28}writes", "dim")
     for t in e.traffic:
         grid = f"{t.launch.grid[0]:,}" + (f" {TIMES} {t.launch.grid[1]}" * (t.launch.grid[1] > 1))
@@ -134,7 +124,7 @@ def _arrays(arrays: dict[str, int]) -> str:
 
 
 def _memory(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "MEMORY", "in multiples of copying the array")
+    yield terminal.heading("MEMORY", "in multiples of copying the array")
     yield (
         f"  at most {e.bytes / e.memcpy:.2f} {TIMES}, {format_bytes(e.bytes)}; workspace "
         f"{format_bytes(e.compiled.schedule.work)}"
@@ -143,7 +133,7 @@ def _memory(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _prediction(e: Explanation, terminal: Terminal) -> Iterator[str]:
-    yield _heading(terminal, "PREDICTION", "for an H100; nothing was measured")
+    yield terminal.heading("PREDICTION", "for an H100; nothing was measured")
     launches = format_count(len(e.traffic), "launch")
     yield (
         f"  {format_seconds(roofline(e.traffic))}: {format_bytes(e.bytes)} at "
