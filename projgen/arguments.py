@@ -87,14 +87,22 @@ def make_parser() -> argparse.ArgumentParser:
     _add_shape(command, required=True)
 
     command = commands.add_parser(
-        "run", parents=[spec, structured], help="project tensors of a file"
+        "run",
+        parents=[spec, structured],
+        help="project tensors of a file",
+        # --tensor takes all the names that follow: it comes last.
+        usage="projgen run [-h] [--json] --radius R SPEC IN OUT [--tensor NAME [NAME ...]]",
     )
     suffixes = ".npy, .npz or .safetensors"
     command.add_argument("input", metavar="IN", type=Path, help=suffixes)
     command.add_argument("target", metavar="OUT", type=Path, help=f"{suffixes}; may be IN")
     command.add_argument("--radius", required=True, type=_radius, metavar="R", help=radius_help)
     command.add_argument(
-        "--tensor", nargs="+", action="extend", metavar="NAME", help="which, if there are several"
+        "--tensor",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="which, if IN has several: the others are copied",
     )
 
     command = commands.add_parser(

@@ -83,6 +83,20 @@ def writable_view(out: Any) -> Array:
     return array
 
 
+def written(out: Any) -> Any:
+    """`out`, which has new values: autograd counts them, and refuses to use what it kept of old."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(out, torch.Tensor) and not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
+def detached(x: Any) -> Any:
+    """`x`, or of a tensor its values alone."""
+    torch = sys.modules.get("torch")
+    return x.detach() if torch is not None and isinstance(x, torch.Tensor) else x
+
+
 def check_dtype(array: Array) -> str:
     """``"float32"`` or ``"float64"``; a TypeError for everything else, with what to do."""
     dtype = array.dtype
@@ -110,7 +124,10 @@ def _view_tensor(y: Any, torch: Any) -> Array:
                         "y.detach()")  # fmt: skip
     if y.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected float32 or float64, got {y.dtype}: use y.float()")
-    return y.detach().resolve_neg().numpy()  # type: ignore[no-any-return]
+    array: Array = y.detach().resolve_neg().numpy()
+    if y.is_neg():
+        array.flags.writeable = False  # a copy: what is written to it would be lost
+    return array
 
 
 def _as_it_is(x: Array) -> Array:

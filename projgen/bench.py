@@ -57,6 +57,11 @@ class Contestant:
                 self.seconds.append(perf_counter() - started)
 
     @property
+    def row(self) -> str:
+        """Its name in a table, beneath the one that is not in place."""
+        return "  in place" if self.name.endswith(", in place") else self.name
+
+    @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
@@ -122,7 +127,7 @@ class Result:
             ours = one not in (self.contestants[0], self.contestants[-1])
             multiple = f"{one.median / copy:8.2f}"
             terminal.write(
-                f"{one.name:20}{format_seconds(one.median, unit):>12}   {spread:26}"
+                f"{one.row:20}{format_seconds(one.median, unit):>12}   {spread:26}"
                 + (terminal.paint(multiple, "green", "bold") if ours else multiple)
                 + f"{numpy / one.median:10.2f}"
             )
@@ -159,7 +164,9 @@ def bench(
             restore = partial(np.copyto, work, y)
             contestants += [
                 Contestant(label, partial(projection, y, radii, out=out)),
-                Contestant("  in place", partial(projection, work, radii, out=work), restore),
+                Contestant(
+                    f"{label}, in place", partial(projection, work, radii, out=work), restore
+                ),
             ]
             restore()
             contestants[-1].call()

@@ -277,14 +277,14 @@ def _loops(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 def _sweeps(e: Explanation, terminal: Terminal) -> Iterator[str]:
     yield terminal.heading("SWEEPS", "v, u, t: values, radii, thresholds of groups")
-    yield terminal.paint(f"{'':17}{'reads':25}{'writes':15}cut into", "dim")
+    yield terminal.paint(f"{'':17}{'reads':27}{'writes':14}cut into", "dim")
     last = len(e.steps) - 1
     for index, step in enumerate(e.steps):
         sweep = {0: "1", last: "2"}.get(index, "n" if step.repeated else " ")
         walk = _WALKS[Walk(step.walk)]
         cut = "one block" if step.blocks == 1 else f"{step.blocks} blocks {walk}"
         head = f"  {sweep} {step.direction:6} {step.norm:5} "
-        text = f"{head}{_arrays(step.reads):25}{_arrays(step.writes):15}{cut}"
+        text = f"{head}{_arrays(step.reads):27}{_arrays(step.writes):14}{cut}"
         yield terminal.level(step.level, text)
     if any(step.repeated for step in e.steps):
         yield "  n: once for each Newton step"

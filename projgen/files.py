@@ -252,7 +252,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
-        raise ValueError(f"{path}: the file's name must end in {', '.join(_FORMATS)}")
+        raise ValueError(f"{path}: the file's name must end in .npy, .npz or .safetensors")
     return suffix
 
 

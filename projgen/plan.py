@@ -179,7 +179,8 @@ class Plan:
 def _describe(stage: Stage, cut: Cut) -> str:
     source = "y" if stage.leaf else f"v{stage.level}"
     pieces = f"{cut.blocks} blocks" if cut.blocks > 1 else "one block"
-    return f"{source}: {stage.groups} groups of {stage.group_size}, by {stage.walk}, {pieces}"
+    groups = f"{stage.groups} group{'s' if stage.groups > 1 else ''}"
+    return f"{source}: {groups} of {stage.group_size}, by {stage.walk}, {pieces}"
 
 
 def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from projgen.arrays import check_dtype, on_gpu, view, writable_view
+from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, written
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.operands import check_out, check_radius, require_finite
@@ -75,8 +75,8 @@ class Projection:
         """Project `y` onto the ball of `radius`.
 
         Args:
-            y: an array of float32 or float64: NumPy, a PyTorch CPU tensor, JAX, or anything with
-                the buffer or array interface or DLPack. Any strides.
+            y: a float32 or float64 array of NumPy, PyTorch, JAX, CuPy, or with the buffer or (CUDA)
+                array interface or DLPack; on a GPU, float16 or bfloat16 as well. Any strides.
             radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
                 broadcasts over the batch axes.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
@@ -99,7 +99,7 @@ class Projection:
         if isinstance(radius, float):
             done = self._again(source, radius, given)
             if done is not None:
-                return wrap(done) if out is None else out
+                return wrap(done) if out is None else written(out)
         check_dtype(source)
         binding = self._bind(source)
         radii = check_radius(radius, binding, source.shape)
@@ -108,7 +108,7 @@ class Projection:
             check_out(source, given)
         if source.size:
             self._project(binding, source, target, radii)
-        return wrap(target) if out is None else out
+        return wrap(target) if out is None else written(out)
 
     def _again(self, y: Array, radius: float, out: Array | None) -> Array | None:
         """The short way, for arrays like those of an earlier call; or None, and nothing done."""
@@ -158,8 +158,8 @@ class Projection:
     def active(self, x: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes."""
         if gpu := self._gpu(x):
-            return gpu.active(self, x)
-        source, wrap = view(x)
+            return gpu.active(self, detached(x))
+        source, wrap = view(detached(x))  # bools have no gradients
         axes = self._bind(source).levels[-1].axes
         active = np.any(source != 0, axis=axes)
         return wrap(active) if isinstance(active, np.ndarray) else bool(active)

@@ -228,6 +228,13 @@ def test_warnings_are_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     assert capsys.readouterr().err == "projgen: warning: the cache is ill\n"
 
 
+def test_the_order_that_run_shows_is_one_that_works(capsys: Capture) -> None:
+    """--tensor takes all the words that follow, so that SPEC IN OUT have to stand before it."""
+    assert main(["run", "--help"]) == 0
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert usage.index("SPEC IN OUT") < usage.index("--tensor")
+
+
 def test_a_broken_pipe_is_quiet() -> None:
     words = ["explain", "l1(l1)", "--shape", "9x9", "--json"]
     process = subprocess.Popen(
@@ -245,7 +252,8 @@ def test_bench(capsys: Capture) -> None:
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in found["times"]] == [
-        "np.copyto", "projgen, 1 thread", "  in place", "projgen, 2 threads", "  in place", "NumPy",
+        "np.copyto", "projgen, 1 thread", "projgen, 1 thread, in place",
+        "projgen, 2 threads", "projgen, 2 threads, in place", "NumPy",
     ]  # fmt: skip
     copy, numpy = found["times"][0], found["times"][-1]
     for one in found["times"]:
@@ -258,6 +266,7 @@ def test_bench(capsys: Capture) -> None:
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "np.copyto" in text
+    assert "\n  in place" in text
 
 
 @pytest.mark.parametrize("spec", [

@@ -158,6 +158,35 @@ class TestTorch:
             projgen.project(weight, SPEC, 2.0, out=weight)
         assert np.array_equal(weight.detach().numpy(), expected(values))
 
+    def test_which_rows_of_a_parameter_are_left(self, values: Array) -> None:
+        weight = self.torch.nn.Parameter(self.torch.from_numpy(values.copy()))
+        assert projgen.build(SPEC).active(weight).all()
+
+    def test_autograd_sees_what_was_written(self, values: Array) -> None:
+        torch = self.torch
+        p = projgen.build(SPEC)
+        for _ in range(2):  # the second call takes the short way
+            weight = torch.nn.Parameter(torch.from_numpy(values.copy()))
+            loss = (weight**2).sum()
+            with torch.no_grad():
+                p(weight, 2.0, out=weight)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        with torch.inference_mode():
+            y = torch.from_numpy(values.copy()).clone()
+            assert p(y, 2.0, out=y) is y
+
+    def test_negated_views(self, values: Array) -> None:
+        """A tensor that PyTorch negates when it is read can be projected, but not written."""
+        y = self.torch.complex(self.torch.zeros(6, 7), self.torch.from_numpy(values)).conj().imag
+        assert y.is_neg()
+        p = projgen.build(SPEC)
+        assert np.array_equal(p(y, 2.0).numpy(), -expected(values))
+        for _ in range(2):
+            for array in (y, self.torch.from_numpy(values)):
+                with pytest.raises(ValueError, match="read-only"):
+                    p(array, 2.0, out=y)
+
     def test_what_is_refused(self) -> None:
         torch = self.torch
         for y in (torch.ones(2, 3).half(), torch.ones(2, 3, dtype=torch.bfloat16),

@@ -89,10 +89,13 @@ def _tensor(y: Any, torch: Any) -> DeviceArray:
         raise TypeError("projgen does not record gradients: call it under torch.no_grad(), or on "
                         "y.detach()")  # fmt: skip
     dtype = checked_dtype(str(y.dtype).removeprefix("torch."))
+    copied = y.is_neg()
     y = y.detach().resolve_neg()
     size = y.element_size()
     strides = tuple(size * stride for stride in y.stride())
     ghost = _ghost(y.data_ptr(), tuple(y.shape), strides, dtype)
+    if copied:
+        ghost.flags.writeable = False  # what is written to a copy would be lost
     stream = int(torch.cuda.current_stream(y.device).cuda_stream)
 
     def tensor(x: Any) -> Any:

@@ -104,7 +104,7 @@ def _title(e: Explanation, terminal: Terminal) -> Iterator[str]:
 
 def _launches(e: Explanation, terminal: Terminal) -> Iterator[str]:
     yield terminal.heading("LAUNCHES", "one stream, no host in between")
-    yield terminal.paint(f"  {'':13}{'blocks':>18}  {'reads':28}writes", "dim")
+    yield terminal.paint(f"  {'':13}{'blocks of threads':>18}  {'reads':28}writes", "dim")
     for t in e.traffic:
         grid = f"{t.launch.grid[0]:,}" + (f" {TIMES} {t.launch.grid[1]}" * (t.launch.grid[1] > 1))
         blocks = f"{grid} of {t.launch.block[0]}"
@@ -112,6 +112,8 @@ def _launches(e: Explanation, terminal: Terminal) -> Iterator[str]:
         name = f"{'*' if t.turn else ' '} {t.launch.name:13}"
         text = f"{name}{blocks:>18}  {_arrays(t.reads):28}{_arrays(t.writes)}"
         yield terminal.level(level, text)
+    if any(len(arrays) > 1 for t in e.traffic for arrays in (t.reads, t.writes)):
+        yield "  + n: and n smaller arrays"
     if any(t.turn for t in e.traffic):
         yield "  *: a turn of the search for thresholds; one that has ended reads no more"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import on_gpu
+from projgen.arrays import on_gpu, written
 from projgen.bind import Binding
 from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import Call, on_stream, wait_for
@@ -49,7 +49,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
         _project(binding, source, target, radii)
     if out is not None:
         wait_for(source.device, target.stream, source.stream)
-        return out
+        return written(out)
     return source.wrap(made) if isinstance(made, cupy().ndarray) else made
 
 
