@@ -228,7 +228,7 @@ above_0(const double* __restrict__ y, const double* __restrict__ radii, double r
     double* limit_0 = (double*)(work + geo.limit_0_at);
     double* guess_0 = (double*)(work + geo.guess_0_at);
     double* sums_0 = (double*)(work + geo.sums_0_at);
-    int* counts_0 = (int*)(work + geo.counts_0_at);
+    index* counts_0 = (index*)(work + geo.counts_0_at);
     const int lane = threadIdx.x;
     const index g = blockIdx.x;
     double t;
@@ -300,7 +300,7 @@ finish_0(const double* __restrict__ y, const double* __restrict__ radii, double 
     double* limit_0 = (double*)(work + geo.limit_0_at);
     double* guess_0 = (double*)(work + geo.guess_0_at);
     const double* sums_0 = (const double*)(work + geo.sums_0_at);
-    const int* counts_0 = (const int*)(work + geo.counts_0_at);
+    const index* counts_0 = (const index*)(work + geo.counts_0_at);
     const index g = blockIdx.x;
     double t;
     t = guess_0[(turn - 1) * geo.groups_0 + g];

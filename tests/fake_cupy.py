@@ -29,6 +29,7 @@ class State:
     device: int = 0
     streams: dict[int, list[int]] = field(default_factory=lambda: {0: [0], 1: [0]})
     capturing: bool = False
+    waits: list[tuple[int, int]] = field(default_factory=list)  # (who, for whom), of streams
     reads: int = 0  # from the GPU: the host waits
 
 
@@ -283,6 +284,14 @@ class Device:
         state.device = self.before.pop()
 
 
+class Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.stream = -1
+
+    def record(self, stream: Any = None) -> None:
+        self.stream = (stream or get_current_stream()).ptr
+
+
 class Stream:
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
@@ -292,6 +301,9 @@ class Stream:
         version, ptr = obj.__cuda_stream__()
         assert version == 0
         return cls(ptr)
+
+    def wait_event(self, event: Event) -> None:
+        state.waits.append((self.ptr, event.stream))
 
     def is_capturing(self) -> bool:
         return state.capturing
@@ -318,6 +330,7 @@ def getDeviceCount() -> int:
 
 cuda = SimpleNamespace(
     Device=Device,
+    Event=Event,
     MemoryPointer=MemoryPointer,
     Stream=Stream,
     UnownedMemory=UnownedMemory,

@@ -19,7 +19,7 @@ from cuda_support import needs_simt
 from support import Array, assert_projected, norm
 
 import projgen
-from projgen.cuda import load, nvrtc
+from projgen.cuda import call, load, nvrtc
 from projgen.cuda import project as gpu
 
 pytestmark = needs_simt
@@ -101,22 +101,34 @@ def test_streams_have_workspaces_of_their_own(cp: Any) -> None:
     assert works[0] == works[2] != works[1]
 
 
-def test_threads_have_workspaces_of_their_own_on_default_streams_of_their_own(cp: Any) -> None:
-    """Which all have the handle 2."""
+def test_threads_have_default_streams_of_their_own(cp: Any) -> None:
+    """One handle stands for all of them, and what one thread started may still be running."""
     p = projgen.build("l1(linf)")
     y, out = cp.asarray(normal((37, 50))), cp.empty((37, 50), np.float32)
 
-    def call() -> None:
+    def project() -> None:
         with cp.cuda.Stream(2):
             p(y, 1.0, out=out)
 
-    call()
-    thread = threading.Thread(target=call)
+    project()
+    thread = threading.Thread(target=project)
     thread.start()
     thread.join()
-    call()
+    project()
     works = [launch.arguments[1] for launch in cp.state.launches[::3]]
     assert works[0] == works[2] != works[1]
+
+
+def test_a_captured_call_keeps_what_its_radii_are_made_of(cp: Any) -> None:
+    """A graph converts and orders them again whenever it is launched."""
+    p = projgen.build("l1(axis=2)")
+    y = cp.asarray(np.asfortranarray(normal((5, 6, 40))))
+    radii = cp.asarray(np.full((5, 6), 1.0, np.float32))
+    p(y, radii, out=y)
+    cp.state.capturing = True
+    p(y, radii, out=y)
+    shapes = [kept.shape for kept in call._captured[-1] if isinstance(kept, cp.ndarray)]
+    assert shapes == [(30,), (5, 6)]
 
 
 class Interface:
@@ -142,6 +154,21 @@ def test_arrays_with_the_interface(cp: Any) -> None:
         x = p(Interface(cp.asarray(values), **more), 3.0)
         assert_projected("l1(l2)", values, 3.0, x.get())
     assert [launch.stream for launch in cp.state.launches[::3]] == [42, 0]
+
+
+def test_streams_wait_for_each_other(cp: Any) -> None:
+    """Where y, out and the radii lie on several; the default one has two names."""
+    values, radii = normal((40, 33)), np.full(40, 0.5)
+    p = projgen.build("l1(axis=1)")
+    y, out = cp.asarray(values), cp.empty((40, 33), np.float32)
+    p(Interface(y, stream=7), Interface(cp.asarray(radii), stream=8), out=Interface(out, stream=9))
+    assert cp.state.waits == [(7, 8), (7, 9), (9, 7)]
+    assert {launch.stream for launch in cp.state.launches} == {7}
+    assert_projected(p.spec, values, radii, out.get())
+    cp.state.waits.clear()
+    p(Interface(y, stream=1), cp.asarray(radii), out=Interface(out, stream=None))
+    p(y, 1.0, out=y)
+    assert cp.state.waits == []
 
 
 def test_arrays_with_dlpack(cp: Any) -> None:
@@ -372,6 +399,10 @@ def test_arguments_that_are_wrong(cp: Any) -> None:
         p(y[:20], 1.0, out=y[1:21])
     with pytest.raises(ValueError, match="out must have y's shape"):
         p(y, 1.0, out=cp.empty((37, 49), np.float32))
+    with pytest.raises(TypeError, match="y is on a GPU, and out, of type ndarray, is not"):
+        p(y, 1.0, out=np.empty((37, 50), np.float32))
+    with pytest.raises(TypeError, match="radius: expected float32"):
+        p(y, cp.asarray(np.int32(3)))
     with pytest.raises(ValueError, match="out must have y's dtype"):
         p(y, 1.0, out=cp.empty((37, 50), np.float64))
     with pytest.raises(ValueError, match="read-only"):
@@ -436,6 +467,40 @@ def test_a_cubin_is_kept_and_loaded(
     assert projgen.cache.health() == []
 
 
+def test_cupy_compiles_what_nvrtc_cannot(
+    cp: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a GPU that is newer than the wheel, or without the headers that half types need."""
+    values = normal((37, 50))
+    errors = [nvrtc.MissingError("no cuda_fp16.h"), ValueError("'sm_130' is no architecture")]
+    for error in errors:
+
+        def keep(source: str, architecture: str | None, error: Exception = error) -> None:
+            if architecture is not None:
+                raise error
+
+        monkeypatch.setattr(load, "keep", keep)
+        monkeypatch.setattr(load, "_loaded", {})
+        monkeypatch.setattr(gpu, "_calls", type(gpu._calls)())
+        with caplog.at_level("DEBUG", "projgen"):
+            x = projgen.build("l1(linf)")(cp.asarray(values), 2.0)
+        assert_projected("l1(linf)", values, 2.0, x.get())
+        assert f"CuPy compiles: {error}" in caplog.text
+
+
+def test_why_nvrtc_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> str:
+        raise RuntimeError("no libnvrtc.so.13\n  nor libnvrtc.so.12\n")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(nvrtc, "find_spec", lambda name: name)
+    monkeypatch.setattr(nvrtc, "version", version)
+    reason = nvrtc.missing.__wrapped__()
+    assert reason is not None
+    assert "(no libnvrtc.so.13 nor libnvrtc.so.12)" in reason
+    assert "\n" not in reason
+
+
 # The fake is kept honest by CuPy's own signatures, where it is installed. It imports without a GPU.
 
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed")
@@ -466,7 +531,8 @@ SAME = [
     "ndarray", "asarray", "ascontiguousarray", "empty_like", "empty", "zeros", "broadcast_to",
     "from_dlpack", "RawModule", "cuda.UnownedMemory", "cuda.MemoryPointer", "cuda.alloc",
     "cuda.get_current_stream", "cuda.Device", "cuda.Stream.from_external",
-    "cuda.Stream.is_capturing", "cuda.runtime.getDeviceCount",
+    "cuda.Stream.is_capturing", "cuda.Stream.wait_event", "cuda.Event", "cuda.Event.record",
+    "cuda.runtime.getDeviceCount",
     "cuda.runtime.pointerGetAttributes", "RawModule.get_function", "RawKernel.__call__",
     "ndarray.copy", "ndarray.any", "ndarray.all", "ndarray.astype", "ndarray.transpose",
     "ndarray.ravel", "ndarray.reshape", "ndarray.get",

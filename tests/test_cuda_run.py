@@ -23,6 +23,7 @@ from support import Array, assert_projected, bits, lay_out, norm
 from test_kernels import CHAINS, DEEP, NORMS, OFTEN, staircase, values
 from test_layouts import LAYOUTS, LayOut
 
+import projgen.cuda.lower
 import projgen.cuda.plan
 from projgen.operands import same_directions, walkable
 
@@ -142,6 +143,15 @@ def test_planned_like_large_arrays(spec: str) -> None:
     shape = tuple(min(n, 9) for n in DEEP[spec]) if spec in DEEP else (67, 301)
     with small_machine():
         check_all(spec, [(normal(shape, "float32"), "float32")], (False,))
+
+
+@pytest.mark.parametrize("spec", ["l1", "l1(l1(axis=0))", "linf(l1)"])
+def test_planned_like_huge_arrays(spec: str) -> None:
+    """Offsets and counts of 64 bits."""
+    with small_machine(), patch.object(projgen.cuda.lower, "INDEX_LIMIT", 0):
+        y = normal((67, 301), "float32")
+        assert compiled(spec, y, "float32", None).kernel.wide
+        check_all(spec, [(y, "float32")], (True,))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])

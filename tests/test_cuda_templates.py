@@ -210,6 +210,28 @@ def test_as_many_values_as_there_are_can_be_counted() -> None:
         assert "int above" not in source and "index above" in source
 
 
+@pytest.mark.parametrize("size", [2**31 - 2**20, 2**31 - 100, 2**31 - 1, 2**31, 2**31 + 1])
+def test_offsets_that_do_not_fit_an_int(size: int) -> None:
+    """Loops step beyond their ends, and an extent may be where no offset is."""
+    compiled = compile_binding(bind(parse_tree("l1"), 1), (size,), "float32")
+    assert compiled.kernel.wide
+    assert not re.search(r"\bint (above|warp_sum|block_sum)\b", compiled.source)
+    assert not compile_binding(bind(parse_tree("l1"), 1), (2**30,), "float32").kernel.wide
+
+
+def test_elements_that_overlap_are_counted_one_by_one() -> None:
+    """A window slides over few elements, and there may be more values of it than an int holds."""
+    compiled = compile_binding(
+        bind(parse_tree("l1"), 2), (50_000, 50_000), "float32", (1, 1), in_place=True
+    )
+    assert compiled.kernel.wide
+
+
+def test_more_groups_than_a_launch_has_blocks() -> None:
+    with pytest.raises(ValueError, match="too many groups here: a launch would need 2147483648"):
+        compile_binding(bind(parse_tree("linf(axis=1)"), 3), (2**31, 2, 3), "float16")
+
+
 @pytest.mark.parametrize("spec", ["l1(linf)", "l1(linf(axis=0))", "l2(l2)", "linf(l2)"])
 def test_few_launches(spec: str) -> None:
     """At most three for two levels."""

@@ -20,7 +20,8 @@ from projgen.cuda.cupy import cupy
 from projgen.cuda.launches import Launch
 from projgen.cuda.load import load
 
-_PER_THREAD = 2  # the handle of a default stream that each thread has for itself
+LEGACY = 1  # the handle of the default stream, as is 0
+PER_THREAD = 2  # the handle that stands for each thread's own default stream
 
 _captured: list[Any] = []
 
@@ -47,13 +48,13 @@ class Call:
         self._out_offset = plan.layout.out_offset * plan.itemsize
         self._idle: dict[tuple[int, int], list[Any]] = {}
 
-    def project(self, y: int, x: int, radius: float | Any, stream: int | None) -> None:
+    def project(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> None:
         """Launch a projection of the array at `y` into that at `x`.
 
         `radius` is a number, or a CuPy array of float64, one for each batch entry in memory order.
-        `stream` is a handle, or None for CuPy's current stream.
+        `stream` is a handle, or None for CuPy's current stream. A graph keeps `also`.
         """
-        with on_stream(self.device, stream), self._workspace(radius) as work:
+        with on_stream(self.device, stream), self._workspace(radius, *also) as work:
             self._run(self.compiled.schedule.launches, y, x, radius, work)
 
     def norms(self, y: int, stream: int | None) -> Any:
@@ -87,7 +88,7 @@ class Call:
     def _workspace(self, *also: Any) -> Iterator[Any]:
         """Memory of the current stream's own. A graph keeps it, and `also`."""
         stream = cupy().cuda.get_current_stream()
-        thread = threading.get_ident() if stream.ptr == _PER_THREAD else 0
+        thread = threading.get_ident() if stream.ptr == PER_THREAD else 0
         idle = self._idle.setdefault((stream.ptr, thread), [])
         try:
             work = idle.pop()
@@ -111,6 +112,19 @@ def on_stream(device: int, stream: int | None) -> Iterator[None]:
             return
         with _external(cp, stream, device):
             yield
+
+
+def wait_for(device: int, stream: int | None, other: int | None) -> None:
+    """What `stream` is given from now on waits for what `other` was given before."""
+    cp = cupy()
+    with on_stream(device, stream):
+        waiting = cp.cuda.get_current_stream()
+    with on_stream(device, other):
+        if (cp.cuda.get_current_stream().ptr or LEGACY) == (waiting.ptr or LEGACY):
+            return
+        event = cp.cuda.Event(disable_timing=True)
+        event.record()
+    waiting.wait_event(event)
 
 
 class _Handle:

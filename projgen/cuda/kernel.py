@@ -39,6 +39,11 @@ class Kernel:
         return re.search(rf"\b{name}\(", text) is not None
 
     @property
+    def index(self) -> str:
+        """The C++ type of offsets and counts."""
+        return "long long" if self.wide else "int"
+
+    @property
     def leaf(self) -> StageCode:
         return self.stages[-1]
 

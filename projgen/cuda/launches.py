@@ -16,6 +16,7 @@ from projgen.cuda.plan import THREADS, blocks, tiles, width
 from projgen.plan import Plan, Walk
 
 ALIGNMENT = 256  # bytes, of each part of the workspace
+MOST_BLOCKS = (1 << 31) - 1  # of a launch, side by side
 SIZES = {"double": 8, "long long": 8, "float": 4, "int": 4}
 
 
@@ -65,8 +66,17 @@ class Schedule:
 
 
 def schedule(plan: Plan, kernel: Kernel, source: str) -> Schedule:
-    """How to launch the functions of `source`, that of `kernel`, for the arrays of `plan`."""
+    """How to launch the functions of `source`, that of `kernel`, for the arrays of `plan`.
+
+    A ValueError for more groups than a GPU's launch can have blocks for.
+    """
     launches = tuple(_launches(plan, kernel))
+    most = max(launch.grid[0] for launch in launches)
+    if most > MOST_BLOCKS:
+        raise ValueError(
+            f"{plan.spec} has too many groups here: a launch would need {most} blocks, and can "
+            f"have {MOST_BLOCKS}; project the array in parts"
+        )
     first_down = next(
         (i for i, launch in enumerate(launches) if launch.name.split("_")[0] not in _UPWARD),
         len(launches),
@@ -173,7 +183,7 @@ def parts(plan: Plan, kernel: Kernel) -> Iterator[Part]:
             yield Part(f"limit_{s.level}", s.real, stage.groups)
             yield Part(f"guess_{s.level}", s.real, (kernel.sweeps + 1) * stage.groups)
             yield Part(f"sums_{s.level}", "double", 2 * pieces)
-            yield Part(f"counts_{s.level}", "int", 2 * pieces)
+            yield Part(f"counts_{s.level}", kernel.index, 2 * pieces)
 
 
 def geometry(plan: Plan, kernel: Kernel) -> Iterator[tuple[str, int]]:

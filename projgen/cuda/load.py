@@ -100,11 +100,12 @@ def load(source: str, device: int) -> Any:
 def _load(source: str, device: int) -> Any:
     cp = cupy()
     architecture = f"sm_{cp.cuda.Device(device).compute_capability}"
-    if reason := nvrtc.missing():
-        _log.debug("CuPy compiles: %s", reason)
+    try:
+        kept = keep(source, architecture)
+    except (nvrtc.MissingError, ValueError) as error:  # no NVRTC, or one older than the GPU
+        _log.debug("CuPy compiles: %s", error)
         keep(source, None)
         return cp.RawModule(code=source, options=nvrtc.OPTIONS)
-    kept = keep(source, architecture)
     if kept.entry is None:
         return cp.RawModule(code=source, options=nvrtc.OPTIONS)
     return cp.RawModule(path=str(kept.entry / CUBIN))

@@ -49,7 +49,7 @@ def lower(plan: Plan) -> Kernel:
 
 
 def _reach(plan: Plan) -> int:
-    """What an index comes to: offsets in y and x, and numbers of values, which may share memory."""
+    """The largest offset, in elements, of y and x; or their size, as elements of y may overlap."""
     loops = plan.layout.loops
     return max(
         plan.leaf.size,

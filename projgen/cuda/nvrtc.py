@@ -28,7 +28,7 @@ def missing() -> str | None:
     try:
         version()
     except Exception as error:  # its own errors differ from version to version
-        return f"NVRTC cannot be loaded ({error}): {help_}"
+        return f"NVRTC cannot be loaded ({' '.join(str(error).split())}): {help_}"
     return None
 
 

@@ -43,7 +43,7 @@ WIDE = 64  # columns: fewer are widened to about twice as many
 TILE_COLUMNS = 8  # at least so many columns share a tile
 SWEEPS = 4  # that look for a threshold, before one block goes on alone
 SAMPLE = 2048  # values of a group that the first guess at its threshold is made from
-INDEX_LIMIT = (1 << 31) - (1 << 16)  # offsets below it are int: a last step past them is, too
+INDEX_LIMIT = (1 << 31) - (1 << 20)  # offsets below it are int: loops step beyond their ends
 
 
 def plan(spec: str, layout: Layout, dtype: str, in_place: bool, aligned: bool = True) -> Plan:

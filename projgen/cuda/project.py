@@ -11,7 +11,7 @@ import numpy as np
 from projgen.arrays import on_gpu
 from projgen.bind import Binding
 from projgen.cuda.arrays import DeviceArray, view
-from projgen.cuda.call import Call, on_stream
+from projgen.cuda.call import Call, on_stream, wait_for
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
 from projgen.operands import (
@@ -39,14 +39,16 @@ def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
     radii = _radii(radius, binding, source)
     with on_stream(source.device, source.stream):
         made = source.empty() if out is None else out
-    target = source if made is y else view(made)
+    target = source if made is y else _out(made)
     if out is not None:
         _check_out(source, target)
+        wait_for(source.device, source.stream, target.stream)
     if source.ghost.size:
         if projection._check_finite:
             _check_finite(binding, source)
         _project(binding, source, target, radii)
     if out is not None:
+        wait_for(source.device, target.stream, source.stream)
         return out
     return source.wrap(made) if isinstance(made, cupy().ndarray) else made
 
@@ -88,15 +90,25 @@ def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
             return radii
         with on_stream(y.device, y.stream):
             return cp.asarray(radii)
-    given = view(radius)
+    try:
+        given = view(radius)
+    except TypeError as error:
+        raise TypeError(f"radius: {error}") from None
     if given.device != y.device:
         raise ValueError(f"radius is on GPU {given.device}, and y on GPU {y.device}")
     if given.dtype == "bfloat16":
         raise TypeError("a radius of bfloat16 is too coarse: use float32 or float64")
     batch = tuple(y.ghost.shape[axis] for axis in binding.batch)
     check_radius(np.broadcast_to(1.0, given.ghost.shape), binding, y.ghost.shape)
+    wait_for(y.device, y.stream, given.stream)
     with on_stream(y.device, y.stream):
         return cp.broadcast_to(given.cupy().astype(np.float64), batch)
+
+
+def _out(out: Any) -> DeviceArray:
+    if not on_gpu(out):
+        raise TypeError(f"y is on a GPU, and out, of type {type(out).__name__}, is not")
+    return view(out)
 
 
 def _check_out(y: DeviceArray, out: DeviceArray) -> None:
@@ -116,10 +128,11 @@ def _project(binding: Binding, y: DeviceArray, out: DeviceArray, radii: Any) -> 
             out.cupy()[...] = y.cupy()
         y, in_place = out, True
     call = _call(binding, y, None if in_place else out)
+    ordered = radii
     if not isinstance(radii, float):
         with on_stream(y.device, y.stream):
-            radii = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
-    call.project(y.pointer, out.pointer, radii, y.stream)
+            ordered = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
+    call.project(y.pointer, out.pointer, ordered, y.stream, radii)
 
 
 def _norms(binding: Binding, y: DeviceArray) -> Any:
