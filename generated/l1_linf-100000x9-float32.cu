@@ -183,7 +183,7 @@ combine_0(unsigned char* __restrict__ work, const Geometry geo)
 {
     const double* slots_0 = (const double*)(work + geo.slots_0_at);
     double* total = (double*)(work + geo.total_at);
-    const index g = ((index)blockIdx.x * 256 + threadIdx.x);
+    const index g = (index)blockIdx.x * 256 + threadIdx.x;
     if (g >= geo.groups_0)
         return;
     double a = slots_0[g];
@@ -329,36 +329,32 @@ finish_0(const double* __restrict__ radii, double radius, unsigned char* __restr
     const index* counts_0 = (const index*)(work + geo.counts_0_at);
     const index g = blockIdx.x;
     double t;
-    if (turn > 0) {
-        t = guess_0[(turn - 1) * geo.groups_0 + g];
-        if (t >= 0) {
-            const double value = total[g];
-            double u = radii ? radii[g] : radius;
-            if (!(u >= 0.0 && value < infinity(0.0)))
-                u = not_a_number();
-            const long long last = (turn - 1) % 2 * (long long)geo.pieces_0 * geo.groups_0 + g;
-            double sum = 0.0;
-            index above = 0;
-            for (int p = threadIdx.x % 32; p < geo.pieces_0; p += 32) {
-                sum += sums_0[last + (long long)p * geo.groups_0];
-                above += counts_0[last + (long long)p * geo.groups_0];
-            }
-            sum = warp_sum(sum);
-            above = warp_sum(above);
-            // The first guess may have been too high, even for all values.
-            const double least = (value - u) / geo.size_0;
-            const double limit = above > 0 ? fmax((sum - u) / above, least) : least;
-            const double next = limit;
-            const bool settled = turn == 1 ? next == t : !(next > t);
-            t = settled ? -1 : next;
-            if (settled && threadIdx.x == 0)
-                limit_0[g] = limit;
+    t = guess_0[(turn - 1) * geo.groups_0 + g];
+    if (t >= 0) {
+        const double value = total[g];
+        double u = radii ? radii[g] : radius;
+        if (!(u >= 0.0 && value < infinity(0.0)))
+            u = not_a_number();
+        const long long last = (turn - 1) % 2 * (long long)geo.pieces_0 * geo.groups_0 + g;
+        double sum = 0.0;
+        index above = 0;
+        for (int p = threadIdx.x % 32; p < geo.pieces_0; p += 32) {
+            sum += sums_0[last + (long long)p * geo.groups_0];
+            above += counts_0[last + (long long)p * geo.groups_0];
         }
-        if (threadIdx.x == 0)
-            guess_0[turn * geo.groups_0 + g] = t;
-    } else {
-        t = guess_0[g];
+        sum = warp_sum(sum);
+        above = warp_sum(above);
+        // The first guess may have been too high, even for all values.
+        const double least = (value - u) / geo.size_0;
+        const double limit = above > 0 ? fmax((sum - u) / above, least) : least;
+        const double next = limit;
+        const bool settled = turn == 1 ? next == t : !(next > t);
+        t = settled ? -1 : next;
+        if (settled && threadIdx.x == 0)
+            limit_0[g] = limit;
     }
+    if (threadIdx.x == 0)
+        guess_0[turn * geo.groups_0 + g] = t;
     if (t < 0)
         return;
 

@@ -75,8 +75,9 @@ class Projection:
         """Project `y` onto the ball of `radius`.
 
         Args:
-            y: a float32 or float64 array of NumPy, PyTorch, JAX, CuPy, or with the buffer or (CUDA)
-                array interface or DLPack; on a GPU, float16 or bfloat16 as well. Any strides.
+            y: an array of float32 or float64: NumPy, PyTorch, JAX, CuPy, or anything with the
+                buffer interface, an array interface or DLPack. On a GPU float16 and bfloat16 as
+                well. Any strides.
             radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
                 broadcasts over the batch axes.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
@@ -89,8 +90,9 @@ class Projection:
         Raises:
             SpecError: the tree does not fit `y`'s rank.
             TypeError: a wrong dtype, or something that is no array.
-            ValueError: shapes, a negative or NaN radius, NaN or inf in `y`, `out` read-only or
-                overlapping. `out` is untouched then.
+            ValueError: shapes, a negative or NaN radius, NaN or inf in `y` (where `check_finite`
+                applies), `out` read-only or overlapping. `out` is untouched then.
+            ImportError, RuntimeError: `y` is on a GPU, and CuPy or a driver is missing.
         """
         if gpu := self._gpu(y):
             return gpu.project(self, y, radius, out)

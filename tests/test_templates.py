@@ -148,6 +148,16 @@ def test_every_macro_is_used() -> None:
     assert [name for name in sorted(macros) if len(re.findall(rf"\b{name}\(", text)) < 2] == []
 
 
+def test_every_parameter_is_used() -> None:
+    """But for those of norms, whose macros are all alike."""
+    unused = []
+    for path in TEMPLATES.glob("c*/*.j2"):
+        for macro in tree(path.relative_to(TEMPLATES).as_posix()).find_all(nodes.Macro):
+            read = {name.name for name in macro.find_all(nodes.Name) if name.ctx == "load"}
+            unused += [f"{macro.name}({a.name})" for a in macro.args if a.name not in read]
+    assert unused == []
+
+
 def test_an_undefined_name_is_an_error() -> None:
     assert environment().undefined is StrictUndefined
     with pytest.raises(UndefinedError):
