@@ -351,6 +351,12 @@ def project_0(v0, u0, limit, first, last, axes):
         out[j] = row[j] - min(max(row[j], -t), t)
 
 
+@register_jitable(fastmath={"nnan"})
+def add_above(excess, a, t):
+    """The excess over `t`, and that of `a`: small numbers, so not to be summed up otherwise."""
+    return excess + (a - t)
+
+
 @register_jitable(fastmath=FINITE)
 def thresholds_1(row, v, u, tile, limits):
     """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
@@ -433,6 +439,27 @@ def thresholds_1(row, v, u, tile, limits):
         t = max(t, excess * np.float32(1 / 8))
         excess += a8
         t = max(t, excess * np.float32(1 / 9))
+        # Large sums are rounded by too much: again, from the values relative to t, which is near; and
+        # larger by more than its own rounding.
+        excess = add_above(-radius[g], a0, t)
+        more = excess
+        excess = add_above(excess, a1, t)
+        more = max(more, excess * np.float32(1 / 2))
+        excess = add_above(excess, a2, t)
+        more = max(more, excess * np.float32(1 / 3))
+        excess = add_above(excess, a3, t)
+        more = max(more, excess * np.float32(1 / 4))
+        excess = add_above(excess, a4, t)
+        more = max(more, excess * np.float32(1 / 5))
+        excess = add_above(excess, a5, t)
+        more = max(more, excess * np.float32(1 / 6))
+        excess = add_above(excess, a6, t)
+        more = max(more, excess * np.float32(1 / 7))
+        excess = add_above(excess, a7, t)
+        more = max(more, excess * np.float32(1 / 8))
+        excess = add_above(excess, a8, t)
+        more = max(more, excess * np.float32(1 / 9))
+        t = max(t + more, np.float32(0)) * np.float32(1 + 2**-23)
         limits[g] = t
     for g in range(v.size):
         limits[g] = 0 if u[g] >= v[g] else limits[g] if u[g] > 0 else np.inf

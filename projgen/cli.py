@@ -57,6 +57,9 @@ FAILURE, WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Nothing but results goes to stdout."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # None where the caller has closed them, as with >&- or a job without a console.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         with _plain_warnings():
             status = _run(words)

@@ -247,6 +247,13 @@ def test_a_broken_pipe_is_quiet() -> None:
     assert process.wait(60) == 141
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
+def test_closed_streams() -> None:
+    for command, status in (("explain l1 --shape 9", 0), ("explain l7 --shape 9", 2)):
+        words = f"{sys.executable} -m projgen {command} >&- 2>&-"
+        assert subprocess.run(words, shell=True, timeout=60).returncode == status
+
+
 def test_bench(capsys: Capture) -> None:
     words = ["bench", "l1(linf(axis=1))", "--shape", "8x16", "--seconds", "0", "--threads", "1,2"]
     assert main([*words, "--json"]) == 0

@@ -216,6 +216,18 @@ def test_one_bad_value_at_the_end_of_a_large_array(last: float) -> None:
         assert np.all(out == 7)
 
 
+@pytest.mark.parametrize("radius", [1e308, 1e-320])
+def test_floating_point_errors_of_the_caller(radius: float) -> None:
+    """Entries out of range are scaled one by one, and so is the radius: not a matter of y's."""
+    y = np.ones((3, 4))
+    y[0], y[1] = 1e-300, 1e300
+    p = projgen.build("l2(axis=1)")
+    with rehearsals():
+        expected = p(y, radius)
+        with np.errstate(all="raise"):
+            assert np.array_equal(p(y, radius, out=np.full_like(y, 7)), expected)
+
+
 def test_overlaps_of_every_kind() -> None:
     memory = np.arange(40, dtype=np.float32)
     y = memory[:12].reshape(SHAPE)

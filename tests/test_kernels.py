@@ -380,3 +380,16 @@ def test_groups_of_several_columns(
     with rehearsals(BLOCK_BYTES=256):
         for y in values(dtype, shape).values():
             check(spec.format(norm), y)
+
+
+@pytest.mark.parametrize("size", [5, 24])
+def test_groups_of_nearly_equal_values_stay_in_their_balls(size: int) -> None:
+    """Compiled: a threshold that is off by a rounding is off for every value of its group."""
+    rng = np.random.default_rng(0)
+    p = projgen.build("l1(axis=1)")
+    for spread in (0.0, 1e-7, 1e-5, 1e-3, 0.1):
+        values = rng.uniform(0.5, 1, (1000, 1)) * (1 + spread * rng.standard_normal((1000, size)))
+        y = values.astype(np.float32)
+        for part in (1e-7, 1e-4, 0.01, 0.5, 0.999):
+            radii = part * np.abs(y).sum(1, dtype=np.float64)
+            assert_projected("l1(axis=1)", y, radii, p(y, radii))
