@@ -311,7 +311,8 @@ class Last:
         self.itself, self.check = self, check
 
     def __del__(self):
-        self.check()
+        for _ in range(4):  # some of them shared
+            self.check()
         print("done", flush=True)
 """
 
