@@ -8,6 +8,7 @@ Every load and store is watched. A `SimtError` says what a kernel did that is an
 may be one: see `memory.cpp` and `fibers.cpp`.
 """
 
+import atexit
 import ctypes
 import os
 import re
@@ -148,6 +149,7 @@ class Simt:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
+            atexit.register(self.close)
             self._program = build(self.source, self.machine, self.flags)
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
@@ -214,6 +216,7 @@ class Simt:
             self._process.wait(60)
             self._errors.close()
             self._process = None
+            atexit.unregister(self.close)
 
     def __enter__(self) -> "Simt":
         return self
