@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from projgen.check import parse_tree
 from projgen.errors import Span, SpecError
+from projgen.norms import CHAINED
 from projgen.tree import Node, NormTree
 
 
@@ -60,6 +61,13 @@ def bind(tree: NormTree, rank: int, shape: tuple[int, ...] | None = None) -> Bin
     """
     if any(node.span is None for node in tree.levels):  # made by hand: checked now, as its text
         tree = parse_tree(tree.spec)
+    if not tree.is_plain:
+        special = next(node for node in tree.levels if not node.is_plain)
+        raise SpecError(
+            f"{tree} is more than a chain of {', '.join(CHAINED)} over one array",
+            *filter(None, [special.span]),
+            hint="projgen.build(spec) projects it; a single kernel does not",
+        )
     array = f"an array of rank {rank}" if shape is None else f"an array of shape {shape}"
     named = _named_axes(tree, rank, array)
     free = [axis for axis in range(rank) if axis not in named]

@@ -23,6 +23,8 @@ class Norm:
     ``searches``: a group's limit is a threshold that has to be searched for; otherwise a formula
     of its value and radius. ``rounds``: "down" or "up", where a limit in float32 goes so that the
     group stays in its ball. ``merges``: equal neighbours are one level (see `projgen.simplify`).
+    ``chained``: a kernel of many levels may have it among them; otherwise a level is a kernel of
+    its own. ``weighs``: its values may have weights.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Norm:
     searches: bool = False
     rounds: str = "down"
     merges: bool = False
+    chained: bool = True
+    weighs: bool = True
 
 
 _TABLE = (
@@ -70,14 +74,44 @@ _TABLE = (
         accumulates="max",
         merges=True,
     ),
+    Norm(
+        "lp",
+        (),
+        "(sum |a|^p)^(1/p)",
+        "between l1 and l2, or l2 and linf, for any exponent p > 1; its ball shrinks large values",
+        ball="shrinks large values more, or less, than small ones; none becomes zero",
+        operations=60,
+        searches=True,
+        chained=False,
+    ),
+    Norm(
+        "l0",
+        (),
+        "count of a != 0",
+        "how many are not zero, which is no norm; its ball keeps the largest",
+        ball="keeps the largest, as many as the radius says",
+        operations=8,
+        searches=True,
+        chained=False,
+        weighs=False,
+    ),
+    Norm(
+        "simplex",
+        (),
+        "sum a, a >= 0",
+        "values of 0 and above that add up to the radius, neither more nor less",
+        ball="subtracts a threshold; values below it become zero",
+        operations=5,
+        searches=True,
+        chained=False,
+        weighs=False,
+    ),
 )
 
 NORMS: Mapping[str, Norm] = MappingProxyType({norm.name: norm for norm in _TABLE})
-
-LATER: Mapping[str, str] = MappingProxyType(
-    {"lp": "any exponent p >= 1", "l0": "a count of nonzeros", "simplex": "a probability simplex"}
+CHAINED: Mapping[str, Norm] = MappingProxyType(
+    {norm.name: norm for norm in _TABLE if norm.chained}
 )
-"""Norms that the language has room for and this version does not project on."""
 
 _SPELLINGS = {name: norm for norm in _TABLE for name in (norm.name, *norm.aliases)}
 _SYNONYMS = {

@@ -15,19 +15,25 @@ if TYPE_CHECKING:
 
 def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:
     """A float, or an array of the batch axes' shape; a ValueError for a negative one or NaN."""
+    if type(radius) is float and radius >= 0:
+        return radius
+    batch = tuple(shape[axis] for axis in binding.batch)
+    return check_radii(radius, batch, f"{binding.tree} on shape {shape}")
+
+
+def check_radii(radius: Any, batch: tuple[int, ...], what: str) -> float | Array:
+    """`check_radius` for a batch of this shape; `what` the radius is for, in words."""
     if type(radius) is not float:
         given = np.asarray(radius)
         if given.dtype.kind not in "fiu":
             raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
         if given.ndim:
-            batch = tuple(shape[axis] for axis in binding.batch)
             try:
                 radii = np.broadcast_to(given.astype(np.float64), batch)
             except ValueError:
-                what = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
+                has = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
                 raise ValueError(
-                    f"a radius of shape {given.shape} does not fit {binding.tree} on shape "
-                    f"{shape}: it has {what}"
+                    f"a radius of shape {given.shape} does not fit {what}: it has {has}"
                 ) from None
             if not np.all(radii >= 0):
                 raise ValueError("radius must be at least 0, and not NaN")

@@ -35,17 +35,19 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """What stands between two commas: a value, perhaps with a weight and a key."""
+    """What stands between two commas: a value, perhaps with a key, weights and a pattern."""
 
     value: Value
     span: Span
-    weight: Span | None = None
     key: Span | None = None
+    weights: tuple[Span, ...] = ()
+    pattern: Constant | None = None
 
     def __str__(self) -> str:
-        weight = f"{self.weight} * " if self.weight else ""
         key = f"{self.key} = " if self.key else ""
-        return f"{weight}{key}{self.value}"
+        weights = "".join(f"{weight} * " for weight in self.weights)
+        pattern = f" @ {self.pattern}" if self.pattern else ""
+        return f"{key}{weights}{self.value}{pattern}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,22 @@ def _call(text: str, tree: "Tree[Token]") -> Call:
 
 
 def _argument(text: str, tree: "Tree[Token]") -> Argument:
-    *prefixes, value = tree.children
-    spans = {cast("Token", prefix).type: _span(text, prefix) for prefix in prefixes}
-    return Argument(
-        _value(text, value),
-        _span(text, tree),
-        weight=spans.get("NUMBER"),
-        key=spans.get("NAME"),
-    )
+    key: Span | None = None
+    weights: list[Span] = []
+    value: Value | None = None
+    pattern: Constant | None = None
+    for item in tree.children:
+        if isinstance(item, str) and item.type == "NAME":
+            key = _span(text, item)
+        elif not isinstance(item, str) and item.data == "weight":
+            weights.append(_span(text, item.children[0]))
+        elif not isinstance(item, str) and item.data == "pattern":
+            span = _span(text, item.children[0])
+            pattern = Constant(str(span)[1:-1], span)
+        else:
+            value = _value(text, item)
+    assert value is not None, "the grammar has one"
+    return Argument(value, _span(text, tree), key, tuple(weights), pattern)
 
 
 def _value(text: str, item: "Token | Tree[Token]") -> Value:
@@ -179,8 +189,10 @@ def _unexpected_token(text: str, token: "Token", expected: set[str]) -> SpecErro
     span = _span(text, token)
     before = text[: span.start]
     inside = before.count("(") > before.count(")")
-    if "NUMBER" in expected:
-        hint: str | None = "a norm or a value is missing before it"
+    if expected == {"STRING"}:
+        hint: str | None = 'a pattern is a string, as in linf(axis=1) @ "*.weight"'
+    elif "NUMBER" in expected:
+        hint = "a norm or a value is missing before it"
     elif "NAME" in expected:
         hint = _reading(text) or "a spec begins with a norm, as in l1(linf)"
     elif not inside:

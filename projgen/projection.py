@@ -18,11 +18,13 @@ from projgen.tree import NormTree
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
+    from projgen.cpu.compose import Composition
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
+Unmatched = Literal["error", "pass"]
 
 
 class Projection:
@@ -33,22 +35,42 @@ class Projection:
     each combination of dtype, rank and memory order.
     """
 
-    __slots__ = ("_backend", "_calls", "_check_finite", "_threads", "_tree")
+    __slots__ = (
+        "_backend",
+        "_calls",
+        "_check_finite",
+        "_compositions",
+        "_is_plain",
+        "_threads",
+        "_tree",
+        "_unmatched",
+    )
     _tree: NormTree
     _backend: Backend
     _threads: int | None
     _check_finite: bool | None
+    _unmatched: Unmatched
+    _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
+    _compositions: dict[Any, Composition]
 
     def __init__(
-        self, tree: NormTree, backend: Backend, threads: int | None, check_finite: bool | None
+        self,
+        tree: NormTree,
+        backend: Backend,
+        threads: int | None,
+        check_finite: bool | None,
+        unmatched: Unmatched = "error",
     ) -> None:
         set_ = object.__setattr__
         set_(self, "_tree", tree)
         set_(self, "_backend", backend)
         set_(self, "_threads", threads)
         set_(self, "_check_finite", check_finite)
+        set_(self, "_unmatched", unmatched)
+        set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
+        set_(self, "_compositions", {})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Projection is immutable: cannot set {name!r}")
@@ -71,7 +93,17 @@ class Projection:
         """Whether the result is the nearest point of the ball, for arrays of any shape."""
         return self._tree.is_euclidean
 
-    def __call__(self, y: Any, radius: Any, *, out: Any = None) -> Any:
+    @property
+    def backend(self) -> Backend:
+        """What it was built for: see `build`."""
+        return self._backend
+
+    @property
+    def unmatched(self) -> Unmatched:
+        """What becomes of arrays that the tree does not name: see `build`."""
+        return self._unmatched
+
+    def __call__(self, y: Any = None, radius: Any = None, *, out: Any = None, **arrays: Any) -> Any:
         """Project `y` onto the ball of `radius`.
 
         Args:
@@ -80,8 +112,15 @@ class Projection:
                 well. Any strides.
             radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
                 broadcasts over the batch axes.
+                Left out where the spec has the count of l0.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
                 `y`, or `y` itself for in place.
+            **arrays: the weights and group labels that the spec names; and, in place of `y`,
+                the arrays of a tree whose root's children have names.
+
+        A tree with branches takes a structure of arrays as `y`, projects them as one, and gives
+        a structure like it: a dict, a dataclass or a named tuple for named children, a list or a
+        tuple for others, any nest of these for patterns.
 
         Returns:
             The projection: `out` if given, else a new array of `y`'s type, dtype and memory
@@ -94,6 +133,12 @@ class Projection:
                 applies), `out` read-only or overlapping. `out` is untouched then.
             ImportError, RuntimeError: `y` is on a GPU, and CuPy or a driver is missing.
         """
+        if arrays or not self._is_plain:
+            from projgen import calls
+
+            return calls.project(self, y, radius, out, arrays)
+        if radius is None:
+            raise TypeError("a radius is missing: the call is p(y, radius)")
         if gpu := self._gpu(y):
             return gpu.project(self, y, radius, out)
         source, wrap = view(y)
@@ -138,8 +183,12 @@ class Projection:
             np.copyto(target, y)
         return target
 
-    def norm(self, y: Any) -> Any:
+    def norm(self, y: Any = None, **arrays: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
+        if arrays or not self._is_plain:
+            from projgen import calls
+
+            return calls.norm(self, y, arrays)
         if gpu := self._gpu(y):
             return gpu.norm(self, y)
         source, wrap = view(y)
@@ -157,8 +206,15 @@ class Projection:
             norms = project.norms(self, binding, source)
         return wrap(norms) if binding.batch else float(norms)
 
-    def active(self, x: Any) -> Any:
-        """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes."""
+    def active(self, x: Any = None, **arrays: Any) -> Any:
+        """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes.
+
+        A structure of such arrays for a tree with branches.
+        """
+        if arrays or not self._is_plain:
+            from projgen import calls
+
+            return calls.active(self, x, arrays)
         if gpu := self._gpu(x):
             return gpu.active(self, detached(x))
         source, wrap = view(detached(x))  # bools have no gradients
@@ -219,10 +275,10 @@ class Projection:
         return hash(self._state())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.spec, self._backend, self._threads, self._check_finite)
+        return _rebuild, (self.spec, *self._state()[1:])
 
     def _state(self) -> tuple[Any, ...]:
-        return self._tree, self._backend, self._threads, self._check_finite
+        return self._tree, self._backend, self._threads, self._check_finite, self._unmatched
 
     def __repr__(self) -> str:
         options = "".join(
@@ -231,6 +287,7 @@ class Projection:
                 ("backend", self._backend, "auto"),
                 ("threads", self._threads, None),
                 ("check_finite", self._check_finite, None),
+                ("unmatched", self._unmatched, "error"),
             )
             if value != default
         )
@@ -243,6 +300,7 @@ def build(
     backend: Backend = "auto",
     threads: int | None = None,
     check_finite: bool | None = None,
+    unmatched: Unmatched = "error",
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
@@ -254,6 +312,8 @@ def build(
             ``PROJGEN_NUM_THREADS``. Results do not depend on it.
         check_finite: whether NaN and inf raise. If not, a batch entry that has one becomes NaN.
             By default they raise on the CPU, but not on a GPU, which each call would wait for.
+        unmatched: what becomes of arrays that no child's pattern matches, or that no child
+            names: ``"error"``, or ``"pass"`` to give them back as they are.
 
     Raises:
         SpecError: the spec is wrong; the message points at the place.
@@ -264,13 +324,17 @@ def build(
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
     tree = spec if isinstance(spec, NormTree) else parse_tree(spec)
+    if unmatched not in get_args(Unmatched):
+        raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
     check = None if check_finite is None else bool(check_finite)
-    return Projection(tree, backend, threads, check)
+    return Projection(tree, backend, threads, check, unmatched)
 
 
-def project(y: Any, spec: str | NormTree, radius: Any, *, out: Any = None) -> Any:
+def project(
+    y: Any, spec: str | NormTree, radius: Any = None, *, out: Any = None, **arrays: Any
+) -> Any:
     """Project `y` onto the ball of the tree `spec`: ``build(spec)(y, radius, out=out)``."""
-    return _remembered(spec)(y, radius, out=out)
+    return _remembered(spec)(y, radius, out=out, **arrays)
 
 
 @lru_cache(maxsize=128)
@@ -279,9 +343,15 @@ def _remembered(spec: str | NormTree) -> Projection:
 
 
 def _rebuild(
-    spec: str, backend: Backend, threads: int | None, check_finite: bool | None
+    spec: str,
+    backend: Backend,
+    threads: int | None,
+    check_finite: bool | None,
+    unmatched: Unmatched = "error",
 ) -> Projection:
-    return build(spec, backend=backend, threads=threads, check_finite=check_finite)
+    return build(
+        spec, backend=backend, threads=threads, check_finite=check_finite, unmatched=unmatched
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from projgen.norms import NORMS
+from projgen.norms import CHAINED
 
 ROOT = Path(__file__).parent.parent
 CHECKED = [
@@ -33,7 +33,7 @@ CHECKED = [
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources with the norm that CONTRIBUTING adds, by no more than its snippets."""
-    assert "rms" not in NORMS
+    assert "rms" not in CHAINED
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = guide[guide.index("## Adding a norm") :]
     blocks = re.findall(r"```(?:python|jinja)\n(.*?)```", section, re.DOTALL)

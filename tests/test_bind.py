@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from projgen.bind import Binding, Level, bind
 from projgen.check import parse_tree
 from projgen.errors import SpecError
-from projgen.norms import NORMS
+from projgen.norms import CHAINED
 from projgen.tree import Node, NormTree
 
 
@@ -59,7 +59,7 @@ def specs_with_rank(draw: st.DrawFn) -> tuple[NormTree, int]:
     for start, stop in zip([0, *cuts], cuts, strict=False):
         named = tuple(draw(st.sampled_from([axis, axis - rank])) for axis in axes[start:stop])
         axis = draw(st.sampled_from([named, None]))
-        node = Node(draw(st.sampled_from(list(NORMS))), axis, (node,) if node else ())
+        node = Node(draw(st.sampled_from(list(CHAINED))), axis, (node,) if node else ())
     assert node is not None
     return NormTree(node), rank
 

@@ -18,12 +18,12 @@ from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.lower import lower
 from projgen.gallery import CUDA_CANON, CudaExhibit, gallery
-from projgen.norms import NORMS
+from projgen.norms import CHAINED
 from projgen.plan import Stage
 from projgen.render import render_cuda
 
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cuda/**/*.j2"))
-MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in NORMS}
+MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in CHAINED}
 IDS = [exhibit.name for exhibit in CUDA_CANON]
 # Macros of norms are asked by both kinds of levels.
 VARIABLES: dict[str, tuple[type, ...]] = {

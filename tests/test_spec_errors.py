@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from projgen import bind, check, parse
+from projgen import bind, check, options, parse
 from projgen.check import parse_tree
 from projgen.errors import Span, SpecError, quote
 from projgen.tree import Node, NormTree
@@ -77,22 +77,58 @@ WRONG_SPECS = {
         "__import__('os')",
         "l1(linf(axis=1), linff)",
     ],
-    "Later versions": [
-        "lp(p=1.5)",
-        "l1(l0)",
-        "simplex",
+    "Norms with an argument": [
+        "lp",
+        "l1(lp)",
+        "lp(p=0.5)",
+        "lp(p=-1)",
+        "lp(p='2')",
         "l1(p=2)",
-        "l1(w=(1, 2), linf)",
         "l1(k=3)",
+        "l0(k=1.5)",
+        "l0(k=-1)",
+        "l1(w=(1, 2), linf)",
+        "l1(w=radius)",
+        "l1(w=f(x))",
+        "l0(w=name)",
+        "l1(nonneg=1)",
+    ],
+    "Places in a tree": [
+        "l1(l0)",
+        "linf(l0(k=2))",
+        "l1(simplex)",
+        "simplex(l2)",
+        "l1(linf(l2, axis=1, groups=g))",
+    ],
+    "Blocks and groups": [
         "l1(block=4)",
         "l1(block=auto)",
-        "l1(l2, linf)",
-        "l1(enc=linf(axis=1), dec=linf(axis=0))",
-        "l1(2.0*enc=linf(axis=1), dec=l2(axis=0))",
-        "l1(2.0*enc=linf)",
+        "l1(axis=1, block=auto)",
+        "l1(axis=1, block=0)",
+        "l1(axis=(0, 1), block=4)",
+        "l1(axis=1, block=(2, 2))",
+        "l1(axis=1, block=4, groups=g)",
+        "l1(groups=g)",
+        "l1(axis=(0, 1), groups=g)",
+        "l1(linf(axis=1, block=4), axis=1, block=2)",
+        "l1(linf(axis=1), axis=1, block=2)",
+    ],
+    "Branches": [
         "l1(2.0*linf)",
-        "l1(enc=linf)",
-        "l1(l1, l1, l1, l1, l1, l1)",
+        "l1(2.0*enc=3*linf, dec=l2)",
+        "l1(-1*linf, l2)",
+        "l1(1e999*linf, l2)",
+        "l1(enc=linf, l2)",
+        "l1(enc=linf, enc=l2)",
+        "l1(out=linf, dec=l2)",
+        'l1(enc=linf @ "*", l2)',
+        'l1(linf @ "")',
+        'l1(linf @ "\t")',
+        'l1(enc=linf, l2 @ "*")',
+        'l1(linf @ "*", l2)',
+        'l1(l1(a=linf, b=l2) @ "*")',
+        "l1(linf @ 3)",
+        "l1(enc=linf, dec=l2, w=enc)",
     ],
     "Arguments": [
         "l1(axes=1)",
@@ -106,6 +142,8 @@ WRONG_SPECS = {
         "l1((0, 1))",
         "l1('linf')",
         "l1(2.0*1)",
+        "l1(axis=1 @ 'x')",
+        "l1(weights=x)",
     ],
     "Axes": [
         "l1(axis=1, axis=2)",
@@ -140,7 +178,7 @@ WRONG_SPECS = {
         "l1(l2(" * 20 + "linff" + "))" * 20,
         "l1(axis=7, " + "l2(" * 30 + "linf(axis=7)" + ")" * 31,
         "l1(" + "y" * 1000 + ")",
-        "l1(" + "linf, " * 1000 + "l2)",
+        "l1(" + "linf, " * 1000 + "l3)",
         "l1(axis=" + "9" * 9000 + ")",
         "l1(" * 66,
         "l1(" * 5_000,
@@ -149,6 +187,7 @@ WRONG_SPECS = {
 
 # Specs that some arrays have no place for, and the shape of one of them.
 WRONG_SHAPES: list[tuple[str, tuple[int, ...]]] = [
+    ("lp(p=1.5)", (5,)),
     ("l1", ()),
     ("l1(axis=0)", ()),
     ("l1(linf)", ()),
@@ -189,7 +228,9 @@ def test_every_message(snapshot: Callable[[str, str], None]) -> None:
     snapshot("spec_errors", "\n\n".join(parts) + "\n")
 
 
-@pytest.mark.parametrize("module", [parse, check, bind], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [parse, check, options, bind], ids=lambda module: module.__name__
+)
 def test_every_error_in_the_sources_has_a_spec_here(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

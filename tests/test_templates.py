@@ -25,14 +25,14 @@ from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
-from projgen.norms import NORMS
+from projgen.norms import CHAINED
 from projgen.plan import Stage, Walk
 from projgen.render import environment, render
 from projgen.resources import resource_dir
 
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
-MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in NORMS.values()}
+MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 IDS = [exhibit.name for exhibit in CANON]
 
 
@@ -134,7 +134,7 @@ def test_norms_offer_the_same_macros_and_all_are_used() -> None:
     for norm, offer in offers.items():
         name = MACROS[norm]
         assert offer.items() <= every.items(), name
-        searched = {"limit", "limited"} if NORMS[norm].searches else set()
+        searched = {"limit", "limited"} if CHAINED[norm].searches else set()
         assert set(every) - set(offer) == searched, name
         for macro in offer:
             outside = any(re.search(rf"(n|\])\.{macro}\(", text) for text in texts.values())
@@ -271,11 +271,11 @@ def test_undefined_names_are_found() -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("leaf", NORMS)
+@pytest.mark.parametrize("leaf", CHAINED)
 def test_every_way_of_a_level_goes_with_every_way_of_another(leaf: str, in_place: bool) -> None:
     """All names are defined, and none is there for nothing: packed, wide, far and small levels."""
     ways: set[str] = set()
-    for above, order in itertools.product(NORMS, itertools.permutations(range(3))):
+    for above, order in itertools.product(CHAINED, itertools.permutations(range(3))):
         spec = "linf({}({}(axis={}), axis={}), axis={})".format(above, leaf, *order)
         binding = bind(parse_tree(spec), 3)
         for shape in ((1000, 1000, 9), (100_000, 3, 40), (2000, 3000, 3)):

@@ -124,3 +124,20 @@ def _aligned(size: int, dtype: Any) -> Array:
     """An uninitialised vector that starts on a cache line."""
     memory = np.empty(size + 8, dtype)
     return memory[(-int(memory.ctypes.data) % 64) // 8 :][:size]
+
+
+class _Sweep:
+    def __init__(self, norms):
+        self.norms = norms
+
+
+def _begin(self, y):
+    norms = self.norms(y)
+    return None if norms is None else _Sweep(norms)
+
+
+def _end(self, sweep, y, out, radii):
+    return self.project(y, out, radii)
+
+
+Call.begin, Call.end, Call.abandon = _begin, _end, lambda self, sweep: None

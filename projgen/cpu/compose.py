@@ -1,0 +1,396 @@
+"""A whole tree on the CPU: the parts' kernels one after the other, up to the root and down.
+
+On the way up each array is swept once for its values, on the way down once more for its result.
+Nothing is written before the root is reached, so bad input leaves every `out` as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from projgen.bind import bind
+from projgen.compiler import compile_binding
+from projgen.cpu.call import Call
+from projgen.cpu.groups import Ball, GroupCall
+from projgen.cpu.pieces import Piece, pieces
+from projgen.operands import axis_order, memory_order
+from projgen.parts import Part, chain_of, cut_into_parts
+from projgen.structure import Key
+from projgen.trees import BoundTree
+from projgen.weights import is_weighted, level_weights
+
+Array = NDArray[Any]
+Weights = Mapping[str, Any]
+Radii = NDArray[np.float64]
+
+
+class OutOfRangeError(Exception):
+    """Values that a kernel cannot add up: not finite, or beyond what its sums have room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An array of a call, and where its result goes; the same array, or None: in place."""
+
+    y: Array
+    out: Array | None
+
+    @property
+    def target(self) -> Array:
+        return self.y if self.out is None else self.out
+
+
+class Chain:
+    """A run of levels that one kernel walks, over an array of one shape and layout."""
+
+    def __init__(
+        self,
+        part: Part,
+        axes: Sequence[tuple[int, ...]],
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        threads: int,
+    ) -> None:
+        self._binding = bind(chain_of(part, tuple(axes)), len(shape))
+        in_place = out_strides is None
+        compiled = compile_binding(
+            self._binding, shape, dtype, strides, out_strides, in_place=in_place
+        )
+        self._call = Call(compiled, threads)
+        self._shape = shape
+
+    def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
+        sweep = self._call.begin(y)
+        if sweep is None:
+            raise OutOfRangeError
+        return sweep, axis_order(sweep.norms, self._binding, self._call.plan, self._shape)
+
+    def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
+        """Whether the result was written: it is not where nothing changes."""
+        ordered = memory_order(radii, self._binding, self._call.plan)
+        return self._call.end(begun, y, out, ordered) == Call.PROJECTED
+
+    def abandon(self, begun: Any) -> None:
+        self._call.abandon(begun)
+
+
+class Group:
+    """One level of any norm, over an array of one shape and layout."""
+
+    def __init__(
+        self,
+        ball: Ball,
+        axes: tuple[int, ...],
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        weight_strides: tuple[int, ...] | None,
+        labels: Array | None,
+        threads: int,
+    ) -> None:
+        self._call = GroupCall(
+            ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
+        )
+
+    def begin(self, y: int, weights: int) -> tuple[None, Radii]:
+        norms = self._call.norms(y, weights)
+        if norms is None:
+            raise OutOfRangeError
+        return None, norms
+
+    def end(self, begun: None, y: int, out: int, radii: Radii, weights: int) -> bool:
+        return self._call.project(y, out, radii, weights) == Call.PROJECTED
+
+    def abandon(self, begun: None) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A piece of an array and the kernel that walks it."""
+
+    piece: Piece
+    kernel: Chain | Group
+
+
+class LeafPart:
+    """A part at a leaf: it sweeps an array."""
+
+    def __init__(
+        self, part: Part, like: Operand, weights: Array | None, labels: Array | None, threads: int
+    ) -> None:
+        arm = part.arm
+        assert arm is not None
+        self.arm = arm
+        self.part = part
+        self._natural = arm.natural(part.top - 1)
+        self._order = arm.order(part.top - 1)
+        self._dims = arm.dims(part.top - 1)
+        self._back = tuple(np.argsort(self._order))
+        self._numbers = self._axis_of_numbers()
+        self._walks = [
+            _Walk(piece, self._kernel(piece, like, weights, labels, threads))
+            for piece in pieces(arm)
+        ]
+
+    def _kernel(
+        self,
+        piece: Piece,
+        like: Operand,
+        weights: Array | None,
+        labels: Array | None,
+        threads: int,
+    ) -> Chain | Group:
+        y, out, part = like.y, like.out, self.part
+        strides = piece.strides(_in_elements(y))
+        out_strides = None if out is None else piece.strides(_in_elements(out))
+        axes = [
+            tuple(i for i, axis in enumerate(piece.axes) if self.arm.arm.owners[axis] == level)
+            for level in part.levels
+        ]
+        if part.kind == "chain":
+            return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads)
+        own = None if weights is None else piece.strides(_in_elements(weights))
+        ball = ball_of(part, nonneg=any(node.nonneg for node in self.arm.arm.nodes))
+        return Group(
+            ball, axes[0], y.dtype.name, piece.shape, strides, out_strides, own, labels, threads
+        )
+
+    def begin(self, y: Array, weights: Array | None) -> tuple[list[Any], Radii]:
+        """The part's values, in the order of `BoundArm.dims`, and what to end with."""
+        values = np.zeros(self._natural)
+        begun: list[Any] = []
+        for walk in self._walks:
+            at = y.ctypes.data + walk.piece.offset(y.strides)
+            state, norms = walk.kernel.begin(at, _address(walk.piece, weights))
+            begun.append(state)
+            if self._numbers is not None:
+                norms = np.moveaxis(norms, -1, self._numbers)
+            values[self._where(walk.piece)] = norms
+        return begun, values.transpose(self._order).reshape(self._dims)
+
+    def end(self, begun: list[Any], operand: Operand, radii: Radii, weights: Array | None) -> None:
+        y, out = operand.y, operand.target
+        extents = [self._natural[axis] for axis in self._order]
+        natural = radii.reshape(extents).transpose(self._back)
+        for walk, state in zip(self._walks, begun, strict=True):
+            piece = walk.piece
+            y_at = y.ctypes.data + piece.offset(y.strides)
+            out_at = out.ctypes.data + piece.offset(out.strides)
+            own = natural[self._where(piece)]
+            if self._numbers is not None:
+                own = np.moveaxis(own, self._numbers, -1)
+            written = walk.kernel.end(state, y_at, out_at, own, _address(piece, weights))
+            if not written and operand.out is not None:
+                np.copyto(_view(piece, out), _view(piece, y))
+
+    def _axis_of_numbers(self) -> int | None:
+        """Where the values have the numbers of groups, which a kernel counts along its last axis."""
+        arm = self.arm.arm
+        for cut in arm.cuts:
+            if cut.groups is not None:
+                return sum(owner < self.part.top for owner in arm.owners[: arm.number_axis(cut)])
+        return None
+
+    def abandon(self, begun: list[Any]) -> None:
+        for walk, state in zip(self._walks, begun, strict=True):
+            walk.kernel.abandon(state)
+
+    def _where(self, piece: Piece) -> tuple[slice, ...]:
+        owners = self.arm.arm.owners
+        return tuple(
+            place for place, owner in zip(piece.where, owners, strict=True) if owner < self.part.top
+        )
+
+
+class JoinedPart:
+    """A part above the leaves: it works on the values of others."""
+
+    def __init__(
+        self,
+        part: Part,
+        bound: BoundTree,
+        weighted: bool,
+        threads: int,
+    ) -> None:
+        self.part = part
+        level = part.levels[-1]
+        self._shape = bound.arms_of(part.last)[0].dims(level - 1)
+        counts = [bound.arms_of(child.places[0])[0].dims(level)[-1] for child in part.children]
+        ends = np.cumsum(counts)
+        self._slices = [slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True)]
+        self.shape = (*self._shape, int(ends[-1]))
+        self._outer = self.shape[: part.top + 1]
+        strides = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
+        self._kernel: Chain | Group | None = None
+        if 0 in self.shape:
+            return
+        if part.kind == "chain":
+            axes = [(level + 1,) for level in part.levels]
+            self._kernel = Chain(part, axes, "float64", self.shape, strides, strides, threads)
+        else:
+            own = strides if weighted else None
+            self._kernel = Group(
+                ball_of(part, nonneg=False),
+                (len(self.shape) - 1,),
+                "float64",
+                self.shape,
+                strides,
+                strides,
+                own,
+                None,
+                threads,
+            )
+
+    def begin(self, values: Sequence[Radii], weights: Array | None) -> tuple[Any, Radii]:
+        """The part's values, from those of its children, and what to end with."""
+        if self._kernel is None:
+            return None, np.zeros(self._outer)
+        joined = np.concatenate(values, axis=-1)
+        state, norms = self._kernel.begin(joined.ctypes.data, _address(None, weights))
+        return (state, joined), norms.reshape(self._outer)
+
+    def end(self, begun: Any, radii: Radii, weights: Array | None) -> list[Radii]:
+        """The radii that the part leaves to its children."""
+        if self._kernel is None:
+            return [np.zeros((*self._shape, s.stop - s.start)) for s in self._slices]
+        state, joined = begun
+        shares = np.empty(self.shape)
+        y, u = joined.ctypes.data, shares.ctypes.data
+        if not self._kernel.end(state, y, u, radii, _address(None, weights)):
+            shares = joined
+        return [shares[..., place] for place in self._slices]
+
+    def abandon(self, begun: Any) -> None:
+        if self._kernel is not None:
+            self._kernel.abandon(begun[0])
+
+
+class Composition:
+    """The parts of a tree over arrays of certain shapes and layouts, made ready."""
+
+    def __init__(
+        self,
+        bound: BoundTree,
+        operands: Mapping[Key, Operand],
+        given: Weights,
+        labels: Mapping[str, Array],
+        threads: int,
+    ) -> None:
+        self.bound = bound
+        self.root = cut_into_parts(bound)
+        self._runs: dict[int, LeafPart | JoinedPart] = {}
+        for part in self.root.walk():
+            weighted = is_weighted(part.last)
+            if part.arm is None:
+                self._runs[id(part)] = JoinedPart(part, bound, weighted, threads)
+                continue
+            node = part.last.node
+            weights = level_weights(bound, part.last, part.levels[-1], given) if weighted else None
+            own = labels[node.groups] if node.groups is not None else None
+            operand = operands[part.arm.key]
+            self._runs[id(part)] = LeafPart(part, operand, weights, own, threads)
+
+    def norms(self, arrays: Mapping[Key, Array], given: Weights) -> Radii:
+        """The norm of each index of the batch."""
+        call = _Call(self, arrays, given)
+        try:
+            return call.up(self.root)
+        finally:
+            call.abandon()
+
+    def project(self, operands: Mapping[Key, Operand], radii: Radii, given: Weights) -> None:
+        """Project the operands; those inside are copied. An OutOfRangeError writes nothing."""
+        call = _Call(self, {key: operand.y for key, operand in operands.items()}, given)
+        try:
+            total = call.up(self.root)
+            inside = bool(np.all(total <= radii)) and self.bound.tree.root.norm != "simplex"
+            if inside and not any(node.nonneg for node in self.bound.tree.levels):
+                for operand in operands.values():
+                    if operand.out is not None:
+                        np.copyto(operand.out, operand.y)
+                return
+            call.down(self.root, operands, radii)
+        finally:
+            call.abandon()
+
+
+class _Call:
+    """One call of a composition: what its parts have begun."""
+
+    def __init__(
+        self, composition: Composition, arrays: Mapping[Key, Array], given: Weights
+    ) -> None:
+        self._composition = composition
+        self._arrays = arrays
+        self._given = given
+        self._begun: dict[int, Any] = {}
+        self._weights: dict[int, Array | None] = {}
+
+    def up(self, part: Part) -> Radii:
+        run = self._composition._runs[id(part)]
+        weights = self._level_weights(part)
+        if isinstance(run, LeafPart):
+            begun, values = run.begin(self._arrays[run.arm.key], weights)
+        else:
+            begun, values = run.begin([self.up(child) for child in part.children], weights)
+        self._begun[id(part)] = begun
+        return values
+
+    def down(self, part: Part, operands: Mapping[Key, Operand], radii: Radii) -> None:
+        run = self._composition._runs[id(part)]
+        begun, weights = self._begun.pop(id(part)), self._weights[id(part)]
+        if isinstance(run, LeafPart):
+            run.end(begun, operands[run.arm.key], radii, weights)
+            return
+        for child, share in zip(part.children, run.end(begun, radii, weights), strict=True):
+            self.down(child, operands, share)
+
+    def abandon(self) -> None:
+        """Give back what was begun and not ended."""
+        for part in self._composition.root.walk():
+            if id(part) in self._begun:
+                self._composition._runs[id(part)].abandon(self._begun.pop(id(part)))
+
+    def _level_weights(self, part: Part) -> Array | None:
+        weights = None
+        if is_weighted(part.last):
+            bound, level = self._composition.bound, part.levels[-1]
+            weights = level_weights(bound, part.last, level, self._given)
+        self._weights[id(part)] = weights
+        return weights
+
+
+def ball_of(part: Part, nonneg: bool) -> Ball:
+    """What the part's only level projects on."""
+    place = part.last
+    node = place.node
+    weighted, ragged = is_weighted(place), node.groups is not None
+    return Ball(node.norm, node.p, weighted=weighted, nonneg=nonneg, ragged=ragged)
+
+
+def _in_elements(array: Array) -> tuple[int, ...]:
+    return tuple(stride // array.itemsize for stride in array.strides)
+
+
+def _address(piece: Piece | None, array: Array | None) -> int:
+    """Where a piece of an array begins in memory; 0 for no array."""
+    if array is None:
+        return 0
+    return int(array.ctypes.data) + (piece.offset(array.strides) if piece else 0)
+
+
+def _view(piece: Piece, array: Array) -> Array:
+    """A piece of an array, for its entries one by one."""
+    starts = tuple(slice(start, None) for start in piece.starts)
+    strides = piece.strides(array.strides)
+    return as_strided(array[starts], piece.shape, strides)  # type: ignore[no-any-return]

@@ -1,0 +1,227 @@
+"""Arrays in dicts, sequences and dataclasses: which of them a tree means, and results like them.
+
+A branch with named children takes a mapping, a dataclass or a named tuple with those names; one
+without names takes a list or a tuple; one whose children have patterns takes any nest of these,
+and matches the dotted names of the arrays in it. The first pattern that matches takes an array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from projgen.errors import quote
+from projgen.tree import Node, NormTree
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node of a tree stands among the arrays of one call.
+
+    A pattern stands for as many children as it matches, so a node may have several places.
+    ``key`` leads to the array, or to the mapping or sequence of those beneath, in what the call
+    was given. A leaf's place has no ``children``.
+    """
+
+    node: Node
+    key: Key
+    children: tuple[Place, ...] = ()
+
+    def leaves(self) -> Iterator[Place]:
+        """The places of arrays, in the spec's order."""
+        if not self.children:
+            yield self
+        for child in self.children:
+            yield from child.leaves()
+
+    @property
+    def label(self) -> str:
+        """What messages call it: ``enc.weight``, or ``y`` for the only array."""
+        return dotted(self.key) or "y"
+
+
+def places(tree: NormTree, y: Any, unmatched: str = "error") -> Place:
+    """The places of `tree` among the arrays of `y`.
+
+    A TypeError for the wrong kind of structure, a ValueError for missing and left over arrays.
+    `unmatched="pass"` lets those be that no pattern matches.
+    """
+    return _place(tree.root, y, (), unmatched == "pass")
+
+
+def _place(node: Node, y: Any, key: Key, lenient: bool) -> Place:
+    if not node.children:
+        if entries(y) is not None and type(y) not in (list, tuple):  # those may be arrays
+            raise TypeError(
+                f"{_subject(key)} is a {type(y).__name__}, and {quote(str(node))} takes an array"
+            )
+        return Place(node, key)
+    if not node.is_branch:
+        (child,) = node.children
+        return Place(node, key, (_place(child, y, key, lenient),))
+    found = entries(y)
+    if node.is_patterned:
+        if found is None:
+            raise _wrong_kind(node, key, y, "a dict of arrays, as of a model's parameters")
+        names = {dotted(path): (*key, *path) for path, _ in flat(y)}
+        taken: set[str] = set()
+        place = _patterned(node, names, key, taken)
+        left = [name for name in names if name not in taken]
+        if left and not lenient:
+            raise ValueError(
+                f"no pattern matches {_listed(left)}; write a pattern for the rest, or build with "
+                "unmatched='pass' to leave them as they are"
+            )
+        return place
+    named = node.children[0].name is not None
+    listed = isinstance(y, (list, tuple))
+    if found is None or (listed and not hasattr(y, "_fields") if named else not listed):
+        kind = "a dict, a dataclass or keyword arguments" if named else "a list or a tuple"
+        raise _wrong_kind(node, key, y, f"{kind}, with {_wanted(node)}")
+    if named:
+        return Place(node, key, tuple(_named(node, found, key, lenient)))
+    if len(found) != len(node.children):
+        raise ValueError(
+            f"{_subject(key)} has {len(found)} entries, and {quote(str(node))} takes "
+            f"{len(node.children)}"
+        )
+    children = zip(node.children, found.items(), strict=True)
+    return Place(
+        node,
+        key,
+        tuple(_place(child, value, (*key, name), lenient) for child, (name, value) in children),
+    )
+
+
+def _named(node: Node, found: Mapping[Any, Any], key: Key, lenient: bool) -> Iterator[Place]:
+    names = [child.name or "" for child in node.children]
+    missing = [name for name in names if name not in found]
+    left = [str(name) for name in found if name not in names]
+    if missing:
+        close = get_close_matches(missing[0], left, n=1)
+        hint = f"; is it {quote(close[0])}?" if close else ""
+        raise ValueError(f"{_subject(key)} lacks {_listed(missing)}{hint}")
+    if left and not lenient:
+        raise ValueError(
+            f"{_subject(key)} has {_listed(left)}, which the spec does not name; build with "
+            "unmatched='pass' to leave such arrays as they are"
+        )
+    for child, name in zip(node.children, names, strict=True):
+        yield _place(child, found[name], (*key, name), lenient)
+
+
+def _patterned(node: Node, names: Mapping[str, Key], key: Key, taken: set[str]) -> Place:
+    """The place of a branch over those arrays that its children's patterns match."""
+    children: list[Place] = []
+    for child in node.children:
+        if child.pattern is None:
+            children.append(_patterned(child, names, key, taken))
+            continue
+        matches = [name for name in names if fnmatchcase(name, child.pattern)]
+        fresh = [name for name in matches if name not in taken]
+        if not fresh:
+            close = get_close_matches(child.pattern.replace("*", ""), names, n=3, cutoff=0.3)
+            reason = "that no earlier pattern took" if matches else "of these arrays"
+            raise ValueError(
+                f"pattern {quote(child.pattern)} matches none {reason}; "
+                f"there are {_listed(close or list(names))}"
+            )
+        taken.update(fresh)
+        children += [_chain(child, names[name]) for name in fresh]
+    return Place(node, key, tuple(children))
+
+
+def _chain(node: Node, key: Key) -> Place:
+    return Place(node, key, tuple(_chain(child, key) for child in node.children))
+
+
+def entries(y: Any) -> Mapping[Any, Any] | None:
+    """What a mapping, a dataclass, a named tuple, a list or a tuple holds; None for others."""
+    if isinstance(y, Mapping):
+        return y
+    if dataclasses.is_dataclass(y) and not isinstance(y, type):
+        return {field.name: getattr(y, field.name) for field in dataclasses.fields(y)}
+    if isinstance(y, tuple) and hasattr(y, "_fields"):
+        return dict(zip(y._fields, y, strict=True))
+    if isinstance(y, (list, tuple)):
+        return dict(enumerate(y))
+    return None
+
+
+def flat(y: Any) -> Iterator[tuple[Key, Any]]:
+    """The arrays of a nest of structures, each with its key. None holds the place of no array."""
+    found = entries(y)
+    if found is None:
+        if y is not None:
+            yield (), y
+        return
+    for name, value in found.items():
+        for key, array in flat(value):
+            yield (name, *key), array
+
+
+def at(y: Any, key: Key) -> Any:
+    """What stands in `y` at `key`; a ValueError if there is nothing."""
+    for depth, name in enumerate(key):
+        found = entries(y)
+        if found is None or name not in found:
+            raise ValueError(f"there is no {quote(dotted(key[: depth + 1]))}")
+        y = found[name]
+    return y
+
+
+def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
+    """A structure like `y` with `results` at their keys, and everything else as in `y`."""
+    if key in results:
+        return results[key]
+    found = entries(y)
+    if found is None:
+        return y
+    values = {name: rebuilt(value, results, (*key, name)) for name, value in found.items()}
+    if isinstance(y, Mapping):
+        try:
+            return type(y)(values)  # type: ignore[call-arg]
+        except TypeError:  # a mapping that is made in a way of its own
+            return values
+    if isinstance(y, tuple) and hasattr(y, "_fields"):
+        return type(y)(*values.values())
+    if isinstance(y, (list, tuple)):
+        return type(y)(values.values())
+    return dataclasses.replace(y, **values)
+
+
+def dotted(key: Sequence[str | int]) -> str:
+    return ".".join(map(str, key))
+
+
+def mapped(place: Place, change: Callable[[Place], Any]) -> dict[Key, Any]:
+    """What `change` makes of each array's place, by its key."""
+    return {leaf.key: change(leaf) for leaf in place.leaves()}
+
+
+def _subject(key: Key) -> str:
+    return quote(dotted(key)) if key else "y"
+
+
+def _wanted(node: Node) -> str:
+    if node.children[0].name is None:
+        return f"{len(node.children)} entries"
+    return _listed([child.name or "" for child in node.children])
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(quote(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _wrong_kind(node: Node, key: Key, y: Any, wanted: str) -> TypeError:
+    return TypeError(
+        f"{quote(str(node))} takes several arrays: {_subject(key)} must be {wanted}; "
+        f"it is a {type(y).__name__}"
+    )

@@ -1,0 +1,150 @@
+"""The arrays that a call binds to names of the spec: weights of values, labels of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projgen.arrays import detached, view
+from projgen.errors import quote
+from projgen.structure import Place, at, dotted, entries, flat
+from projgen.tree import NormTree
+from projgen.trees import BoundArm, BoundTree
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a call binds to the names of a spec: weights as they came, and checked labels.
+
+    Calls of one ``signature`` have weights of the same shapes, and the same labels.
+    """
+
+    arrays: Mapping[str, Any]
+    labels: Mapping[str, Array]
+    signature: Hashable
+
+
+def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
+    """The arrays of a call; a TypeError for names that the spec lacks, and that the call does."""
+    check_names(tree, given)
+    labels = read_labels(tree, given)
+    shapes = tuple(
+        (name, tuple((key, np.shape(detached(array))) for key, array in flat(given[name])))
+        for name in given
+        if name not in labels
+    )
+    contents = tuple((name, array.tobytes()) for name, array in labels.items())
+    return Given(given, labels, (shapes, contents))
+
+
+def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
+    """The group labels that `tree` names: vectors of whole numbers, of at least 0."""
+    labels: dict[str, Array] = {}
+    for node in tree.levels:
+        if node.groups is not None and node.groups not in labels:
+            array = view(detached(_given(node.groups, given, "an array of labels")))[0]
+            if array.dtype.kind not in "iu" or array.ndim != 1:
+                raise TypeError(
+                    f"{quote(node.groups)} takes a vector of whole numbers, the group of each "
+                    f"place; it has rank {array.ndim} and dtype {array.dtype}"
+                )
+            if array.size and int(array.min()) < 0:
+                raise ValueError(f"{quote(node.groups)} has a negative label")
+            if array.size and int(array.max()) >= max(1 << 20, 4 * array.size):
+                raise ValueError(
+                    f"{quote(node.groups)} has label {int(array.max())}: labels count groups from "
+                    "0; np.unique(labels, return_inverse=True)[1] makes such ones"
+                )
+            labels[node.groups] = np.ascontiguousarray(array, np.int64)
+    return labels
+
+
+def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
+    """A TypeError for an argument of the call that the spec does not name."""
+    for name in given:
+        if name not in tree.bound_names:
+            names = tree.bound_names
+            hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"
+            raise TypeError(f"{quote(name)} is not named in {tree.spec}: {hint}")
+
+
+def is_weighted(place: Place) -> bool:
+    """Whether the level has weights, its own or those of its children."""
+    return place.node.weights is not None or any(
+        child.node.weight != 1 for child in place.children if place.node.is_branch
+    )
+
+
+def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str, Any]) -> Array:
+    """The weights of the values that a level aggregates: float64, of at least 0.
+
+    A leaf's have its array's shape, those of other levels the shape of `BoundArm.dims`.
+    """
+    node, name = place.node, place.node.weights
+    arm = bound.arms_of(place)[0]
+    if not place.children:
+        return _fitted(_given(name, given), arm.shape, name)
+    if not node.is_branch:
+        return _ordered(_given(name, given), arm, level, name)
+    *outer, _ = arm.dims(level)
+    parts: list[Array] = []
+    for child in place.children:
+        arms = bound.arms_of(child)
+        dims = (*outer, arms[0].dims(level)[-1])
+        part: Array = np.full(dims, child.node.weight)
+        if name is not None:
+            own = _of_child(name, given, place, child)
+            one = len(arms) == 1
+            part = part * (_ordered(own, arms[0], level, name) if one else _fitted(own, dims, name))
+        parts.append(part)
+    return np.concatenate(parts, axis=-1)
+
+
+def _given(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
+    if name is None or name not in given:
+        raise TypeError(f"the spec names {what}, {quote(str(name))}: give {name}=array at the call")
+    return given[name]
+
+
+def _of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) -> Any:
+    """The weights of one child of a branch: they stand as the arrays do."""
+    weights = _given(name, given, "the weights of a branch")
+    key = child.key[len(place.key) :]
+    found = entries(weights)
+    if found is not None and dotted(key) in found:
+        return found[dotted(key)]
+    try:
+        return at(weights, key)
+    except ValueError:
+        raise ValueError(
+            f"{quote(name)} lacks the weights of {child.label}: a branch's weights are a dict or a "
+            "sequence like that of its arrays"
+        ) from None
+
+
+def _ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
+    """Weights with the array's axes, in the shape and order of the level's values."""
+    fitted = _fitted(weights, arm.natural(level), name)
+    return np.ascontiguousarray(fitted.transpose(arm.order(level)).reshape(arm.dims(level)))
+
+
+def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
+    array = view(detached(weights))[0]
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
+    try:
+        fitted = np.broadcast_to(np.ascontiguousarray(array, np.float64), shape)
+    except ValueError:
+        raise ValueError(
+            f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "
+            f"the values that it weighs, {shape}"
+        ) from None
+    if not np.all((array >= 0) & np.isfinite(array)):
+        raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
+    return fitted
