@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from projgen.arrays import Array, Wrap, check_dtype, on_gpu, view, writable_view, written
-from projgen.operands import check_out, check_radii, overlap
-from projgen.structure import Key, Place, at, dotted, places, rebuilt
+from projgen.operands import check_out, check_radii, overlap, same_memory
+from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
 from projgen.weights import Given, read_given
 
 if TYPE_CHECKING:
     from projgen.projection import Projection
 
+REMEMBERED = 64  # forms of arguments, of one projection, that need no second look
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -39,8 +41,9 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     y, given = _split(projection, y, named)
     call = _read(projection, y, given)
     radii = _radii(projection, radius, call.bound)
-    targets = {key: np.empty_like(array) for key, array in call.arrays.items()}
-    if out is not None:
+    if out is None:
+        targets = {key: np.empty_like(array) for key, array in call.arrays.items()}
+    else:
         targets = _targets(call, y, out)
     if projection.backend == "numpy":
         from projgen import interpret_trees
@@ -113,42 +116,76 @@ def _split(
 
 def _read(projection: Projection, y: Any, named: Mapping[str, Any]) -> _Call:
     tree = projection.tree
-    place = places(tree, y, projection.unmatched)
     given = read_given(tree, named)
+    form = outline(y)
+    place = projection._places.get(form)
+    if place is None:
+        place = _remember(projection._places, form, places(tree, y, projection.unmatched))
     arrays: dict[Key, Array] = {}
     wraps: dict[Key, Wrap] = {}
-    for leaf in place.leaves():
-        array = at(y, leaf.key)
-        with _named(leaf):
+    for arm in place.arms:
+        array = at(y, arm.key)
+        with _named(arm):
             if on_gpu(array):
                 raise TypeError("trees beyond chains of l1, l2 and linf run on the CPU: use .cpu()")
-            arrays[leaf.key], wraps[leaf.key] = view(array)
-            check_dtype(arrays[leaf.key])
+            arrays[arm.key], wraps[arm.key] = view(array)
+            check_dtype(arrays[arm.key])
     shapes = {key: array.shape for key, array in arrays.items()}
-    return _Call(y, bind_tree(tree, place, shapes, given.labels), arrays, wraps, given)
+    shape = form, tuple(shapes.values()), given.signature
+    bound = projection._bound.get(shape)
+    if bound is None:
+        made = bind_tree(tree, place, shapes, given.labels)
+        bound = _remember(projection._bound, shape, made)
+    return _Call(y, bound, arrays, wraps, given)
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(memory) >= REMEMBERED:
+        memory.clear()
+    memory[key] = value
+    return value
 
 
 def _targets(call: _Call, y: Any, out: Any) -> dict[Key, Array]:
     """Where the results go: checked against all that is read and written."""
     targets: dict[Key, Array] = {}
-    for leaf in call.bound.place.leaves():
+    for leaf in call.bound.place.arms:
         key = leaf.key
         with _named(leaf, "out"):
             own = at(out, key)
             array = call.arrays[key]
             targets[key] = array if own is at(y, key) else writable_view(own)
             check_out(array, targets[key])
+    _check_apart(call.arrays, targets)
+    return targets
+
+
+def _check_apart(arrays: Mapping[Key, Array], targets: Mapping[Key, Array]) -> None:
+    """A ValueError if a result would be written to where another array is."""
+    spans = [(*byte_bounds(target), True, key) for key, target in targets.items()]
+    spans += [
+        (*byte_bounds(array), False, key)
+        for key, array in arrays.items()
+        if not same_memory(array, targets[key])
+    ]
+    spans.sort(key=lambda span: span[0])
+    reach = 0
+    for start, stop, *_ in spans:
+        if start < reach:
+            break
+        reach = max(reach, stop)
+    else:
+        return  # nothing is near anything else
     for key, target in targets.items():
-        for other, array in call.arrays.items():
+        for other, array in arrays.items():
             if other != key and overlap(array, target):
                 raise ValueError(
-                    f"out {dotted(key)} shares memory with y {dotted(other)}: arrays that share "
-                    "memory cannot be projected in place"
+                    f"out {dotted(key)} shares memory with y {dotted(other)}: the result of one "
+                    "array would be written over another"
                 )
         for other, second in targets.items():
             if other != key and overlap(second, target):
-                raise ValueError(f"out {dotted(key)} and {dotted(other)} share memory")
-    return targets
+                raise ValueError(f"out {dotted(key)} and out {dotted(other)} share memory")
 
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.cpu.compose import Composition
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
+    from projgen.structure import Place
+    from projgen.trees import BoundTree
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
@@ -37,10 +39,12 @@ class Projection:
 
     __slots__ = (
         "_backend",
+        "_bound",
         "_calls",
         "_check_finite",
         "_compositions",
         "_is_plain",
+        "_places",
         "_threads",
         "_tree",
         "_unmatched",
@@ -52,7 +56,9 @@ class Projection:
     _unmatched: Unmatched
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
-    _compositions: dict[Any, Composition]
+    _places: dict[Any, Place]  # of trees: for structures of this form,
+    _bound: dict[Any, BoundTree]  # for arrays of these shapes in them,
+    _compositions: dict[Any, Composition]  # and laid out so
 
     def __init__(
         self,
@@ -70,6 +76,8 @@ class Projection:
         set_(self, "_unmatched", unmatched)
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
+        set_(self, "_places", {})
+        set_(self, "_bound", {})
         set_(self, "_compositions", {})
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -8,10 +8,11 @@ and matches the dotted names of the arrays in it. The first pattern that matches
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from projgen.errors import quote
@@ -20,7 +21,7 @@ from projgen.tree import Node, NormTree
 Key = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """Where a node of a tree stands among the arrays of one call.
 
@@ -34,11 +35,16 @@ class Place:
     children: tuple[Place, ...] = ()
 
     def leaves(self) -> Iterator[Place]:
-        """The places of arrays, in the spec's order."""
+        """`arms`, one by one."""
         if not self.children:
             yield self
         for child in self.children:
             yield from child.leaves()
+
+    @cached_property
+    def arms(self) -> tuple[Place, ...]:
+        """The places of arrays, in the spec's order."""
+        return tuple(self.leaves())
 
     @property
     def label(self) -> str:
@@ -166,6 +172,14 @@ def flat(y: Any) -> Iterator[tuple[Key, Any]]:
             yield (name, *key), array
 
 
+def outline(y: Any) -> Any:
+    """What `places` goes by, hashable: kinds and names, without the arrays."""
+    found = entries(y)
+    if found is None:
+        return None
+    return type(y), tuple((name, outline(value)) for name, value in found.items())
+
+
 def at(y: Any, key: Key) -> Any:
     """What stands in `y` at `key`; a ValueError if there is nothing."""
     for depth, name in enumerate(key):
@@ -198,11 +212,6 @@ def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
 
 def dotted(key: Sequence[str | int]) -> str:
     return ".".join(map(str, key))
-
-
-def mapped(place: Place, change: Callable[[Place], Any]) -> dict[Key, Any]:
-    """What `change` makes of each array's place, by its key."""
-    return {leaf.key: change(leaf) for leaf in place.leaves()}
 
 
 def _subject(key: Key) -> str:

@@ -58,7 +58,7 @@ class BoundArm:
         return bool(cut.block) and self.shape[cut.axis] % cut.block != 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoundTree:
     """A tree over the arrays of one call. ``arms`` are in the order of ``place.leaves()``."""
 

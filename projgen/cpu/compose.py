@@ -6,7 +6,7 @@ Nothing is written before the root is reached, so bad input leaves every `out` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,11 +282,13 @@ class Composition:
         self,
         bound: BoundTree,
         operands: Mapping[Key, Operand],
+        ways: Mapping[Key, Callable[[Array, Array], Operand]],
         given: Weights,
         labels: Mapping[str, Array],
         threads: int,
     ) -> None:
         self.bound = bound
+        self.ways = ways  # from a call's arrays to operands
         self.root = cut_into_parts(bound)
         self._runs: dict[int, LeafPart | JoinedPart] = {}
         for part in self.root.walk():

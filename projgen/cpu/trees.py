@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from projgen import interpret_trees
 from projgen.cpu.compose import Composition, Operand, OutOfRangeError
 from projgen.cpu.pool import default_threads
 from projgen.operands import is_finite, same_directions, same_memory, walkable
-from projgen.parts import cut_into_parts
+from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key
 from projgen.trees import BoundArm, BoundTree
 from projgen.weights import Given
@@ -34,32 +34,23 @@ def project(
     given: Given,
 ) -> None:
     """`arrays` into `outs`, all of which have been checked; or in place, where both are one."""
-    operands = {
-        arm.key: _operand(arm, arrays[arm.key], outs[arm.key], chained)
-        for arm, chained in _arms(bound)
-    }
     try:
-        _composition(projection, bound, operands, given).project(
-            operands, radii.reshape(-1), given.arrays
-        )
+        composition, operands = _composition(projection, bound, arrays, outs, given)
+        composition.project(operands, radii.reshape(-1), given.arrays)
     except OutOfRangeError:
         _rescue(projection, bound, arrays, outs, radii, given)
         return
     for key, operand in operands.items():
-        if not same_memory(operand.target, outs[key]):
-            np.copyto(outs[key], operand.target)
+        if operand.out is None and operand.y is not arrays[key]:
+            np.copyto(outs[key], operand.y)
 
 
 def norms(
     projection: Projection, bound: BoundTree, arrays: Mapping[Key, Array], given: Given
 ) -> Array:
     """The norm of each index of the batch."""
-    operands = {
-        arm.key: _operand(arm, arrays[arm.key], arrays[arm.key], chained)
-        for arm, chained in _arms(bound)
-    }
     try:
-        composition = _composition(projection, bound, operands, given)
+        composition, operands = _composition(projection, bound, arrays, arrays, given)
         found = composition.norms({key: each.y for key, each in operands.items()}, given.arrays)
         return found.reshape(bound.batch)
     except OutOfRangeError:
@@ -68,50 +59,65 @@ def norms(
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
 
 
-def _arms(bound: BoundTree) -> list[tuple[BoundArm, bool]]:
-    """Each arm, and whether its array goes through a chain's kernel."""
-    parts = cut_into_parts(bound).walk()
-    return [(part.arm, part.kind == "chain") for part in parts if part.arm is not None]
-
-
-def _operand(arm: BoundArm, y: Array, out: Array, chained: bool) -> Operand:
-    """What the kernels are given: `y` and `out`, or where those won't do a copy, in place."""
-    nonneg = chained and any(node.nonneg for node in arm.arm.nodes)
-    if nonneg:
-        positive = np.where(y > 0, y, y * 0 + 0)  # -inf becomes NaN, and is noticed
-        return Operand(positive, None)
-    if not (walkable(y) and walkable(out)):
-        return Operand(np.array(y, order="C"), None)
-    if same_memory(y, out):
-        return Operand(y, None)
-    if not same_directions(y, out):
-        return Operand(np.array(y, order="C"), None)
-    return Operand(y, out)
-
-
 def _composition(
-    projection: Projection, bound: BoundTree, operands: Mapping[Key, Operand], given: Given
-) -> Composition:
-    """The composition that is ready for arrays like these, or a new one."""
-    arrays = (
-        (
-            key,
-            each.y.dtype.name,
-            each.y.shape,
-            each.y.strides,
-            None if each.out is None else each.out.strides,
-        )
-        for key, each in operands.items()
+    projection: Projection,
+    bound: BoundTree,
+    arrays: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    given: Given,
+) -> tuple[Composition, dict[Key, Operand]]:
+    """The composition that is ready for arrays like these, or a new one; and its operands."""
+    layouts = tuple(
+        (array.dtype.char, array.strides, out.strides, array is out or same_memory(array, out))
+        for array, out in zip(arrays.values(), outs.values(), strict=True)
     )
-    key = bound.place, tuple(arrays), given.signature
-    found = projection._compositions.get(key)
+    signature = bound, layouts, given.signature
+    found = projection._compositions.get(signature)
+    if found is not None and all(array.flags.aligned for array in arrays.values()):
+        ways = found.ways
+    else:
+        ways = {
+            part.arm.key: _way(part, arrays[part.arm.key], outs[part.arm.key])
+            for part in cut_into_parts(bound).walk()
+            if part.arm is not None
+        }
+        found = None
+    operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
     if found is None:
         threads = projection._threads or default_threads()
-        found = Composition(bound, operands, given.arrays, given.labels, threads)
+        found = Composition(bound, operands, ways, given.arrays, given.labels, threads)
         if len(projection._compositions) >= REMEMBERED:
             projection._compositions.clear()
-        projection._compositions[key] = found
-    return found
+        projection._compositions[signature] = found
+    return found, operands
+
+
+def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:
+    """How arrays like these reach the kernels: as they are, or where that won't do as copies."""
+    nodes = part.arm.arm.nodes if part.arm else ()
+    if part.kind == "chain" and any(node.nonneg for node in nodes):
+        return _positive
+    if not (walkable(y) and walkable(out)):
+        return _copied
+    if same_memory(y, out):
+        return _in_place
+    return _apart if same_directions(y, out) else _copied
+
+
+def _positive(y: Array, out: Array) -> Operand:
+    return Operand(np.where(y > 0, y, y * 0 + 0), None)  # -inf becomes NaN, and is noticed
+
+
+def _copied(y: Array, out: Array) -> Operand:
+    return Operand(np.array(y, order="C"), None)
+
+
+def _in_place(y: Array, out: Array) -> Operand:
+    return Operand(y, None)
+
+
+def _apart(y: Array, out: Array) -> Operand:
+    return Operand(y, out)
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
