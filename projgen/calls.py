@@ -48,8 +48,8 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     if projection.backend == "numpy":
         from projgen import interpret_trees
 
-        for array in call.arrays.values():
-            projection._finite(array)
+        for arm in call.bound.arms:
+            projection._finite(call.arrays[arm.key], arm.arm.label)
         results = interpret_trees.project(
             call.bound, call.arrays, radii, call.given.arrays, call.given.labels
         )
@@ -73,8 +73,8 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     if projection.backend == "numpy":
         from projgen import interpret_trees
 
-        for array in call.arrays.values():
-            projection._finite(array)
+        for arm in call.bound.arms:
+            projection._finite(call.arrays[arm.key], arm.arm.label)
         norms = interpret_trees.norm(call.bound, call.arrays, call.given.arrays, call.given.labels)
     else:
         from projgen.cpu import trees

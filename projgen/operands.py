@@ -113,12 +113,12 @@ def is_finite(y: Array) -> bool:
     return bool(np.isfinite(y.max()) and np.isfinite(y.min()))
 
 
-def require_finite(y: Array) -> None:
+def require_finite(y: Array, name: str = "y") -> None:
     """A ValueError for NaN and inf, with the first place."""
     if not is_finite(y):
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
         raise ValueError(
-            f"y has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
+            f"{name} has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
             "or build with check_finite=False"
         )
 

@@ -270,10 +270,10 @@ class Projection:
 
         project.project(self, binding, y, out, radii)
 
-    def _finite(self, y: Array) -> Array:
+    def _finite(self, y: Array, name: str = "y") -> Array:
         """`y`; a ValueError for NaN and inf, unless the check is off."""
         if self._check_finite is not False:
-            require_finite(y)
+            require_finite(y, name)
         return y
 
     def __eq__(self, other: object) -> bool:

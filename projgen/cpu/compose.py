@@ -66,17 +66,24 @@ class Chain:
         )
         self._call = Call(compiled, threads)
         self._shape = shape
+        batch = self._call.plan.layout.batch
+        self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
+        """What to end with, and the norms of the batch: by axis, or if `orderly` as they come."""
         sweep = self._call.begin(y)
         if sweep is None:
             raise OutOfRangeError
-        return sweep, axis_order(sweep.norms, self._binding, self._call.plan, self._shape)
+        norms = sweep.norms
+        if not self.orderly:
+            norms = axis_order(norms, self._binding, self._call.plan, self._shape)
+        return sweep, norms
 
     def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
         """Whether the result was written: it is not where nothing changes."""
-        ordered = memory_order(radii, self._binding, self._call.plan)
-        return self._call.end(begun, y, out, ordered) == Call.PROJECTED
+        if not self.orderly:
+            radii = memory_order(radii, self._binding, self._call.plan)
+        return self._call.end(begun, y, out, radii.reshape(-1)) == Call.PROJECTED
 
     def abandon(self, begun: Any) -> None:
         self._call.abandon(begun)
@@ -100,6 +107,7 @@ class Group:
         self._call = GroupCall(
             ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
         )
+        self.orderly = True
 
     def begin(self, y: int, weights: int) -> tuple[None, Radii]:
         norms = self._call.norms(y, weights)
@@ -141,6 +149,13 @@ class LeafPart:
             _Walk(piece, self._kernel(piece, like, weights, labels, threads))
             for piece in pieces(arm)
         ]
+        self._straight = (
+            len(self._walks) == 1
+            and self._walks[0].kernel.orderly
+            and not any(arm.is_ragged(cut) for cut in arm.arm.cuts)
+            and self._order == tuple(range(len(self._order)))
+            and self._numbers in (None, len(self._order) - 1)
+        )
 
     def _kernel(
         self,
@@ -167,19 +182,30 @@ class LeafPart:
 
     def begin(self, y: Array, weights: Array | None) -> tuple[list[Any], Radii]:
         """The part's values, in the order of `BoundArm.dims`, and what to end with."""
+        if self._straight:
+            state, norms = self._walks[0].kernel.begin(y.ctypes.data, _address(None, weights))
+            return [state], norms.reshape(self._dims)
         values = np.zeros(self._natural)
         begun: list[Any] = []
         for walk in self._walks:
             at = y.ctypes.data + walk.piece.offset(y.strides)
             state, norms = walk.kernel.begin(at, _address(walk.piece, weights))
             begun.append(state)
+            place = values[self._where(walk.piece)]
             if self._numbers is not None:
-                norms = np.moveaxis(norms, -1, self._numbers)
-            values[self._where(walk.piece)] = norms
+                place = np.moveaxis(place, self._numbers, -1)
+            place[...] = norms.reshape(place.shape)
         return begun, values.transpose(self._order).reshape(self._dims)
 
     def end(self, begun: list[Any], operand: Operand, radii: Radii, weights: Array | None) -> None:
+        """Project the operand, on radii in that order."""
         y, out = operand.y, operand.target
+        if self._straight:
+            y_at, out_at, own_at = y.ctypes.data, out.ctypes.data, _address(None, weights)
+            written = self._walks[0].kernel.end(begun[0], y_at, out_at, radii, own_at)
+            if not written and operand.out is not None:
+                np.copyto(out, y)
+            return
         extents = [self._natural[axis] for axis in self._order]
         natural = radii.reshape(extents).transpose(self._back)
         for walk, state in zip(self._walks, begun, strict=True):

@@ -54,8 +54,8 @@ def norms(
         found = composition.norms({key: each.y for key, each in operands.items()}, given.arrays)
         return found.reshape(bound.batch)
     except OutOfRangeError:
-        for array in arrays.values():
-            projection._finite(array)
+        for arm in bound.arms:
+            projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
 
 
@@ -105,7 +105,8 @@ def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:
 
 
 def _positive(y: Array, out: Array) -> Operand:
-    return Operand(np.where(y > 0, y, y * 0 + 0), None)  # -inf becomes NaN, and is noticed
+    with np.errstate(invalid="ignore"):
+        return Operand(np.where(y > 0, y, y * 0 + 0), None)  # -inf becomes NaN, and is noticed
 
 
 def _copied(y: Array, out: Array) -> Operand:
@@ -131,8 +132,8 @@ def _rescue(
 ) -> None:
     """Values that are not finite, or whose sums leave the range of float64: the reference's way,
     which scales them. Rare, and not fast."""
-    for array in arrays.values():
-        projection._finite(array)
+    for arm in bound.arms:
+        projection._finite(arrays[arm.key], arm.arm.label)
     finite = _finite_entries(bound, arrays)
     tame = {arm.key: np.where(_spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
     results = interpret_trees.project(bound, tame, radii, given.arrays, given.labels)
