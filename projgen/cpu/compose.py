@@ -71,13 +71,13 @@ class Chain:
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         """What to end with, and the norms of the batch: by axis, or if `orderly` as they come."""
-        sweep = self._call.begin(y)
-        if sweep is None:
+        begun = self._call.begin(y)
+        if begun is None:
             raise OutOfRangeError
-        norms = sweep.norms
+        norms = self._call.norms_of(begun)
         if not self.orderly:
             norms = axis_order(norms, self._binding, self._call.plan, self._shape)
-        return sweep, norms
+        return begun, norms
 
     def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
         """Whether the result was written: it is not where nothing changes."""
@@ -341,6 +341,8 @@ class Composition:
         call = _Call(self, {key: operand.y for key, operand in operands.items()}, given)
         try:
             total = call.up(self.root)
+            if np.any((total < Call.VANISHING) & (radii < Call.VANISHING)):
+                raise OutOfRangeError  # squares may have vanished on the way
             inside = bool(np.all(total <= radii)) and self.bound.tree.root.norm != "simplex"
             if inside and not any(node.nonneg for node in self.bound.tree.levels):
                 for operand in operands.values():

@@ -36,6 +36,16 @@ class Phase:
         return ("check", None) in self.after
 
     @property
+    def upward(self) -> tuple[tuple[str, StageCode | None], ...]:
+        """What is done after it and before the check."""
+        return self.after[: self.after.index(("check", None))]
+
+    @property
+    def downward(self) -> tuple[tuple[str, StageCode | None], ...]:
+        """The check, and what is done after it."""
+        return self.after[self.after.index(("check", None)) :]
+
+    @property
     def title(self) -> str:
         """What the phase is for, in words."""
         if self.kind in ("newton", "thresholds"):
@@ -163,6 +173,11 @@ class Kernel:
     @property
     def squares(self) -> bool:
         return any(NORMS[s.norm].squares for s in self.stages)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the squares of values may be zero where the values are not."""
+        return self.dtype == "float64" and self.squares
 
     @property
     def rounds_down(self) -> bool:

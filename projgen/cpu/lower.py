@@ -7,7 +7,7 @@ from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
-VERSION = 1  # of the generated code
+VERSION = 2  # of the generated code
 
 
 def lower(plan: Plan) -> Kernel:
