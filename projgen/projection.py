@@ -16,13 +16,12 @@ from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
+    from projgen.calls import Ready
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
-    from projgen.cpu.compose import Composition
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.structure import Place
-    from projgen.trees import BoundTree
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
@@ -39,12 +38,11 @@ class Projection:
 
     __slots__ = (
         "_backend",
-        "_bound",
         "_calls",
         "_check_finite",
-        "_compositions",
         "_is_plain",
         "_places",
+        "_ready",
         "_threads",
         "_tree",
         "_unmatched",
@@ -57,8 +55,7 @@ class Projection:
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
     _places: dict[Any, Place]  # of trees: for structures of this form,
-    _bound: dict[Any, BoundTree]  # for arrays of these shapes in them,
-    _compositions: dict[Any, Composition]  # and laid out so
+    _ready: dict[Any, Ready]  # and for arrays of these forms in them
 
     def __init__(
         self,
@@ -77,8 +74,7 @@ class Projection:
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
         set_(self, "_places", {})
-        set_(self, "_bound", {})
-        set_(self, "_compositions", {})
+        set_(self, "_ready", {})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Projection is immutable: cannot set {name!r}")

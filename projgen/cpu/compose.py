@@ -220,7 +220,7 @@ class LeafPart:
                 np.copyto(_view(piece, out), _view(piece, y))
 
     def _axis_of_numbers(self) -> int | None:
-        """Where the values have the numbers of groups, which a kernel counts along its last axis."""
+        """Where the values have the groups' numbers, which a kernel counts along its last axis."""
         arm = self.arm.arm
         for cut in arm.cuts:
             if cut.groups is not None:
@@ -317,8 +317,11 @@ class Composition:
         self.ways = ways  # from a call's arrays to operands
         self.root = cut_into_parts(bound)
         self._runs: dict[int, LeafPart | JoinedPart] = {}
+        self._weighted: set[int] = set()
         for part in self.root.walk():
             weighted = is_weighted(part.last)
+            if weighted:
+                self._weighted.add(id(part))
             if part.arm is None:
                 self._runs[id(part)] = JoinedPart(part, bound, weighted, threads)
                 continue
@@ -363,8 +366,8 @@ class _Call:
         self._composition = composition
         self._arrays = arrays
         self._given = given
-        self._begun: dict[int, Any] = {}
-        self._weights: dict[int, Array | None] = {}
+        self._begun: dict[int, tuple[Any, Any]] = {}
+        self._weights: dict[int, Array] = {}
 
     def up(self, part: Part) -> Radii:
         run = self._composition._runs[id(part)]
@@ -373,12 +376,12 @@ class _Call:
             begun, values = run.begin(self._arrays[run.arm.key], weights)
         else:
             begun, values = run.begin([self.up(child) for child in part.children], weights)
-        self._begun[id(part)] = begun
+        self._begun[id(part)] = run, begun
         return values
 
     def down(self, part: Part, operands: Mapping[Key, Operand], radii: Radii) -> None:
-        run = self._composition._runs[id(part)]
-        begun, weights = self._begun.pop(id(part)), self._weights[id(part)]
+        run, begun = self._begun.pop(id(part))
+        weights = self._weights.get(id(part))
         if isinstance(run, LeafPart):
             run.end(begun, operands[run.arm.key], radii, weights)
             return
@@ -387,15 +390,15 @@ class _Call:
 
     def abandon(self) -> None:
         """Give back what was begun and not ended."""
-        for part in self._composition.root.walk():
-            if id(part) in self._begun:
-                self._composition._runs[id(part)].abandon(self._begun.pop(id(part)))
+        for run, begun in self._begun.values():
+            run.abandon(begun)
+        self._begun.clear()
 
     def _level_weights(self, part: Part) -> Array | None:
-        weights = None
-        if is_weighted(part.last):
-            bound, level = self._composition.bound, part.levels[-1]
-            weights = level_weights(bound, part.last, level, self._given)
+        if id(part) not in self._composition._weighted:
+            return None
+        bound, level = self._composition.bound, part.levels[-1]
+        weights = level_weights(bound, part.last, level, self._given)
         self._weights[id(part)] = weights
         return weights
 

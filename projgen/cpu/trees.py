@@ -18,41 +18,41 @@ from projgen.trees import BoundArm, BoundTree
 from projgen.weights import Given
 
 if TYPE_CHECKING:
+    from projgen.calls import Ready
     from projgen.projection import Projection
 
 Array = NDArray[Any]
 
-REMEMBERED = 64  # compositions of one projection that are kept ready
-
 
 def project(
     projection: Projection,
-    bound: BoundTree,
+    ready: Ready,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     radii: Array,
     given: Given,
 ) -> None:
     """`arrays` into `outs`, all of which have been checked; or in place, where both are one."""
+    composition = _composition(projection, ready, arrays, outs, given)
+    ways = composition.ways.items()
+    operands = {key: way(arrays[key], outs[key]) for key, way in ways}
     try:
-        composition, operands = _composition(projection, bound, arrays, outs, given)
         composition.project(operands, radii.reshape(-1), given.arrays)
     except OutOfRangeError:
-        _rescue(projection, bound, arrays, outs, radii, given)
+        _rescue(projection, ready.bound, arrays, outs, radii, given)
         return
     for key, operand in operands.items():
         if operand.out is None and operand.y is not arrays[key]:
             np.copyto(outs[key], operand.y)
 
 
-def norms(
-    projection: Projection, bound: BoundTree, arrays: Mapping[Key, Array], given: Given
-) -> Array:
+def norms(projection: Projection, ready: Ready, arrays: Mapping[Key, Array], given: Given) -> Array:
     """The norm of each index of the batch."""
+    bound = ready.bound
+    composition = _composition(projection, ready, arrays, arrays, given)
+    operands = {key: way(arrays[key], arrays[key]).y for key, way in composition.ways.items()}
     try:
-        composition, operands = _composition(projection, bound, arrays, arrays, given)
-        found = composition.norms({key: each.y for key, each in operands.items()}, given.arrays)
-        return found.reshape(bound.batch)
+        return composition.norms(operands, given.arrays).reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
@@ -61,35 +61,23 @@ def norms(
 
 def _composition(
     projection: Projection,
-    bound: BoundTree,
+    ready: Ready,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     given: Given,
-) -> tuple[Composition, dict[Key, Operand]]:
-    """The composition that is ready for arrays like these, or a new one; and its operands."""
-    layouts = tuple(
-        (array.dtype.char, array.strides, out.strides, array is out or same_memory(array, out))
-        for array, out in zip(arrays.values(), outs.values(), strict=True)
-    )
-    signature = bound, layouts, given.signature
-    found = projection._compositions.get(signature)
-    if found is not None and all(array.flags.aligned for array in arrays.values()):
-        ways = found.ways
-    else:
+) -> Composition:
+    """The composition for arrays like these: made at their first call."""
+    if ready.made is None:
         ways = {
             part.arm.key: _way(part, arrays[part.arm.key], outs[part.arm.key])
-            for part in cut_into_parts(bound).walk()
+            for part in cut_into_parts(ready.bound).walk()
             if part.arm is not None
         }
-        found = None
-    operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
-    if found is None:
+        operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
         threads = projection._threads or default_threads()
-        found = Composition(bound, operands, ways, given.arrays, given.labels, threads)
-        if len(projection._compositions) >= REMEMBERED:
-            projection._compositions.clear()
-        projection._compositions[signature] = found
-    return found, operands
+        ready.made = Composition(ready.bound, operands, ways, given.arrays, given.labels, threads)
+    made: Composition = ready.made
+    return made
 
 
 def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:
