@@ -67,6 +67,24 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     return rebuilt(y, {key: call.wraps[key](x) for key, x in targets.items()})
 
 
+def with_info(
+    projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]
+) -> tuple[Any, Info]:
+    """As `project`, and what that did: see `projgen.compare.with_info`."""
+    given_y, given = _split(projection, y, named)
+    call = _read(projection, given_y, given)
+    radii = _radii(projection, radius, call.bound)
+    before = dict(call.arrays)
+    if out is not None:
+        targets = _targets(call, given_y, out)
+        for key, array in before.items():
+            if np.may_share_memory(array, targets[key]):
+                before[key] = array.copy(order="K")
+    made = project(projection, y, radius, out, named)
+    after = _read(projection, detached(made), given).arrays
+    return made, tree_info(projection, call.bound, before, after, call.given, radii)
+
+
 def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     """The tree's norm of `y`: a float, or an array over the batch."""
     y, given = _split(projection, y, named)
