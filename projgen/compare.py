@@ -52,7 +52,7 @@ class Subject:
     def alive(self, level: int, leaf: Array) -> Array:
         """Which groups of a level are not all zero, from those of the leaf: along its axes."""
         found = np.any(leaf, axis=self.axes(level, self.depth - 2), keepdims=True)
-        return np.squeeze(found, axis=self.axes(level, self.depth))
+        return np.asarray(np.squeeze(found, axis=self.axes(level, self.depth)))
 
     def by_entry(self, level: int, groups: Array) -> Array:
         """The groups of a level with one axis for the batch and one for the levels above."""
@@ -60,7 +60,8 @@ class Subject:
         order = sorted(range(len(axes)), key=lambda i: (self.owners[axes[i]], i))
         batch = math.prod(self.y.shape[axis] for axis in self.axes(BATCH, BATCH))
         count = math.prod(self.y.shape[axis] for axis in self.axes(0, level - 1))
-        return groups.transpose(order).reshape(batch, count)
+        found: Array = groups.transpose(order).reshape(batch, count)
+        return found
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _level_info(
         alive = subjects[i].alive(level.level, found[i].alive)
     return LevelInfo(
         norm=level.node.norm,
-        name=level.node.name or "",
+        name=level.node.name or level.node.pattern or "",
         groups=sum(mask.shape[1] for mask in after),
         active=by_entry(sum(np.count_nonzero(mask, axis=1) for mask in after)),
         active_before=by_entry(sum(np.count_nonzero(mask, axis=1) for mask in before)),

@@ -28,7 +28,7 @@ class LevelInfo:
     ``groups`` is how many groups the level has in a batch entry: one at the root, and elsewhere
     as many as there are values of the levels above. ``active`` of them have an entry that is not
     zero, ``active_before`` had one before. Of a pattern, all arrays that it matches count.
-    ``name`` is that of the node in the spec, if it has one.
+    ``name`` is the node's name or pattern in the spec, if it has one.
 
     Where there is one array beneath the level, ``alive`` is a bool for each group, over the
     array's axes ``along``: those that neither this level nor one beneath it reduces (the batch's

@@ -1,5 +1,6 @@
 """What ``return_info=True`` tells: against the reference's numbers, and against arithmetic."""
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,14 @@ from cuda_support import loaded, needs_simt, stored
 from support import Array, bits, lay_out, norm, rehearsals, run_python
 
 import projgen
-from projgen import interpret, measure
+from projgen import interpret, interpret_trees, measure
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.cuda import nvrtc
 from projgen.cuda.arrays import view
+from projgen.structure import at, flat, places
+from projgen.trees import bind_tree
+from projgen.weights import read_given
 
 SPECS = [
     "l1", "l2", "linf", "l1(linf)", "l1(l2(linf))", "l2(l1)", "linf(l2)", "l1(axis=1)",
@@ -335,3 +339,98 @@ def test_a_gpu_s_bfloat16_is_read_as_numbers() -> None:
         assert np.array_equal(array.read(index), loaded(bits16, "bfloat16")[index])
         assert np.array_equal(array.copy().read(index), array.read(index))
         assert array.copy().dtype == "bfloat16"
+
+
+# Trees: several arrays, weights, blocks and groups.
+
+A, B, C = normal(5, 4), normal(4, 6, seed=1).astype(np.float32), normal(5, seed=2)
+TREES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "names": ("l1(enc=linf(axis=1), dec=linf(axis=0))", {"enc": A, "dec": B}, {}),
+    "patterns": ('l1(linf(axis=1) @ "*.w", l1 @ "*.b")', {"a.w": A, "b.w": B, "a.b": C}, {}),
+    "nested": ("l1(l1(a=linf(axis=1), b=l2(axis=0)), l1)", [{"a": A, "b": B}, C], {}),
+    "a root above a branch": (
+        "linf(l1(a=l2(axis=1), b=linf), axis=0)",
+        {"a": A, "b": normal(5, 3)},
+        {},
+    ),
+    "blocks": ("l1(linf(axis=1, block=3))", A, {}),
+}
+ONLY_REFERENCE = {
+    "weights of children": ("l1(2.0*linf(axis=1), 0.5*l1(axis=0))", [A, B], {}),
+    "weights": ("l1(linf(axis=1), w=ws)", A, {"ws": np.arange(5.0)}),
+    "weights of entries": ("l1(w=ws)", C, {"ws": np.arange(5.0)}),
+    "groups": ("l1(linf(axis=1, groups=g))", A, {"g": np.array([0, 1, 0, 2])}),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "numpy"])
+@pytest.mark.parametrize("name", TREES)
+def test_trees(name: str, backend: Any) -> None:
+    assert_tree_info(*TREES[name], backend)
+
+
+@pytest.mark.parametrize("name", ONLY_REFERENCE)
+def test_trees_with_weights_and_groups(name: str) -> None:
+    assert_tree_info(*ONLY_REFERENCE[name], "numpy")
+
+
+def assert_tree_info(spec: str, y: Any, given: dict[str, Any], backend: Any) -> None:
+    p = projgen.build(spec, backend=backend)
+    with rehearsals():
+        total = p.norm(y, **given)
+        for fraction in (0.0, 0.2, 0.7, 1.001):
+            x, info = p(y, fraction * total, return_info=True, **given)
+            z = copy.deepcopy(y)
+            _, again = p(z, fraction * total, out=z, return_info=True, **given)
+            plain = p(y, fraction * total, **given)
+            olds, news, same, in_place = ([a for _, a in flat(one)] for one in (y, x, plain, z))
+            assert list(map(bits, news)) == list(map(bits, same)) == list(map(bits, in_place))
+            np.testing.assert_array_equal(told(again), told(info))
+            assert info.norm_before == total
+            assert info.norm_after == pytest.approx(min(fraction, 1) * total, rel=1e-6)
+            moved = [np.linalg.norm(a.astype(float) - b) for a, b in zip(olds, news, strict=True)]
+            assert info.distance == pytest.approx(np.linalg.norm(moved), rel=1e-12)
+            assert len(info.levels) == len(p.tree.levels)
+            by_name = {array.shape: array for array in info.arrays}
+            for old, new in zip(olds, news, strict=True):
+                assert by_name[old.shape].nonzero == np.count_nonzero(new)
+                assert by_name[old.shape].dtype == old.dtype.name
+            leaves = [level for level, node in zip(info.levels, p.tree.levels, strict=True)
+                      if not node.children]  # fmt: skip
+            alive = [a for _, a in flat(p.active(x, **given))]
+            assert sum(level.active for level in leaves) == sum(map(np.count_nonzero, alive))
+            assert sum(level.groups for level in leaves) == sum(map(np.size, alive))
+            assert info.active[0] == any(map(np.any, news))
+            # A threshold is what makes the values add up to the radius.
+            root = p.tree.root
+            if root.norm == "l1":
+                place = places(p.tree, y)
+                shapes = {leaf.key: np.shape(at(y, leaf.key)) for leaf in place.leaves()}
+                read = read_given(p.tree, given)
+                bound = bind_tree(p.tree, place, shapes, read.labels)
+                arrays = {key: at(y, key) for key in shapes}
+                values, weights, exponent = interpret_trees.root_values(
+                    bound, arrays, given, read.labels
+                )
+                values, w = np.ldexp(values, exponent), 1.0 if weights is None else weights
+                left = np.maximum(values - info.threshold * w, 0) * w
+                assert left.sum() == pytest.approx(info.norm_after, rel=1e-6, abs=1e-12)
+            elif root.norm == "linf":
+                assert info.threshold == (fraction * total if fraction < 1 else np.inf)
+            else:
+                assert np.isnan(info.threshold)
+                assert "threshold" not in str(info)
+
+
+def test_levels_of_a_tree_have_names() -> None:
+    spec, y, _ = TREES["patterns"]
+    info = projgen.build(spec, backend="numpy")(y, 9.0, return_info=True)[1]
+    assert [(level.norm, level.name, level.groups) for level in info.levels] == [
+        ("l1", "", 1), ("linf", "*.w", 9), ("l1", "*.b", 1)
+    ]  # fmt: skip
+    assert [array.name for array in info.arrays] == ["a.w", "b.w", "a.b"]
+    assert info.levels[1].alive is None
+    assert info.levels[2].alive is not None
+    active = info.levels[1].active
+    assert f"  linf       {active} of 9 groups of *.w not all zero; 9 before\n" in str(info)
+    assert info.sparsity == pytest.approx(1 - sum(a.nonzero for a in info.arrays) / 49)

@@ -46,17 +46,37 @@ def project(
 
 
 def norms(
-    projection: Projection, bound: BoundTree, arrays: Mapping[Key, Array], given: Given
+    projection: Projection,
+    bound: BoundTree,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array] | None = None,
 ) -> Array:
-    """The norm of each index of the batch."""
+    """The norm of each index of the batch. `outs`: by the kernels that project into arrays so."""
     try:
-        composition, operands = _composition(projection, bound, arrays, arrays, given)
+        composition, operands = _composition(projection, bound, arrays, outs or arrays, given)
         found = composition.norms({key: each.y for key, each in operands.items()}, given.arrays)
         return found.reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
+
+
+def root_values(
+    projection: Projection,
+    bound: BoundTree,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array],
+) -> Array | None:
+    """What the root aggregates, along the last axis; None if only the reference can say it."""
+    try:
+        composition, operands = _composition(projection, bound, arrays, outs, given)
+        read = {key: each.y for key, each in operands.items()}
+        return composition.root_values(read, given.arrays)
+    except OutOfRangeError:
+        return None
 
 
 def _composition(
