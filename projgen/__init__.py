@@ -16,11 +16,22 @@ from projgen.projection import Projection, build, project
 
 if TYPE_CHECKING:
     from projgen.info import Info
+    from projgen.sweep import Path, path
 
 __version__ = "0.1.0"
-__all__ = ["CacheWarning", "Info", "Projection", "SpecError", "__version__", "build", "project"]
+__all__ = [
+    "CacheWarning",
+    "Info",
+    "Path",
+    "Projection",
+    "SpecError",
+    "__version__",
+    "build",
+    "path",
+    "project",
+]
 
-_LATER = {"Info": "projgen.info"}
+_LATER = {"Info": "projgen.info", "Path": "projgen.sweep", "path": "projgen.sweep"}
 
 
 def __getattr__(name: str) -> Any:
