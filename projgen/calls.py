@@ -14,13 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from projgen.arrays import Array, Wrap, check_dtype, on_gpu, view, writable_view, written
+from projgen.arrays import (
+    Array,
+    Wrap,
+    check_dtype,
+    detached,
+    on_gpu,
+    view,
+    writable_view,
+    written,
+)
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
 from projgen.weights import Given, read_given
 
 if TYPE_CHECKING:
+    from projgen.info import Info
     from projgen.projection import Projection
 
 REMEMBERED = 64  # forms of arguments, of one projection, that need no second look
@@ -83,6 +93,24 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
         return out
     wrapped = zip(targets.items(), call.wraps, strict=True)
     return rebuilt(y, {key: wrap(x) for (key, x), wrap in wrapped})
+
+
+def with_info(
+    projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]
+) -> tuple[Any, Info]:
+    """As `project`, and what that did: see `projgen.compare.with_info`."""
+    from projgen.compare_trees import tree_info
+
+    given_y, given = _split(projection, y, named)
+    call = _read(projection, given_y, given, out, "project")
+    radii = _radii(projection, radius, call.bound)
+    before = dict(call.arrays)
+    for key, target in call.targets.items():
+        if np.may_share_memory(before[key], target):
+            before[key] = before[key].copy(order="K")
+    made = project(projection, y, radius, out, named)
+    after = {key: view(detached(at(made, key)))[0] for key in before}
+    return made, tree_info(projection, call.bound, before, after, radii, call.given)
 
 
 def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:

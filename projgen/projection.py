@@ -107,7 +107,15 @@ class Projection:
         """What becomes of arrays that the tree does not name: see `build`."""
         return self._unmatched
 
-    def __call__(self, y: Any = None, radius: Any = None, *, out: Any = None, **arrays: Any) -> Any:
+    def __call__(
+        self,
+        y: Any = None,
+        radius: Any = None,
+        *,
+        out: Any = None,
+        return_info: bool = False,
+        **arrays: Any,
+    ) -> Any:
         """Project `y` onto the ball of `radius`.
 
         Args:
@@ -119,6 +127,7 @@ class Projection:
                 Left out where the spec has the count of l0.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
                 `y`, or `y` itself for in place.
+            return_info: whether to say what was done as well.
             **arrays: the weights and group labels that the spec names; and, in place of `y`,
                 the arrays of a tree whose root's children have names.
 
@@ -129,6 +138,9 @@ class Projection:
         Returns:
             The projection: `out` if given, else a new array of `y`'s type, dtype and memory
             order. It is `y`'s copy, bit for bit, where `y`'s norm is at most `radius`.
+            With `return_info` a pair: the projection, the same to the bit, and a `projgen.Info`.
+            That costs some more sweeps over both arrays, in place also a copy of `y`, and waits
+            for a GPU.
 
         Raises:
             SpecError: the tree does not fit `y`'s rank.
@@ -137,6 +149,10 @@ class Projection:
                 applies), `out` read-only or overlapping. `out` is untouched then.
             ImportError, RuntimeError: `y` is on a GPU, and CuPy or a driver is missing.
         """
+        if return_info:
+            from projgen.compare import with_info
+
+            return with_info(self, y, radius, out, arrays)
         if arrays or not self._is_plain:
             from projgen import calls
 
@@ -335,10 +351,16 @@ def build(
 
 
 def project(
-    y: Any, spec: str | NormTree, radius: Any = None, *, out: Any = None, **arrays: Any
+    y: Any,
+    spec: str | NormTree,
+    radius: Any = None,
+    *,
+    out: Any = None,
+    return_info: bool = False,
+    **arrays: Any,
 ) -> Any:
-    """Project `y` onto the ball of the tree `spec`: ``build(spec)(y, radius, out=out)``."""
-    return _remembered(spec)(y, radius, out=out, **arrays)
+    """Project `y` onto the ball of the tree `spec`: as the call of ``build(spec)`` does."""
+    return _remembered(spec)(y, radius, out=out, return_info=return_info, **arrays)
 
 
 @lru_cache(maxsize=128)

@@ -88,13 +88,24 @@ class Call:
 
     def norms(self, y: int) -> Array | None:
         """The norm of each batch entry, in memory order; None if one is out of range."""
+        found = self.root(y)
+        return None if found is None else found[0]
+
+    def root(self, y: int) -> tuple[Array, Array | None] | None:
+        """The norms as above, and a row of the root's values for each; None if it is the leaf."""
         begun = self.begin(y)
         if begun is None:
             return None
-        norms = self.norms_of(begun).copy()
+        norms, values = self.norms_of(begun).copy(), None
+        stage = self.plan.stages[0]
+        if not stage.leaf:
+            at = int(self._cells[self.compiled.kernel.cells.index("v0_at")])
+            dense = begun.memory[at : at + stage.size].reshape([a.extent for a in stage.axes])
+            order = sorted(range(dense.ndim), key=lambda axis: stage.axes[axis].reduced)
+            values = dense.transpose(order).reshape(self._batch, -1).copy()
         self.abandon(begun)
         lost = self.compiled.kernel.vanishes and bool(np.any(norms < self.VANISHING))
-        return None if lost else norms
+        return None if lost else (norms, values)
 
     def begin(self, y: int) -> Workspace | None:
         """Sweep the array at address `y` for its norms, and stop there; None if out of range.

@@ -21,6 +21,7 @@ from projgen.cpu.groups import Ball, GroupCall
 from projgen.cpu.pieces import Piece, pieces
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
+from projgen.references import REFERENCES
 from projgen.structure import Key
 from projgen.trees import BoundTree
 from projgen.weights import is_weighted, level_weights
@@ -336,6 +337,23 @@ class Composition:
         call = _Call(self, arrays, given)
         try:
             return call.up(self.root)
+        finally:
+            call.abandon()
+
+    def root_values(self, arrays: Mapping[Key, Array], given: Weights) -> Radii | None:
+        """What the root aggregates, along the last axis; None if its part sweeps an array."""
+        if isinstance(self._runs[id(self.root)], LeafPart):
+            return None
+        call = _Call(self, arrays, given)
+        try:
+            call.up(self.root)
+            _, begun = call._begun[id(self.root)]
+            if begun is None:  # there are none
+                return None
+            _, values = begun
+            for place in self.root.places[:0:-1]:
+                values = REFERENCES[place.node.norm].norm(values, (-1,))[..., 0]
+            return np.array(values)
         finally:
             call.abandon()
 

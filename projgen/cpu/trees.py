@@ -46,17 +46,39 @@ def project(
             np.copyto(outs[key], operand.y)
 
 
-def norms(projection: Projection, ready: Ready, arrays: Mapping[Key, Array], given: Given) -> Array:
-    """The norm of each index of the batch."""
-    bound = ready.bound
-    composition = _composition(projection, ready, arrays, arrays, given)
-    operands = {key: way(arrays[key], arrays[key]).y for key, way in composition.ways.items()}
+def norms(
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array] | None = None,
+) -> Array:
+    """The norm of each index of the batch. `outs`: by the kernels that project into arrays so."""
+    bound, outs = ready.bound, outs or arrays
+    composition = _composition(projection, ready, arrays, outs, given)
+    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
     try:
         return composition.norms(operands, given.arrays).reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
+
+
+def root_values(
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array],
+) -> Array | None:
+    """What the root aggregates, along the last axis; None if only the reference can say it."""
+    composition = _composition(projection, ready, arrays, outs, given)
+    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
+    try:
+        return composition.root_values(operands, given.arrays)
+    except OutOfRangeError:
+        return None
 
 
 def _composition(
