@@ -263,7 +263,7 @@ def l1_threshold(
                 left = above > 0
                 slope[at] += np.sum(weights * weights * left, axis=axes, keepdims=True)
                 largest = np.divide(values, weights, out=0 * above, where=weights > 0)
-            excess[at] += np.sum(above, axis=axes, keepdims=True, where=left)
+            excess[at] += np.maximum(above, 0.0, out=above).sum(axis=axes, keepdims=True)
             counts[at] += np.count_nonzero(left, axis=axes, keepdims=True)
             top[at] = np.maximum(top[at], _top(largest, axes))
         last = top - radii if weights is None else 0.0 * top

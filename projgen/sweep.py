@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from projgen.arrays import Array, check_dtype, detached, on_gpu, view
 from projgen.outcome import Radius
 from projgen.projection import Projection, build
 from projgen.tree import NormTree
-
-if TYPE_CHECKING:
-    from projgen.info import Info
 
 LEAST = 1e-3  # of the norm: where a sweep begins by default
 MOST_RADII = 10_000
@@ -171,9 +168,8 @@ def path(
     Args:
         y: one array, in the CPU's memory.
         spec: a spec, or what `build` made of it.
-        radii: numbers, or parts of the norm such as ``"10%"``; they are sorted. None for `points`
-            radii from 0.1% to 100% of the norm (with the norm l0, of counts from 1), evenly spaced
-            if not `log`.
+        radii: finite numbers, or parts of the norm such as ``"10%"``; they are sorted. None for
+            `points` radii from 0.1% to 100% of the norm; with the norm l0, counts from 1.
         points: how many, at least 2.
         log: whether they are evenly spaced on a logarithmic scale.
         tell: called before each projection, with how many are done and how many there are.
@@ -195,52 +191,41 @@ def path(
     norm = projection.norm(source, **arrays)
     largest = float(np.max(norm, initial=0.0))
     if not 0 < largest < math.inf:
-        what = "all zero" if largest == 0 else "so large that its norm is infinite"
-        raise ValueError(f"there is no path to sweep: y, of shape {source.shape}, is {what}")
+        what = "y is all zero" if largest == 0 else f"y's norm is {largest}"
+        raise ValueError(f"there is no path to sweep: {what}; its shape is {source.shape}")
     chosen = _radii(norm, radii, points, log, count=projection.tree.root.norm == "l0")
     out = np.empty_like(source)
+    _, first = projection(source, 0.0, out=out, return_info=True, **arrays)
     alive = np.zeros(source.shape, np.uint16)
-    infos: list[Info] = []
-    length = projection(source, 0.0, out=out, return_info=True, **arrays)[1].distance
+    alive_groups = np.zeros(np.shape(first.levels[-1].alive), np.uint16)
+    rows: list[tuple[Any, ...]] = []
     for done, radius in enumerate(chosen):
         if tell is not None:
             tell(done, len(chosen))
         one = float(radius) if radius.ndim == 0 else radius
-        infos.append(projection(source, one, out=out, return_info=True, **arrays)[1])
+        _, info = projection(source, one, out=out, return_info=True, **arrays)
         alive += out != 0
-    return _collected(projection, source, norm, length, chosen, infos, alive)
-
-
-def _collected(
-    projection: Projection,
-    y: Array,
-    norm: Any,
-    length: Any,
-    radii: Array,
-    infos: Sequence[Info],
-    alive: Array,
-) -> Path:
-    first = infos[0]
-    (array,) = first.arrays
-    leaves = [info.levels[-1].alive for info in infos]
-    groups = np.sum([leaf for leaf in leaves if leaf is not None], axis=0, dtype=np.uint16)
+        alive_groups += info.levels[-1].alive
+        left = info.arrays[0].nonzero
+        rows.append((info.norm_after, info.threshold, info.distance, left, *info.active))
+    norms, thresholds, distances, nonzero, *active = map(np.array, zip(*rows, strict=True))
     return Path(
         spec=projection.spec,
-        shape=y.shape,
-        dtype=y.dtype.name,
+        shape=source.shape,
+        dtype=source.dtype.name,
         norm=norm,
-        length=length,
-        radii=radii,
-        norms=np.array([info.norm_after for info in infos]),
-        thresholds=np.array([info.threshold for info in infos]),
-        distances=np.array([info.distance for info in infos]),
-        nonzero=np.array([info.arrays[0].nonzero for info in infos]),
-        active=tuple(np.array(each) for each in zip(*(i.active for i in infos), strict=True)),
-        entries=array.entries,
+        length=first.distance,
+        radii=chosen,
+        norms=norms,
+        thresholds=thresholds,
+        distances=distances,
+        nonzero=nonzero,
+        active=tuple(active),
+        entries=first.arrays[0].entries,
         groups=tuple(level.groups for level in first.levels),
         levels=tuple(f"{level.norm} {level.name}".rstrip() for level in first.levels),
         alive=alive,
-        alive_groups=np.asarray(groups),
+        alive_groups=alive_groups,
     )
 
 
@@ -273,14 +258,13 @@ def _radii(
 
 
 def _radius(radius: float | str | Radius) -> Radius:
-    if isinstance(radius, Radius):
-        return radius
     if isinstance(radius, str):
-        return Radius.parse(radius)
-    value = float(radius)
-    if not value >= 0:
-        raise ValueError(f"a radius must be at least 0, got {value}")
-    return Radius(value)
+        radius = Radius.parse(radius)
+    elif not isinstance(radius, Radius):
+        radius = Radius(float(radius))
+    if not 0 <= radius.value < math.inf:
+        raise ValueError(f"radii must be at least 0, and finite, got {radius}")
+    return radius
 
 
 def _zeros(left: Array, each: int) -> Array:

@@ -434,3 +434,13 @@ def test_levels_of_a_tree_have_names() -> None:
     active = info.levels[1].active
     assert f"  linf       {active} of 9 groups of *.w not all zero; 9 before\n" in str(info)
     assert info.sparsity == pytest.approx(1 - sum(a.nonzero for a in info.arrays) / 49)
+
+
+def test_norms_of_a_batch_of_trees_are_their_own() -> None:
+    """Not a view of a workspace, which the next call overwrites."""
+    y, p = normal(3, 5, 4), projgen.build("l1(linf(axis=2), axis=1, nonneg=True)")
+    with rehearsals():
+        norms = p.norm(y)
+        kept = norms.copy()
+        p.norm(2 * y)
+    assert np.array_equal(norms, kept)

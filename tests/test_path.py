@@ -77,11 +77,20 @@ def test_kernels_sweep_too() -> None:
     assert np.array_equal(found.alive_groups, expected.alive_groups)
 
 
+def test_weights_are_passed_on() -> None:
+    y, weights = normal(6, 7), np.arange(6.0)
+    found = reference(y, "l1(linf(axis=1), w=ws)", ["20%"], ws=weights)
+    p = projgen.build("l1(linf(axis=1), w=ws)", backend="numpy")
+    x = p(y, 0.2 * p.norm(y, ws=weights), ws=weights)
+    assert np.array_equal(found.pattern(0), x != 0)
+    assert found.group_pattern(0).tolist() == p.active(x, ws=weights).tolist()
+
+
 def test_radii_of_all_kinds() -> None:
     y, total = normal(6, 7), float(norm(SPEC, normal(6, 7)))
-    given = [2.0, "50%", Radius(0.1, relative=True), "1", 0, np.inf, 2]
+    given = [2.0, "50%", Radius(0.1, relative=True), "1", 0, 1e9, 2]
     found = reference(y, SPEC, given)
-    expected = sorted({0.0, 1.0, 2.0, 0.1 * total, 0.5 * total, np.inf})
+    expected = sorted({0.0, 1.0, 2.0, 0.1 * total, 0.5 * total, 1e9})
     assert found.radii.tolist() == pytest.approx(expected)
     assert found.sparsity[0] == 1.0
     assert found.sparsity[-1] == 0.0
@@ -98,12 +107,14 @@ def test_what_has_no_path() -> None:
     for bad, spec, options, error in (
         (0 * y, SPEC, {}, "all zero"),
         (y[:0], SPEC, {}, "all zero"),
-        (np.full((4, 5), 1e308), SPEC, {}, "infinite"),
+        (np.full((4, 5), 1e308), SPEC, {}, "norm is inf"),
         (np.where(y > 1, np.nan, y), SPEC, {}, "nan"),
         (y, SPEC, {"points": 1}, "points"),
         (y, SPEC, {"radii": []}, "at least one"),
         (y, SPEC, {"radii": [-1.0]}, "at least 0"),
         (y, SPEC, {"radii": ["much"]}, "is not a radius"),
+        (y, SPEC, {"radii": [np.inf]}, "finite"),
+        (y, SPEC, {"radii": [np.nan]}, "at least 0"),
         (y, SPEC, {"radii": np.arange(20_000.0)}, "at most"),
         (y, "l1(axis=1)", {"radii": [1.0, "10%"]}, "all numbers, or all parts"),
         (y[0], SPEC, {}, "axis 1 is out of range"),
@@ -201,7 +212,7 @@ def test_the_command(files: Path, capsys: Capture, snapshot: Snapshot) -> None:
 
 
 def test_json(files: Path, capsys: Capture) -> None:
-    words = ["path", "l2(axis=1)", str(files / "in.npz"), "--tensor", "w", "--radii", "0,1,inf"]
+    words = ["path", "l2(axis=1)", str(files / "in.npz"), "--tensor", "w", "--radii", "0,1,1e9"]
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert list(said) == [
@@ -209,7 +220,7 @@ def test_json(files: Path, capsys: Capture) -> None:
         "thresholds", "distances", "nonzero", "levels", "shown", "picture",
     ]  # fmt: skip
     assert said["tensor"] == "w"
-    assert said["radii"] == [[0.0] * 6, [1.0] * 6, [None] * 6]
+    assert said["radii"] == [[0.0] * 6, [1.0] * 6, [1e9] * 6]
     assert said["thresholds"][2] == [1.0] * 6
     assert said["nonzero"] == [[0] * 6, [8] * 6, [8] * 6]
     assert said["entries"] == 8
