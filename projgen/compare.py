@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +108,10 @@ def compare(
     norms, values = _root(projection, binding, y)
     after, _ = _root(projection, binding, x)
     subject = chain_subject(binding, y, y.dtype.name, y.__getitem__, x.__getitem__)
-    return chain_info(binding, subject, norms, after, values, radii)
+    info = chain_info(binding, subject, norms, after, values, radii)
+    if projection.is_joint:  # its root's values meet no threshold: see `projgen.exact`
+        return replace(info, threshold=info.threshold * np.nan)
+    return info
 
 
 def _root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Array | None]:

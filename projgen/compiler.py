@@ -56,12 +56,13 @@ def compile_binding(
     strides: Sequence[int] | None = None,
     out_strides: Sequence[int] | None = None,
     in_place: bool = False,
+    exact: bool = False,
 ) -> Compiled:
     """Stages 2 to 5. `strides` are in elements, by default those of C order."""
     strides = c_strides(shape) if strides is None else strides
     began = perf_counter()
     layout = simplify(binding, shape, strides, out_strides)
-    planned = plan(binding.tree.spec, layout, dtype, in_place)
+    planned = plan(binding.tree.spec, layout, dtype, in_place, exact)
     kernel = lower(planned)
     source = render(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
@@ -69,12 +70,16 @@ def compile_binding(
 
 
 def compile_tree(
-    tree: NormTree, shape: tuple[int, ...], dtype: DTypeLike, cuda: bool = False
+    tree: NormTree,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    cuda: bool = False,
+    exact: bool = False,
 ) -> Compiled | CudaCompiled:
     """Stages 1 to 5, for arrays of `shape` in C order; a TypeError for a dtype without kernels."""
     binding = bind(tree, len(shape), shape)
     if not cuda:
-        return compile_binding(binding, shape, check_dtype(np.empty(0, dtype)))
+        return compile_binding(binding, shape, check_dtype(np.empty(0, dtype)), exact=exact)
     from projgen.cuda.arrays import checked_dtype
     from projgen.cuda.compiler import compile_binding as compile_cuda
 

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, written
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
+from projgen.exact import exact_tree, is_joint
 from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 
@@ -40,18 +41,22 @@ class Projection:
         "_backend",
         "_calls",
         "_check_finite",
+        "_exact",
         "_is_plain",
         "_places",
         "_ready",
         "_threads",
         "_tree",
         "_unmatched",
+        "_walked",
     )
     _tree: NormTree
     _backend: Backend
     _threads: int | None
     _check_finite: bool | None
     _unmatched: Unmatched
+    _exact: bool
+    _walked: NormTree  # what is projected on: `_tree`, or for exact=True one with the same ball
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
     _places: dict[Any, Place]  # of trees: for structures of this form,
@@ -64,6 +69,7 @@ class Projection:
         threads: int | None,
         check_finite: bool | None,
         unmatched: Unmatched = "error",
+        exact: bool = False,
     ) -> None:
         set_ = object.__setattr__
         set_(self, "_tree", tree)
@@ -71,6 +77,8 @@ class Projection:
         set_(self, "_threads", threads)
         set_(self, "_check_finite", check_finite)
         set_(self, "_unmatched", unmatched)
+        set_(self, "_exact", exact)
+        set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
         set_(self, "_places", {})
@@ -95,7 +103,12 @@ class Projection:
     @property
     def is_euclidean(self) -> bool:
         """Whether the result is the nearest point of the ball, for arrays of any shape."""
-        return self._tree.is_euclidean
+        return self._exact or self._tree.is_euclidean
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether all groups are projected together, as the nearest point of l1(linf) asks for."""
+        return self._exact and is_joint(self._walked)
 
     @property
     def backend(self) -> Backend:
@@ -256,27 +269,31 @@ class Projection:
 
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
-        return compile_tree(self._tree, shape, dtype, cuda=self._backend == "cuda")
+        cuda = self._backend == "cuda"
+        return compile_tree(self._walked, shape, dtype, cuda=cuda, exact=self.is_joint)
 
     def _gpu(self, y: Any) -> Any:
         """The module that projects `y` where it lies on a GPU, or None."""
         if self._backend != "cuda" and not (self._backend == "auto" and on_gpu(y)):
             return None
+        if self.is_joint:
+            raise TypeError("the nearest point of an l1(linf) ball is found on the CPU alone")
         from projgen.cuda import project
 
         return project
 
     def _bind(self, y: Array) -> Binding:
         try:
-            return _bind(self._tree, y.ndim)
+            return _bind(self._walked, y.ndim)
         except ValueError:
-            return bind(self._tree, y.ndim, y.shape)  # again, for a message that shows the shape
+            return bind(self._walked, y.ndim, y.shape)  # again, for a message that shows the shape
 
     def _project(self, binding: Binding, y: Array, out: Array, radii: float | Array) -> None:
         if self._backend == "numpy":
-            from projgen import interpret
+            from projgen import exact, interpret
 
-            np.copyto(out, interpret.project(binding, self._finite(y), radii), casting="same_kind")
+            reference = exact.project if self.is_joint else interpret.project
+            np.copyto(out, reference(binding, self._finite(y), radii), casting="same_kind")
             return
         from projgen.cpu import project
 
@@ -298,7 +315,8 @@ class Projection:
         return _rebuild, (self.spec, *self._state()[1:])
 
     def _state(self) -> tuple[Any, ...]:
-        return self._tree, self._backend, self._threads, self._check_finite, self._unmatched
+        own = self._backend, self._threads, self._check_finite, self._unmatched, self._exact
+        return self._tree, *own
 
     def __repr__(self) -> str:
         options = "".join(
@@ -308,6 +326,7 @@ class Projection:
                 ("threads", self._threads, None),
                 ("check_finite", self._check_finite, None),
                 ("unmatched", self._unmatched, "error"),
+                ("exact", self._exact, False),
             )
             if value != default
         )
@@ -321,6 +340,7 @@ def build(
     threads: int | None = None,
     check_finite: bool | None = None,
     unmatched: Unmatched = "error",
+    exact: bool = False,
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
@@ -334,6 +354,8 @@ def build(
             By default they raise on the CPU, but not on a GPU, which each call would wait for.
         unmatched: what becomes of arrays that no child's pattern matches, or that no child
             names: ``"error"``, or ``"pass"`` to give them back as they are.
+        exact: the nearest point of the ball, where an algorithm for it is known: `is_euclidean`
+            trees, l1(linf) and l1(l1) of one array on the CPU.
 
     Raises:
         SpecError: the spec is wrong; the message points at the place.
@@ -347,7 +369,7 @@ def build(
     if unmatched not in get_args(Unmatched):
         raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
     check = None if check_finite is None else bool(check_finite)
-    return Projection(tree, backend, threads, check, unmatched)
+    return Projection(tree, backend, threads, check, unmatched, bool(exact))
 
 
 def project(
@@ -357,15 +379,17 @@ def project(
     *,
     out: Any = None,
     return_info: bool = False,
+    exact: bool = False,
     **arrays: Any,
 ) -> Any:
-    """Project `y` onto the ball of the tree `spec`: as the call of ``build(spec)`` does."""
-    return _remembered(spec)(y, radius, out=out, return_info=return_info, **arrays)
+    """Project `y` onto the ball of the tree `spec`: as ``build(spec, exact=exact)`` does."""
+    p = _remembered(spec, exact)
+    return p(y, radius, out=out, return_info=return_info, **arrays)
 
 
 @lru_cache(maxsize=128)
-def _remembered(spec: str | NormTree) -> Projection:
-    return build(spec)
+def _remembered(spec: str | NormTree, exact: bool) -> Projection:
+    return build(spec, exact=exact)
 
 
 def _rebuild(
@@ -373,10 +397,16 @@ def _rebuild(
     backend: Backend,
     threads: int | None,
     check_finite: bool | None,
-    unmatched: Unmatched = "error",
+    unmatched: Unmatched,
+    exact: bool,
 ) -> Projection:
     return build(
-        spec, backend=backend, threads=threads, check_finite=check_finite, unmatched=unmatched
+        spec,
+        backend=backend,
+        threads=threads,
+        check_finite=check_finite,
+        unmatched=unmatched,
+        exact=exact,
     )
 
 

@@ -114,6 +114,16 @@ class Kernel:
             replace(s, generic=len(s.levels) > 1) for s in self.stages if s.level == s.levels[0]
         )
 
+    @property
+    def joint(self) -> bool:
+        """Whether all limits of the leaf's groups are searched for together."""
+        return self.leaf.joint
+
+    @property
+    def projected(self) -> tuple[StageCode, ...]:
+        """Those of `functions` whose groups are projected one by one."""
+        return tuple(s for s in self.functions if s.leaf or not self.joint)
+
     def axes(self, s: StageCode) -> str:
         """The cells of the geometry that a level's functions take as ``axes``."""
         first = self.cells.index(f"n0_{s.level}")

@@ -119,6 +119,7 @@ def _call(
             [stride // size for stride in y.strides],
             None if strides is None else [stride // size for stride in strides],
             in_place=out is None,
+            exact=projection.is_joint,
         )
         call = Call(compiled, projection._threads or default_threads())
         if len(projection._calls) >= REMEMBERED:
