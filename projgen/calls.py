@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 64  # forms of arguments, of one projection, that need no second look
 
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """The arrays of one call, by their keys, and the tree that is bound to them."""
