@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import Binding, bind
-from projgen.interpret import REFERENCES
+from projgen.references import REFERENCES
 from projgen.outcome import Radius
 from projgen.projection import build
 from projgen.terminal import (

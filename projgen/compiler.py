@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class Compiled:
     plan: Plan
     kernel: Kernel
     source: str
+
+    @property
+    def title(self) -> str:
+        return self.plan.spec
 
 
 def compile_binding(
@@ -87,13 +91,22 @@ def compile_tree(
     return compile_cuda(binding, shape, checked_dtype(name or np.dtype(dtype).name))
 
 
-def load_kernel(compiled: Compiled) -> Any:
+class Loadable(Protocol):
+    """What `load_kernel` makes a module of."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+def load_kernel(compiled: Loadable) -> Any:
     """Stage 6: the module of a kernel, from the cache or compiled."""
     from projgen.cpu.load import load
 
     began = perf_counter()
     module = load(compiled.source)
-    logger.debug("%s: loaded in %.1f ms", compiled.plan.spec, 1e3 * (perf_counter() - began))
+    logger.debug("%s: loaded in %.1f ms", compiled.title, 1e3 * (perf_counter() - began))
     return module
 
 

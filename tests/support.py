@@ -264,6 +264,8 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return _ATOMICS[made.__name__]
     if made.__name__ == "ahead":
         return lambda run, start: None
+    if made.__name__ == "pointer":
+        return lambda address: (address, _TYPES["float64"])
     name, digits = made.__name__.split("_")
     size = int(digits)
 
