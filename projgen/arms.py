@@ -69,9 +69,8 @@ def bind_arm(nodes: Sequence[Node], rank: int, label: str, shape: Sequence[int])
     The rule is that of `projgen.bind.bind`; but with too few axes, branches go without: their
     values are those of their children. The outermost ones first.
     """
-    array = (
-        f"{label}, an array of shape {tuple(shape)}," if label != "y" else f"shape {tuple(shape)}"
-    )
+    array = f"shape {tuple(shape)}"
+    array = f"an array of {array}" if label == "y" else f"{label} of {array}"
     cuts = tuple(_cuts(nodes, rank, array))
     sources: list[int] = []
     for axis in range(rank):

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import Binding, bind
-from projgen.references import REFERENCES
 from projgen.outcome import Radius
 from projgen.projection import build
+from projgen.references import REFERENCES
 from projgen.terminal import (
     Terminal,
     format_bytes,

@@ -79,7 +79,8 @@ def _one(y: Array, radius: float) -> Array:
     counts = np.arange(1, a.shape[1] + 1)
 
     def limits(theta: float) -> Array:
-        return np.maximum(((sums - theta) / counts).max(axis=1), 0.0)
+        found: Array = np.maximum(((sums - theta) / counts).max(axis=1), 0.0)
+        return found
 
     low, high = 0.0, float(sums[:, -1].max())
     for _ in range(200):

@@ -232,5 +232,5 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 def _wrong_kind(node: Node, key: Key, y: Any, wanted: str) -> TypeError:
     return TypeError(
         f"{quote(str(node))} takes several arrays: {_subject(key)} must be {wanted}; "
-        f"it is a {type(y).__name__}"
+        f"it is of type {type(y).__name__}"
     )

@@ -67,7 +67,10 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
 
 def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
     """A TypeError for an argument of the call that the spec does not name."""
+    children = {child.name for node in tree.levels for child in node.children}
     for name in given:
+        if name in children:
+            raise TypeError(f"{quote(name)} is given by its name, and so is y: give one of them")
         if name not in tree.bound_names:
             names = tree.bound_names
             hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"

@@ -22,8 +22,8 @@ def gaps(y: Array, x: Array, radius: float, axis: int = 1) -> tuple[float, float
     """How far x is from the sphere, and from the nearest point: both 0 at the projection.
 
     x is nearest if no z in the ball has <y - x, z> above <y - x, x>: the most that a z has is the
-    radius times the dual norm, the largest l1 norm of a group. Relative to the radius or y's largest value, and
-    to what the inequality is for y itself.
+    radius times the dual norm, the largest l1 norm of a group. Relative to the radius or y's
+    largest value, and to what the inequality is for y itself.
     """
     y, x = y.astype(np.float64), x.astype(np.float64)
     rest = y - x

@@ -117,7 +117,7 @@ class Group:
         return None, norms
 
     def end(self, begun: None, y: int, out: int, radii: Radii, weights: int) -> bool:
-        return self._call.project(y, out, radii, weights) == Call.PROJECTED
+        return self._call.project(y, out, np.ascontiguousarray(radii), weights) == Call.PROJECTED
 
     def abandon(self, begun: None) -> None:
         pass
@@ -282,7 +282,7 @@ class JoinedPart:
         """The part's values, from those of its children, and what to end with."""
         if self._kernel is None:
             return None, np.zeros(self._outer)
-        joined = np.concatenate(values, axis=-1)
+        joined = np.ascontiguousarray(np.concatenate(values, axis=-1))
         state, norms = self._kernel.begin(joined.ctypes.data, _address(None, weights))
         return (state, joined), norms.reshape(self._outer)
 
@@ -444,4 +444,4 @@ def _view(piece: Piece, array: Array) -> Array:
     """A piece of an array, for its entries one by one."""
     starts = tuple(slice(start, None) for start in piece.starts)
     strides = piece.strides(array.strides)
-    return as_strided(array[starts], piece.shape, strides)  # type: ignore[no-any-return]
+    return as_strided(array[starts], piece.shape, strides)
