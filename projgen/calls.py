@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from projgen.arrays import Array, Wrap, check_dtype, on_gpu, view, writable_view, written
+from projgen.halves import put
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
@@ -54,7 +55,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
             call.bound, call.arrays, radii, call.given.arrays, call.given.labels
         )
         for key, x in results.items():
-            np.copyto(targets[key], x, casting="same_kind")
+            put(targets[key], x)
     else:
         from projgen.cpu import trees
 

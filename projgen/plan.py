@@ -159,7 +159,7 @@ class Plan:
         """How many adjacent groups a tile of the leaf holds."""
         if self.leaf.walk is Walk.PACKED:
             return 64
-        return tile_width(self.leaf.group_size, self.itemsize)
+        return tile_width(self.leaf.group_size, ITEMSIZE[arithmetic(self.dtype)])
 
     def __str__(self) -> str:
         head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
@@ -184,15 +184,22 @@ def _describe(stage: Stage, cut: Cut) -> str:
 
 
 def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
-    """Plan the projection of a nonempty array with this layout."""
-    itemsize = 4 if dtype == "float32" else 8
+    """Plan the projection of a nonempty array with this layout.
+
+    Halves are cut like the type that their arithmetic is in, which is what scratch memory holds.
+    """
     depth = len(layout.norms)
-    stages = tuple(_stage(layout, level, level == depth - 1, itemsize) for level in range(depth))
-    size = stages[-1].size * itemsize
+    stages = tuple(_stage(layout, level, level == depth - 1, dtype) for level in range(depth))
+    size = stages[-1].size * ITEMSIZE[dtype]
     return Plan(spec, dtype, in_place, layout, stages, size >= STREAMED_BYTES)
 
 
-def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
+def arithmetic(dtype: str) -> str:
+    """The type that values of an array of `dtype` are worked on in."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
     axes = stage_axes(layout, level, leaf)
     if _lacks_groups(layout, level, axes):
         step = math.prod(axis.extent for axis in axes)
@@ -204,7 +211,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     together = _together(axes) if leaf and not searches else 1
     if together > 1:
         axes = _side_by_side(axes)
-    itemsize = itemsize if leaf else 8
+    itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
     walk = _walk(axes, leaf, unit, SORTED if searches else SHORT)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
@@ -216,6 +223,8 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int) -> Stage:
     threshold, tiles = None, UNCUT
     if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
+            threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
         searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
@@ -396,4 +405,4 @@ def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
     return axes[-1].stride == 1 and near and fits
 
 
-__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "plan"]
+__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "arithmetic", "plan"]
