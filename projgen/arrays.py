@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.halves import bfloat16, is_half
+from projgen.dtypes import bfloat16, is_half
 
 Array = NDArray[Any]
 Wrap = Callable[[Array], Any]

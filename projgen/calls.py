@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from projgen.arrays import Array, Wrap, check_dtype, on_gpu, view, writable_view, written
-from projgen.halves import put
+from projgen.dtypes import put
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from projgen.projection import Projection
 
 REMEMBERED = 64  # forms of arguments, of one projection, that need no second look
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
 from projgen.simplify import BATCH, Layout
 
@@ -29,7 +30,6 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Walk(str, Enum):
@@ -154,13 +154,6 @@ class Plan:
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
 
-    @property
-    def tile(self) -> int:
-        """How many adjacent groups a tile of the leaf holds."""
-        if self.leaf.walk is Walk.PACKED:
-            return 64
-        return tile_width(self.leaf.group_size, ITEMSIZE[arithmetic(self.dtype)])
-
     def __str__(self) -> str:
         head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
         lines = [head, "  loops, in memory order"]
@@ -192,11 +185,6 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
     stages = tuple(_stage(layout, level, level == depth - 1, dtype) for level in range(depth))
     size = stages[-1].size * ITEMSIZE[dtype]
     return Plan(spec, dtype, in_place, layout, stages, size >= STREAMED_BYTES)
-
-
-def arithmetic(dtype: str) -> str:
-    """The type that values of an array of `dtype` are worked on in."""
-    return "float64" if dtype == "float64" else "float32"
 
 
 def _stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
@@ -405,4 +393,4 @@ def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
     return axes[-1].stride == 1 and near and fits
 
 
-__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "arithmetic", "plan"]
+__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "plan"]

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, written
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.halves import put
+from projgen.dtypes import put
 from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 

@@ -19,8 +19,8 @@ from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
 from projgen.cpu.groups import Ball, GroupCall
 from projgen.cpu.pieces import Piece, pieces
+from projgen.dtypes import is_half
 from projgen.errors import quote
-from projgen.halves import is_half
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.structure import Key

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from projgen.cpu.kernel import Segment
 from projgen.cpu.stages import StageCode, stage_codes
-from projgen.plan import ITEMSIZE, Plan
+from projgen.dtypes import ITEMSIZE
+from projgen.plan import Plan
 
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
 

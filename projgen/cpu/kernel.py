@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, replace
 
 from projgen.cpu.stages import STRETCH_BYTES, StageCode
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
-from projgen.plan import ITEMSIZE
 
 DISTANCE = 8 << 10  # bytes from a stretch to what is asked for meanwhile: past the current page
 CELL = 16  # int64 from one counter of the desk to the next: two cache lines

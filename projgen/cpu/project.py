@@ -16,7 +16,7 @@ from projgen.bind import Binding
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
 from projgen.cpu.pool import default_threads
-from projgen.halves import is_half, put
+from projgen.dtypes import is_half, put
 from projgen.operands import (
     axis_order,
     is_finite,

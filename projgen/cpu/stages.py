@@ -8,8 +8,9 @@ from functools import cached_property
 
 from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
-from projgen.plan import ITEMSIZE, UNCUT, Cut, Plan, Stage, arithmetic, tile_width
+from projgen.plan import UNCUT, Cut, Plan, Stage, tile_width
 
 STRETCH_BYTES = 512
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from projgen import interpret_trees
 from projgen.cpu.compose import Composition, Operand, OutOfRangeError
 from projgen.cpu.pool import default_threads
-from projgen.halves import put
+from projgen.dtypes import put
 from projgen.operands import is_finite, same_directions, same_memory, walkable
 from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key

@@ -14,6 +14,7 @@ from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import Call, on_stream, wait_for
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
+from projgen.dtypes import ITEMSIZE
 from projgen.operands import (
     axis_order,
     check_out,
@@ -23,7 +24,6 @@ from projgen.operands import (
     same_memory,
     walkable,
 )
-from projgen.plan import ITEMSIZE
 
 if TYPE_CHECKING:
     from projgen.projection import Projection

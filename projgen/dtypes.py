@@ -1,4 +1,4 @@
-"""Arrays of float16 and bfloat16: how to have one, and how numbers become one."""
+"""The types of numbers that arrays have; and of halves how to have one, and to round to one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def arithmetic(dtype: str) -> str:
+    """The type that values of an array of `dtype` are worked on in."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def is_half(dtype: Any) -> bool:
@@ -22,7 +29,7 @@ def bfloat16() -> Any:
         return np.dtype(import_module("ml_dtypes").bfloat16)
     except ImportError:
         raise ImportError(
-            "bfloat16 on the CPU needs the ml_dtypes package: pip install ml_dtypes"
+            'bfloat16 on the CPU needs the ml_dtypes package: pip install "projgen[bfloat16]"'
         ) from None
 
 
