@@ -73,6 +73,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         rows, pitch = s.stage.group_size, s.width
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
+        if s.copied:
+            sizes.append(-(-rows * itemsize // 8))
         if s.gathered:
             sizes.append(rows)
         if s.abreast:

@@ -170,6 +170,18 @@ class StageCode:
         return self.threshold == "row" and self.walk == "columns"
 
     @property
+    def copied(self) -> bool:
+        """Whether halves are widened to scratch memory for a search, which reads them often."""
+        return self.half and (
+            self.threshold == "sort" or (self.threshold, self.walk) == ("row", "rows")
+        )
+
+    @property
+    def scratches(self) -> bool:
+        """Whether its sweeps need scratch memory."""
+        return self.walk == "packed" or self.copied
+
+    @property
     def abreast(self) -> bool:
         """Whether thresholds are searched for 16 groups at a time, between the sweeps."""
         return self.threshold in ("strip", "tile")
