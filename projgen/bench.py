@@ -177,7 +177,8 @@ def bench(
     expected = numpy_projection(binding, wide, radii)
     largest = float(np.max(np.abs(y), initial=0.0)) or 1.0
     difference = max(float(np.max(np.abs(x - expected))) / largest for x in (out, work))
-    contestants.append(Contestant("NumPy", partial(numpy_projection, binding, wide, radii)))
+    name = "NumPy" if wide is y else f"NumPy, {wide.dtype}"
+    contestants.append(Contestant(name, partial(numpy_projection, binding, wide, radii)))
     with progress(f"timing {tree.spec}"):
         _take_turns(contestants, seconds)
     nbytes = y.nbytes
