@@ -5,7 +5,7 @@
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
 blocks, which depend on the shape alone: so results do not depend on the threads.
-Written by projgen, codegen 1.
+Written by projgen, codegen 2.
 """
 
 import numpy as np
@@ -17,8 +17,9 @@ FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
 
 
-# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
-# that are done and one that opens the next; each thread's share of the blocks has a counter.
+# The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
+# one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
+# opens the next; each thread's share of the blocks has a counter.
 SHARES = 48
 
 
@@ -205,7 +206,8 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
+    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
     cells = carray(geometry, 22)
@@ -224,23 +226,26 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
+    resumes = read(desk, 1) != 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
     radius = memory[radius_at : radius_end]
     total = memory[total_at : total_end]
     # sweep 1: aggregate level 0, l1 of y
-    done = 0
-    while True:
-        block = draw(desk, seat, seats, 1, blocks_0)
-        if block < 0:
-            break
-        first = block * step_0
-        last = min(first + step_0, end_0)
-        aggregate_0(y, total, first, last, axes_0)
-        done += 1
-    if complete(desk, 1, done, blocks_0):
-        # the levels above, up to the root
+    last_one = seat == 0
+    if not resumes:
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 1, blocks_0)
+            if block < 0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            aggregate_0(y, total, first, last, axes_0)
+            done += 1
+        last_one = complete(desk, 1, done, blocks_0)
+    if last_one:
         status = check(total, radius)
         release(desk, 1, status)
     status = wait(desk, 1)

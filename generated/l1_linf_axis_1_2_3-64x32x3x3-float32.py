@@ -6,7 +6,7 @@
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
 blocks, which depend on the shape alone: so results do not depend on the threads.
-Written by projgen, codegen 1.
+Written by projgen, codegen 2.
 """
 
 import numpy as np
@@ -19,8 +19,9 @@ LARGEST = 1.7976931348623157e308  # finite number
 MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
 
 
-# The desk, where the threads of a call meet. Cell 0 counts them; each phase has a cell of the blocks
-# that are done and one that opens the next; each thread's share of the blocks has a counter.
+# The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
+# one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
+# opens the next; each thread's share of the blocks has a counter.
 SHARES = 48
 
 
@@ -241,7 +242,8 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
+    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
     """
     cells = carray(geometry, 37)
@@ -265,6 +267,7 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
+    resumes = read(desk, 1) != 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -273,18 +276,21 @@ def project(y_at, x_at, geometry, work, desk):
     v0 = memory[v0_at : v0_end]
     u0 = memory[u0_at : u0_end]
     # sweep 1: aggregate level 1, linf of y
-    done = 0
-    while True:
-        block = draw(desk, seat, seats, 1, blocks_1)
-        if block < 0:
-            break
-        first = block * step_1
-        last = min(first + step_1, end_1)
-        aggregate_1(y, v0, first, last, axes_1)
-        done += 1
-    if complete(desk, 1, done, blocks_1):
-        # the levels above, up to the root
-        aggregate_0(v0, total, axes_0)
+    last_one = seat == 0
+    if not resumes:
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 1, blocks_1)
+            if block < 0:
+                break
+            first = block * step_1
+            last = min(first + step_1, end_1)
+            aggregate_1(y, v0, first, last, axes_1)
+            done += 1
+        last_one = complete(desk, 1, done, blocks_1)
+        if last_one:  # the levels above, up to the root
+            aggregate_0(v0, total, axes_0)
+    if last_one:
         status = check(total, radius)
         if status == 0:
             project_0(v0, u0, total, radius, axes_0)

@@ -9,8 +9,35 @@
 `build` compiles a spec to a `Projection`; `project` does it in one go. See README.md.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from projgen.errors import CacheWarning, SpecError
 from projgen.projection import Projection, build, project
 
+if TYPE_CHECKING:
+    from projgen.info import Info
+    from projgen.sweep import Path, path
+
 __version__ = "0.1.0"
-__all__ = ["CacheWarning", "Projection", "SpecError", "__version__", "build", "project"]
+__all__ = [
+    "CacheWarning",
+    "Info",
+    "Path",
+    "Projection",
+    "SpecError",
+    "__version__",
+    "build",
+    "path",
+    "project",
+]
+
+_LATER = {"Info": "projgen.info", "Path": "projgen.sweep", "path": "projgen.sweep"}
+
+
+def __getattr__(name: str) -> Any:
+    """What few programs need is imported by those."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)

@@ -18,6 +18,7 @@ examples:
   projgen explain "l1(linf(axis=1))" --shape 1000x1000
   projgen run "l1(linf(axis=1))" model.safetensors sparse.safetensors \\
       --radius 10% --tensor fc.weight
+  projgen path "l1(linf(axis=1))" model.npz --tensor fc.weight --out path.png
   projgen bench "l1(linf)" --shape 4000x4000 --threads 1,2
 """
 
@@ -106,6 +107,41 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser(
+        "path",
+        parents=[spec, structured],
+        help="sweep the radius: sparsity, distance, norm and zero pattern of a tensor",
+    )
+    command.add_argument("input", metavar="FILE", type=Path, help=suffixes)
+    command.add_argument("--tensor", metavar="NAME", help="which, if FILE has several")
+    chosen = command.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--radii", type=_radii, metavar="1,2.5,10%", help="numbers, or parts of the norm"
+    )
+    chosen.add_argument(
+        "--points",
+        type=_points,
+        default=30,
+        metavar="N",
+        help="so many radii from 0.1%% to 100%% of the norm; default: 30",
+    )
+    command.add_argument(
+        "--linear", action="store_true", help="evenly spaced; default: on a logarithmic scale"
+    )
+    command.add_argument(
+        "--at",
+        type=_radius,
+        metavar="R",
+        help="show the zero pattern at the radius nearest to it; default: where half is zero",
+    )
+    command.add_argument("--dtype", choices=("float32", "float64"), help="convert the tensor first")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        help="also draw it with Matplotlib: .png, .svg or .pdf",
+    )
+
+    command = commands.add_parser(
         "bench",
         parents=[spec, layout, structured],
         help="time the kernel against NumPy and a copy of the array",
@@ -165,6 +201,16 @@ def _radius(text: str) -> Radius:
         return Radius.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _radii(text: str) -> list[Radius]:
+    return [_radius(part.strip()) for part in text.split(",")]
+
+
+def _points(text: str) -> int:
+    if not (text.isdecimal() and 2 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of radii: write 2 to 10000")
+    return int(text)
 
 
 def _threads(text: str) -> list[int]:

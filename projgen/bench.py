@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from projgen.bind import Binding, bind
 from projgen.dtypes import arithmetic, bfloat16
-from projgen.interpret import REFERENCES
 from projgen.outcome import Radius
 from projgen.projection import build
+from projgen.references import REFERENCES
 from projgen.terminal import (
     Terminal,
     format_bytes,

@@ -6,15 +6,24 @@ come back in the structure, and as the kinds of arrays, that were given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from projgen.arrays import Array, Wrap, check_dtype, on_gpu, view, writable_view, written
+from projgen.arrays import (
+    Array,
+    Wrap,
+    check_dtype,
+    detached,
+    on_gpu,
+    view,
+    writable_view,
+    written,
+)
 from projgen.dtypes import put
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
@@ -22,31 +31,49 @@ from projgen.trees import BoundArm, BoundTree, bind_tree
 from projgen.weights import Given, read_given
 
 if TYPE_CHECKING:
+    from projgen.info import Info
     from projgen.projection import Projection
 
 REMEMBERED = 64  # forms of arguments, of one projection, that need no second look
 
 
+@dataclass(slots=True)
+class Ready:
+    """A tree bound to arrays of certain forms, which have been found to be in order.
+
+    ``reaches`` are where the bytes of each array begin and end, from its first element;
+    ``out_reaches`` those of the results. ``made`` is the backend's: what it has made ready.
+    """
+
+    bound: BoundTree
+    reaches: list[tuple[int, int]]
+    out_reaches: list[tuple[int, int]]
+    made: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arrays of one call, by their keys, and the tree that is bound to them."""
+    """The arrays of one call, by their keys, and what is known of such."""
 
-    y: Any
-    bound: BoundTree
+    ready: Ready
     arrays: dict[Key, Array]
-    wraps: dict[Key, Wrap]
+    wraps: list[Wrap]
     given: Given
+    targets: dict[Key, Array]
+
+    @property
+    def bound(self) -> BoundTree:
+        return self.ready.bound
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
     """`y`, a structure of arrays, projected as one: into `out`, or a new structure."""
     y, given = _split(projection, y, named)
-    call = _read(projection, y, given)
+    call = _read(projection, y, given, out, "project")
     radii = _radii(projection, radius, call.bound)
+    targets = call.targets
     if out is None:
         targets = {key: np.empty_like(array) for key, array in call.arrays.items()}
-    else:
-        targets = _targets(call, y, out)
     if projection.backend == "numpy":
         from projgen import interpret_trees
 
@@ -60,18 +87,37 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     else:
         from projgen.cpu import trees
 
-        trees.project(projection, call.bound, call.arrays, targets, radii, call.given)
+        trees.project(projection, call.ready, call.arrays, targets, radii, call.given)
     if out is not None:
         for key in call.arrays:
             written(at(out, key))
         return out
-    return rebuilt(y, {key: call.wraps[key](x) for key, x in targets.items()})
+    wrapped = zip(targets.items(), call.wraps, strict=True)
+    return rebuilt(y, {key: wrap(x) for (key, x), wrap in wrapped})
+
+
+def with_info(
+    projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]
+) -> tuple[Any, Info]:
+    """As `project`, and what that did: see `projgen.compare.with_info`."""
+    from projgen.compare_trees import tree_info
+
+    given_y, given = _split(projection, y, named)
+    call = _read(projection, given_y, given, out, "project")
+    radii = _radii(projection, radius, call.bound)
+    before = dict(call.arrays)
+    for key, target in call.targets.items():
+        if np.may_share_memory(before[key], target):
+            before[key] = before[key].copy(order="K")
+    made = project(projection, y, radius, out, named)
+    after = {key: view(detached(at(made, key)))[0] for key in before}
+    return made, tree_info(projection, call.bound, before, after, radii, call.given)
 
 
 def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     """The tree's norm of `y`: a float, or an array over the batch."""
     y, given = _split(projection, y, named)
-    call = _read(projection, y, given)
+    call = _read(projection, y, given, None, "norm")
     if projection.backend == "numpy":
         from projgen import interpret_trees
 
@@ -81,23 +127,19 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     else:
         from projgen.cpu import trees
 
-        norms = trees.norms(projection, call.bound, call.arrays, call.given)
-    if not call.bound.batch:
-        return float(norms)
-    wrap = next(iter(call.wraps.values()))
-    return wrap(norms)
+        norms = trees.norms(projection, call.ready, call.arrays, call.given)
+    return call.wraps[0](norms) if call.bound.batch else float(norms)
 
 
 def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     """For each array, which groups of its leaf level are not all zero."""
     x, given = _split(projection, x, named)
-    call = _read(projection, x, given)
+    call = _read(projection, x, given, None, "active")
     results: dict[Key, Any] = {}
-    for arm in call.bound.arms:
+    for arm, wrap in zip(call.bound.arms, call.wraps, strict=True):
         nonzero = _counted(arm, call.arrays[arm.key] != 0, call.given.labels)
         axes = arm.arm.axes(arm.arm.depth - 1)
         found = np.any(nonzero, axis=axes)
-        wrap = call.wraps[arm.key]
         results[arm.key] = wrap(found) if isinstance(found, np.ndarray) else bool(found)
     return rebuilt(x, results)
 
@@ -116,29 +158,79 @@ def _split(
     return y, {**given, **arrays}  # a name too many is refused with the names that there are
 
 
-def _read(projection: Projection, y: Any, named: Mapping[str, Any]) -> _Call:
-    tree = projection.tree
-    given = read_given(tree, named)
+def _read(
+    projection: Projection, y: Any, named: Mapping[str, Any], out: Any, purpose: str
+) -> _Call:
+    """The arrays of `y` and `out`, checked: for arrays like those of an earlier call of this
+    purpose, what may have changed."""
+    given = read_given(projection.tree, named)
     form = outline(y)
     place = projection._places.get(form)
     if place is None:
-        place = _remember(projection._places, form, places(tree, y, projection.unmatched))
+        place = places(projection.tree, y, projection.unmatched)
+        place = _remember(projection._places, form, place)
     arrays: dict[Key, Array] = {}
-    wraps: dict[Key, Wrap] = {}
-    for arm in place.arms:
-        array = at(y, arm.key)
-        with _named(arm):
-            if on_gpu(array):
-                raise TypeError("trees beyond chains of l1, l2 and linf run on the CPU: use .cpu()")
-            arrays[arm.key], wraps[arm.key] = view(array)
-            check_dtype(arrays[arm.key])
+    wraps: list[Wrap] = []
+    targets: dict[Key, Array] = {}
+    forms: list[Any] = [purpose, form, given.signature]
+    for leaf in place.arms:
+        given_array = at(y, leaf.key)
+        with _Named(leaf, ""):
+            array, wrap = _view(given_array)
+        arrays[leaf.key] = array
+        wraps.append(wrap)
+        forms.append((array.dtype, array.shape, array.strides, array.flags.aligned))
+        if out is None:
+            continue
+        with _Named(leaf, "out "):
+            own = at(out, leaf.key)
+            target = array if own is given_array else writable_view(own)
+        targets[leaf.key] = target
+        same = target is array or same_memory(array, target)
+        forms.append((target.dtype, target.shape, target.strides, target.flags.aligned, same))
+    known = tuple(forms)
+    ready = projection._ready.get(known)
+    if ready is None:
+        ready = _remember(
+            projection._ready, known, _checked(projection, place, arrays, targets, given)
+        )
+    elif out is not None and out is not y:
+        for leaf, target in zip(place.arms, targets.values(), strict=True):
+            if not target.flags.writeable:
+                with _Named(leaf, "out "):
+                    check_out(arrays[leaf.key], target)
+    if out is not None:
+        _check_apart(ready, arrays, targets)
+    return _Call(ready, arrays, wraps, given, targets)
+
+
+def _view(array: Any) -> tuple[Array, Wrap]:
+    if type(array) is not np.ndarray and on_gpu(array):
+        raise TypeError("trees beyond chains of l1, l2 and linf run on the CPU: use .cpu()")
+    return view(array)
+
+
+def _checked(
+    projection: Projection,
+    place: Place,
+    arrays: Mapping[Key, Array],
+    targets: Mapping[Key, Array],
+    given: Given,
+) -> Ready:
+    """The tree bound to the arrays, after a look at all that depends on their forms alone."""
+    for leaf in place.arms:
+        with _Named(leaf, ""):
+            check_dtype(arrays[leaf.key])
     shapes = {key: array.shape for key, array in arrays.items()}
-    shape = form, tuple(shapes.values()), given.signature
-    bound = projection._bound.get(shape)
-    if bound is None:
-        made = bind_tree(tree, place, shapes, given.labels)
-        bound = _remember(projection._bound, shape, made)
-    return _Call(y, bound, arrays, wraps, given)
+    bound = bind_tree(projection.tree, place, shapes, given.labels)
+    for leaf, (key, target) in zip(place.arms, targets.items(), strict=True) if targets else ():
+        with _Named(leaf, "out "):
+            check_out(arrays[key], target)
+    return Ready(
+        bound,
+        [_reach(array) for array in arrays.values()],
+        [_reach(target) for target in targets.values()],
+    )
 
 
 def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -148,37 +240,28 @@ def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
     return value
 
 
-def _targets(call: _Call, y: Any, out: Any) -> dict[Key, Array]:
-    """Where the results go: checked against all that is read and written."""
-    targets: dict[Key, Array] = {}
-    for leaf in call.bound.place.arms:
-        key = leaf.key
-        with _named(leaf, "out"):
-            own = at(out, key)
-            array = call.arrays[key]
-            targets[key] = array if own is at(y, key) else writable_view(own)
-            check_out(array, targets[key])
-    _check_apart(call.arrays, targets)
-    return targets
+def _reach(array: Array) -> tuple[int, int]:
+    low, high = byte_bounds(array)
+    return low - array.ctypes.data, high - array.ctypes.data
 
 
-def _check_apart(arrays: Mapping[Key, Array], targets: Mapping[Key, Array]) -> None:
+def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key, Array]) -> None:
     """A ValueError if a result would be written to where another array is."""
-    spans = [(*byte_bounds(target), True, key) for key, target in targets.items()]
-    spans += [
-        (*byte_bounds(array), False, key)
-        for key, array in arrays.items()
-        if not same_memory(array, targets[key])
-    ]
-    spans.sort(key=lambda span: span[0])
-    reach = 0
-    for start, stop, *_ in spans:
-        if start < reach:
-            break
-        reach = max(reach, stop)
-    else:
+    if len(targets) == 1:
+        return  # the one pair has been compared
+    spans: list[tuple[int, int]] = []
+    reaches = zip(arrays.values(), ready.reaches, targets.values(), ready.out_reaches, strict=True)
+    for array, (low, high), target, (out_low, out_high) in reaches:
+        at, out_at = array.ctypes.data, target.ctypes.data
+        spans.append((out_at + out_low, out_at + out_high))
+        if at != out_at or array.strides != target.strides:
+            spans.append((at + low, at + high))
+    spans.sort()
+    if all(stop <= start for (_, stop), (start, _) in pairwise(spans)):
         return  # nothing is near anything else
     for key, target in targets.items():
+        if not same_memory(arrays[key], target):
+            check_out(arrays[key], target)
         for other, array in arrays.items():
             if other != key and overlap(array, target):
                 raise ValueError(
@@ -197,19 +280,24 @@ def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     if k is None and radius is None:
         raise TypeError("a radius is missing: the call is p(y, radius)")
     checked = check_radii(radius if k is None else k, bound.batch, projection.spec)
-    return np.array(np.broadcast_to(checked, bound.batch))
+    return np.full(bound.batch, checked)
 
 
-@contextmanager
-def _named(leaf: Place, what: str = "") -> Iterator[None]:
+class _Named:
     """Errors about one of several arrays say which."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if not leaf.key:
-            raise
-        subject = f"{what} {leaf.label}" if what else leaf.label
-        raise type(error)(f"{subject}: {error}") from None
+
+    __slots__ = ("_leaf", "_what")
+
+    def __init__(self, leaf: Place, what: str) -> None:
+        self._leaf = leaf
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, (TypeError, ValueError)) and self._leaf.key:
+            raise type(error)(f"{self._what}{self._leaf.label}: {error}") from None
 
 
 def _counted(arm: BoundArm, entries: Array, labels: Mapping[str, Array]) -> Array:

@@ -43,6 +43,7 @@ from projgen.terminal import (
     format_shape,
     progress,
 )
+from projgen.trace import trace
 from projgen.tree import Node, NormTree
 
 MISSING_OR_MISPLACED = (
@@ -222,6 +223,17 @@ def _run_file(args: argparse.Namespace) -> int:
     return 0
 
 
+def _path(args: argparse.Namespace) -> int:
+    traced = trace(
+        args.spec, args.input, args.tensor, args.radii, args.points, args.linear, args.at,
+        args.dtype, args.out,
+    )  # fmt: skip
+    if args.json:
+        return _json(traced.to_json())
+    traced.draw(Terminal(sys.stdout))
+    return 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     tree = parse_tree(args.spec)
     _compiled(bind(tree, len(args.shape), args.shape), args.shape, args)  # rejects empty shapes
@@ -289,6 +301,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "compile": _compile,
         "explain": _explain,
         "run": _run_file,
+        "path": _path,
         "bench": _bench,
         "cache": _cache,
         "doctor": _doctor,

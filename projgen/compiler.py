@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Compiled:
     kernel: Kernel
     source: str
 
+    @property
+    def title(self) -> str:
+        return self.plan.spec
+
 
 def compile_binding(
     binding: Binding,
@@ -56,12 +60,13 @@ def compile_binding(
     strides: Sequence[int] | None = None,
     out_strides: Sequence[int] | None = None,
     in_place: bool = False,
+    exact: bool = False,
 ) -> Compiled:
     """Stages 2 to 5. `strides` are in elements, by default those of C order."""
     strides = c_strides(shape) if strides is None else strides
     began = perf_counter()
     layout = simplify(binding, shape, strides, out_strides)
-    planned = plan(binding.tree.spec, layout, dtype, in_place)
+    planned = plan(binding.tree.spec, layout, dtype, in_place, exact)
     kernel = lower(planned)
     source = render(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
@@ -69,14 +74,18 @@ def compile_binding(
 
 
 def compile_tree(
-    tree: NormTree, shape: tuple[int, ...], dtype: DTypeLike, cuda: bool = False
+    tree: NormTree,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    cuda: bool = False,
+    exact: bool = False,
 ) -> Compiled | CudaCompiled:
     """Stages 1 to 5, for arrays of `shape` in C order; a TypeError for a dtype without kernels."""
     binding = bind(tree, len(shape), shape)
     if not cuda:
         known = isinstance(dtype, str) and dtype == "bfloat16"  # NumPy may not know it
         name = "bfloat16" if known else check_dtype(np.empty(0, dtype))
-        return compile_binding(binding, shape, name)
+        return compile_binding(binding, shape, name, exact=exact)
     from projgen.cuda.arrays import checked_dtype
     from projgen.cuda.compiler import compile_binding as compile_cuda
 
@@ -84,13 +93,22 @@ def compile_tree(
     return compile_cuda(binding, shape, checked_dtype(name or np.dtype(dtype).name))
 
 
-def load_kernel(compiled: Compiled) -> Any:
+class Loadable(Protocol):
+    """What `load_kernel` makes a module of."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+def load_kernel(compiled: Loadable) -> Any:
     """Stage 6: the module of a kernel, from the cache or compiled."""
     from projgen.cpu.load import load
 
     began = perf_counter()
     module = load(compiled.source)
-    logger.debug("%s: loaded in %.1f ms", compiled.plan.spec, 1e3 * (perf_counter() - began))
+    logger.debug("%s: loaded in %.1f ms", compiled.title, 1e3 * (perf_counter() - began))
     return module
 
 

@@ -32,7 +32,9 @@ _SEARCHES = {
     Threshold.TILE: "Newton steps on many groups at once, a tile that is kept in cache",
     Threshold.SORT: "sums of the largest values, which a sorting network finds",
     Threshold.SWEEP: "Newton steps, each of which reads the values once more",
+    Threshold.JOINT: "Newton steps for all groups together; each reads the values once more",
 }
+_SWEEPING = (Threshold.SWEEP, Threshold.JOINT)
 _WALKS = {
     Walk.ROWS: "by rows",
     Walk.COLUMNS: "by columns",
@@ -191,9 +193,9 @@ def _steps(plan: Plan) -> Iterator[Step]:
         array = _array(stage, plan)
         (size,) = array.values()
         limits = dict.fromkeys(_groups(stage), stage.groups * VALUE_BYTES)
-        if stage.threshold in (Threshold.STRIP, Threshold.TILE, Threshold.SWEEP):
+        if stage.threshold in (Threshold.STRIP, Threshold.TILE, *_SWEEPING):
             found = {f"t{stage.level}": stage.groups * (plan.itemsize if stage.leaf else 8)}
-            cut = stage.cut if stage.threshold is Threshold.SWEEP else stage.tiles
+            cut = stage.cut if stage.threshold in _SWEEPING else stage.tiles
             yield _step("search", stage, cut, {**array, **limits}, found)
             limits = found
         target = f"u{stage.level}" if not stage.leaf else "y" if plan.in_place else "x"
@@ -225,7 +227,7 @@ def _step(
         blocks=cut.blocks,
         shared=stage.shared and cut.blocks > 1,
         threshold=str(stage.threshold) if stage.threshold and direction != "up" else None,
-        repeated=direction == "search" and stage.threshold is Threshold.SWEEP,
+        repeated=direction == "search" and stage.threshold in _SWEEPING,
     )
 
 

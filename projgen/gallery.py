@@ -33,6 +33,7 @@ class Showing:
     dtype: str = "float32"
     order: str = "C"
     in_place: bool = False
+    exact: bool = False
 
     @property
     def stem(self) -> str:
@@ -40,6 +41,7 @@ class Showing:
         words = re.sub(r"[^a-z0-9]+", "_", self.spec.replace("-", "m")).strip("_")
         parts = [words, "x".join(map(str, self.shape)), self.dtype]
         parts += [self.order] * (self.order != "C") + ["in_place"] * self.in_place
+        parts += ["exact"] * self.exact
         return "-".join(parts)
 
     @property
@@ -68,7 +70,7 @@ class Exhibit(Showing):
 
     def compiled(self) -> Compiled:
         """What the compiler makes of it, up to the source."""
-        return compile_binding(*self.call)
+        return compile_binding(*self.call, exact=self.exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ CANON = (
     Exhibit("a deep tree", "l1(l2(linf(l1)))", (16, 24, 32, 100)),
     Exhibit("half precision: largest magnitudes among bits", "l1(linf)", (1000, 1000), "float16"),
     Exhibit("half precision, packed and sorted", "l1(l1)", (100_000, 9), "bfloat16", in_place=True),
+    Exhibit("the nearest point, of rows", "l1(linf)", (1000, 1000), exact=True),
+    Exhibit("of columns and a batch", "l1(linf(axis=1), axis=2)", (8, 1000, 300), exact=True),
 )
 
 CUDA_CANON = (

@@ -5,14 +5,11 @@ Arrays keep all their axes on the way, reduced ones with length 1: an axis has o
 throughout.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
 from projgen.bind import Binding, Level
+from projgen.references import REFERENCES
 
 Array = npt.NDArray[np.float64]
 Exponent = npt.NDArray[np.int32]
@@ -79,74 +76,12 @@ def _inner(level: Level, a: Array) -> Array:
     return _value(child, a)
 
 
-# Norms and balls of groups of magnitudes `a`, along `axes`; the radii have length 1 there. A ball
-# is asked only about groups outside it, and its answer for the others is not used.
-
-
-def _l1(a: Array, axes: tuple[int, ...]) -> Array:
-    return np.asarray(a.sum(axis=axes, keepdims=True))
-
-
-def _l2(a: Array, axes: tuple[int, ...]) -> Array:
-    _, exponent = np.frexp(_linf(a, axes))  # per group: no square is beyond the range of float64
-    return _scale(np.sqrt(_l1(_scale(a, -exponent) ** 2, axes)), exponent)
-
-
-def _linf(a: Array, axes: tuple[int, ...]) -> Array:
-    return np.asarray(a.max(axis=axes, keepdims=True, initial=0.0))
-
-
-def _l1_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:
-    """Subtract the threshold at which what remains of the group adds up to the radius.
-
-    The threshold of the k largest is (their sum - radius) / k, and the right k gives the largest.
-    Values are taken relative to the group's top: those that survive are within a radius of it, so
-    nothing is lost when the radius is much smaller than they are.
-    """
-    below = a - _linf(a, axes)
-    descending = np.sort(_rows(below, axes), axis=-1)[..., ::-1]
-    counts = np.arange(1, descending.shape[-1] + 1)
-    thresholds = (np.cumsum(descending, axis=-1) - _rows(radius, axes)) / counts
-    remains = below - thresholds.max(axis=-1).reshape(radius.shape)
-    return np.asarray(np.clip(remains, 0.0, a))
-
-
-def _l2_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:
-    length = _l2(a, axes)
-    return a / np.where(length > radius, length, 1.0) * np.where(length > radius, radius, 1.0)
-
-
-def _linf_ball(a: Array, axes: tuple[int, ...], radius: Array) -> Array:
-    return np.minimum(a, radius)
-
-
-class Reference(NamedTuple):
-    """A norm's value and the projection on its ball, of groups along some axes."""
-
-    norm: Callable[[Array, tuple[int, ...]], Array]
-    ball: Callable[[Array, tuple[int, ...], Array], Array]
-
-
-REFERENCES: Mapping[str, Reference] = MappingProxyType(
-    {
-        "l1": Reference(_l1, _l1_ball),
-        "l2": Reference(_l2, _l2_ball),
-        "linf": Reference(_linf, _linf_ball),
-    }
-)
-
-
-def _rows(a: Array, axes: tuple[int, ...]) -> Array:
-    """The groups along `axes` as rows, in the last axis of the result."""
-    groups = np.moveaxis(a, axes, range(-len(axes), 0))
-    return groups.reshape(*groups.shape[: -len(axes)], -1)
-
-
 def _exponent(binding: Binding, y: Array) -> Exponent:
     """Of the power of two to divide by, so that no sum overflows and nothing small vanishes."""
     reduced = tuple(axis for axis in range(binding.rank) if axis not in binding.batch)
-    _, exponent = np.frexp(_linf(np.abs(y), reduced))
-    return exponent - _TOP
+    _, exponent = np.frexp(np.abs(y).max(axis=reduced, keepdims=True, initial=0.0))
+    shifted: Exponent = exponent - _TOP
+    return shifted
 
 
 def _scale(a: Array, exponent: Exponent) -> Array:

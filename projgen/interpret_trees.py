@@ -60,6 +60,23 @@ def project(
     return results
 
 
+@np.errstate(over="ignore", under="ignore")
+def root_values(
+    bound: BoundTree,
+    arrays: Mapping[Key, Any],
+    given: Mapping[str, Any],
+    labels: Mapping[str, Array],
+) -> tuple[Array, Array | None, Array]:
+    """What the root aggregates, its weights, and for each index of the batch an exponent.
+
+    The values, along the last axis, are to be multiplied with 2 to the exponent.
+    """
+    walk = _Walk(bound, arrays, given, labels)
+    options = walk._options(bound.place, 0)
+    exponent = np.zeros_like(walk.exponent) if _counts(bound) else walk.exponent
+    return walk._inner(bound.place, 0), options.get("weights"), exponent
+
+
 def _counts(bound: BoundTree) -> bool:
     """Whether the tree's value is a count, which is not in the arrays' units."""
     return any(node.norm == "l0" for node in bound.tree.levels)

@@ -109,9 +109,7 @@ _TABLE = (
 )
 
 NORMS: Mapping[str, Norm] = MappingProxyType({norm.name: norm for norm in _TABLE})
-CHAINED: Mapping[str, Norm] = MappingProxyType(
-    {norm.name: norm for norm in _TABLE if norm.chained}
-)
+CHAINED: Mapping[str, Norm] = MappingProxyType({norm.name: norm for norm in _TABLE if norm.chained})
 
 _SPELLINGS = {name: norm for norm in _TABLE for name in (norm.name, *norm.aliases)}
 _SYNONYMS = {

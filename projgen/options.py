@@ -31,7 +31,14 @@ MISTAKEN: Mapping[str, str] = MappingProxyType(
         "keepdims": "the result always has the shape of the array",
     }
 )
-OF_A_CALL = ("y", "radius", "out", "return_info")  # what a projection's call has names for itself
+OF_A_CALL = (
+    "y",
+    "spec",
+    "radius",
+    "out",
+    "return_info",
+    "exact",
+)  # names that calls have for themselves
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.bind import Binding, bind
+from projgen.bind import bind
+from projgen.compare import compare
+from projgen.info import Info, numbers
 from projgen.projection import Projection
 from projgen.terminal import Terminal, format_ranges, format_shape
 
@@ -77,6 +78,8 @@ class Outcome:
     entries: int
     zero_entries_before: int
     zero_entries: int
+    threshold: Any
+    distance: Any
     largest_change: float
     groups: tuple[Groups, ...]
 
@@ -89,8 +92,8 @@ class Outcome:
         paint = terminal.paint
         terminal.write(
             f"{paint(self.name, 'bold')}  {format_shape(self.shape)}  {self.dtype}",
-            f"  norm            {_numbers(self.norm_after)}, was {_numbers(self.norm_before)};"
-            f" radius {_numbers(self.radius)}",
+            f"  norm            {numbers(self.norm_after)}, was {numbers(self.norm_before)};"
+            f" radius {numbers(self.radius)}",
         )
         for groups in self.groups:
             _draw_groups(groups, terminal)
@@ -98,7 +101,7 @@ class Outcome:
         share = _percent(self.zero_entries, self.entries)
         terminal.write(
             f"  zero entries    {self.zero_entries:,} of {self.entries:,} ({share}; {before})",
-            f"  largest change  {self.largest_change:.6g}",
+            f"  distance        {numbers(self.distance)}; largest change {self.largest_change:.6g}",
         )
 
 
@@ -108,47 +111,45 @@ def project(projection: Projection, name: str, y: Array, radius: Radius) -> tupl
     Raises:
         SpecError, ValueError: as `Projection` does.
     """
-    before = projection.norm(y)
-    radii = radius.of(before)
+    radii = radius.of(projection.norm(y))
     x = y.copy(order="K")
     projection(x, radii, out=x)  # in place, as the norm's kernel is: one to compile, not two
-    binding = bind(projection.tree, y.ndim, y.shape)
+    info = compare(projection, bind(projection.tree, y.ndim, y.shape), y, x, radii)
+    (array,) = info.arrays
     outcome = Outcome(
         name=name,
         shape=y.shape,
         dtype=y.dtype.name,
         radius=_plain(radii),
-        norm_before=_plain(before),
-        norm_after=_plain(projection.norm(x)),
+        norm_before=_plain(info.norm_before),
+        norm_after=_plain(info.norm_after),
         entries=y.size,
-        zero_entries_before=y.size - int(np.count_nonzero(y)),
-        zero_entries=y.size - int(np.count_nonzero(x)),
-        largest_change=float(np.max(np.abs(x - y), initial=0.0)),
-        groups=tuple(_groups(binding, y, x)),
+        zero_entries_before=y.size - int(np.sum(array.nonzero_before)),
+        zero_entries=y.size - int(np.sum(array.nonzero)),
+        threshold=_plain(info.threshold),
+        distance=_plain(info.distance),
+        largest_change=float(np.max(array.largest_change, initial=0.0)),
+        groups=tuple(_groups(info)),
     )
     return x, outcome
 
 
-def _groups(binding: Binding, y: Array, x: Array) -> list[Groups]:
+def _groups(info: Info) -> list[Groups]:
     """Level by level below the root, and the root's own where a batch gives it several."""
-    levels = binding.levels
     found = []
-    for index, level in enumerate(levels):
-        within = tuple(axis for below in levels[index:] for axis in below.axes)
-        axes = tuple(axis for axis in range(binding.rank) if axis not in within)
-        if not axes:
+    for index, level in enumerate(info.levels):
+        if not level.along or level.alive is None:
             continue
-        zero = ~np.any(x != 0, axis=within)
-        where = np.argwhere(zero)
+        where = np.argwhere(~level.alive)
         found.append(
             Groups(
                 level=index,
                 norm=level.norm,
-                axes=axes,
-                count=zero.size,
-                zero_before=int(np.count_nonzero(~np.any(y != 0, axis=within))),
+                axes=level.along,
+                count=level.alive.size,
+                zero_before=level.alive.size - int(np.sum(level.active_before)),
                 zero=len(where),
-                indices=(where[:, 0] if len(axes) == 1 else where).tolist(),
+                indices=(where[:, 0] if len(level.along) == 1 else where).tolist(),
             )
         )
     return found
@@ -180,11 +181,3 @@ def _percent(part: int, whole: int) -> str:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else float(value)
-
-
-def _numbers(value: Any) -> str:
-    """A number, or the range of a batch's."""
-    flat: Sequence[float] = np.ravel(value).tolist()
-    if len(flat) == 1:
-        return f"{flat[0]:.6g}"
-    return f"{min(flat):.6g} to {max(flat):.6g}" if flat else "none"

@@ -50,6 +50,7 @@ class Threshold(str, Enum):
     TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
     SORT = "sort"  # a few values each: sorted, many groups at once
+    JOINT = "joint"  # one search for all groups of a batch entry, by sweeps: see `plan`
 
     __str__ = str.__str__
 
@@ -176,23 +177,28 @@ def _describe(stage: Stage, cut: Cut) -> str:
     return f"{source}: {groups} of {stage.group_size}, by {stage.walk}, {pieces}"
 
 
-def plan(spec: str, layout: Layout, dtype: str, in_place: bool) -> Plan:
+def plan(spec: str, layout: Layout, dtype: str, in_place: bool, exact: bool = False) -> Plan:
     """Plan the projection of a nonempty array with this layout.
 
     Halves are cut like the type that their arithmetic is in, which is what scratch memory holds.
+    `exact`: on the nearest point of the ball, where level by level gives another one. That is
+    done for l1 over linf: the limits of all groups are searched for together.
     """
     depth = len(layout.norms)
-    stages = tuple(_stage(layout, level, level == depth - 1, dtype) for level in range(depth))
+    joint = exact and layout.norms == ("l1", "linf")
+    stages = tuple(
+        _stage(layout, level, level == depth - 1, dtype, joint) for level in range(depth)
+    )
     size = stages[-1].size * ITEMSIZE[dtype]
     return Plan(spec, dtype, in_place, layout, stages, size >= STREAMED_BYTES)
 
 
-def _stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
+def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> Stage:
     axes = stage_axes(layout, level, leaf)
     if _lacks_groups(layout, level, axes):
         step = math.prod(axis.extent for axis in axes)
         axes = (Axis(False, 1, step, step), *axes)
-    searches = NORMS[layout.norms[level]].searches
+    searches = leaf if joint else NORMS[layout.norms[level]].searches
     lanes = _lanes(axes) if leaf and not searches else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
@@ -201,7 +207,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
         axes = _side_by_side(axes)
     itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
-    walk = _walk(axes, leaf, unit, SORTED if searches else SHORT)
+    walk = _walk(axes, leaf, unit, 0 if joint else SORTED if searches else SHORT)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
     cut = _cut(axes, loop, itemsize) if shared else UNCUT
@@ -210,7 +216,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
     direct = walk is not Walk.COLUMNS and alone and whole
     threshold, tiles = None, UNCUT
     if searches:
-        threshold = _threshold(axes, walk, cut, direct, itemsize)
+        threshold = Threshold.JOINT if joint else _threshold(axes, walk, cut, direct, itemsize)
         if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
         searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once

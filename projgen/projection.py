@@ -13,17 +13,17 @@ from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, w
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.dtypes import put
+from projgen.exact import exact_tree, is_joint
 from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
+    from projgen.calls import Ready
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
-    from projgen.cpu.compose import Composition
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.structure import Place
-    from projgen.trees import BoundTree
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
@@ -40,26 +40,28 @@ class Projection:
 
     __slots__ = (
         "_backend",
-        "_bound",
         "_calls",
         "_check_finite",
-        "_compositions",
+        "_exact",
         "_is_plain",
         "_places",
+        "_ready",
         "_threads",
         "_tree",
         "_unmatched",
+        "_walked",
     )
     _tree: NormTree
     _backend: Backend
     _threads: int | None
     _check_finite: bool | None
     _unmatched: Unmatched
+    _exact: bool
+    _walked: NormTree  # what is projected on: `_tree`, or for exact=True one with the same ball
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
     _places: dict[Any, Place]  # of trees: for structures of this form,
-    _bound: dict[Any, BoundTree]  # for arrays of these shapes in them,
-    _compositions: dict[Any, Composition]  # and laid out so
+    _ready: dict[Any, Ready]  # and for arrays of these forms in them
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Projection:
         threads: int | None,
         check_finite: bool | None,
         unmatched: Unmatched = "error",
+        exact: bool = False,
     ) -> None:
         set_ = object.__setattr__
         set_(self, "_tree", tree)
@@ -75,11 +78,12 @@ class Projection:
         set_(self, "_threads", threads)
         set_(self, "_check_finite", check_finite)
         set_(self, "_unmatched", unmatched)
+        set_(self, "_exact", exact)
+        set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
         set_(self, "_places", {})
-        set_(self, "_bound", {})
-        set_(self, "_compositions", {})
+        set_(self, "_ready", {})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Projection is immutable: cannot set {name!r}")
@@ -100,7 +104,12 @@ class Projection:
     @property
     def is_euclidean(self) -> bool:
         """Whether the result is the nearest point of the ball, for arrays of any shape."""
-        return self._tree.is_euclidean
+        return self._exact or self._tree.is_euclidean
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether all groups are projected together, as the nearest point of l1(linf) asks for."""
+        return self._exact and is_joint(self._walked)
 
     @property
     def backend(self) -> Backend:
@@ -112,7 +121,15 @@ class Projection:
         """What becomes of arrays that the tree does not name: see `build`."""
         return self._unmatched
 
-    def __call__(self, y: Any = None, radius: Any = None, *, out: Any = None, **arrays: Any) -> Any:
+    def __call__(
+        self,
+        y: Any = None,
+        radius: Any = None,
+        *,
+        out: Any = None,
+        return_info: bool = False,
+        **arrays: Any,
+    ) -> Any:
         """Project `y` onto the ball of `radius`.
 
         Args:
@@ -124,6 +141,7 @@ class Projection:
                 Left out where the spec has the count of l0.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
                 `y`, or `y` itself for in place.
+            return_info: whether to say what was done as well.
             **arrays: the weights and group labels that the spec names; and, in place of `y`,
                 the arrays of a tree whose root's children have names.
 
@@ -137,6 +155,9 @@ class Projection:
             Of half types, arithmetic is in float32, and each number is rounded to the nearest
             half when it is written, of two the even one. So the result's norm may be above
             `radius` by as much as that rounding is; no number grows.
+            With `return_info` a pair: the projection, the same to the bit, and a `projgen.Info`.
+            That costs some more sweeps over both arrays, in place also a copy of `y`, and waits
+            for a GPU.
 
         Raises:
             SpecError: the tree does not fit `y`'s rank.
@@ -145,6 +166,10 @@ class Projection:
                 applies), `out` read-only or overlapping. `out` is untouched then.
             ImportError, RuntimeError: `y` is on a GPU, and CuPy or a driver is missing.
         """
+        if return_info:
+            from projgen.compare import with_info
+
+            return with_info(self, y, radius, out, arrays)
         if arrays or not self._is_plain:
             from projgen import calls
 
@@ -248,27 +273,31 @@ class Projection:
 
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
-        return compile_tree(self._tree, shape, dtype, cuda=self._backend == "cuda")
+        cuda = self._backend == "cuda"
+        return compile_tree(self._walked, shape, dtype, cuda=cuda, exact=self.is_joint)
 
     def _gpu(self, y: Any) -> Any:
         """The module that projects `y` where it lies on a GPU, or None."""
         if self._backend != "cuda" and not (self._backend == "auto" and on_gpu(y)):
             return None
+        if self.is_joint:
+            raise TypeError("the nearest point of an l1(linf) ball is found on the CPU alone")
         from projgen.cuda import project
 
         return project
 
     def _bind(self, y: Array) -> Binding:
         try:
-            return _bind(self._tree, y.ndim)
+            return _bind(self._walked, y.ndim)
         except ValueError:
-            return bind(self._tree, y.ndim, y.shape)  # again, for a message that shows the shape
+            return bind(self._walked, y.ndim, y.shape)  # again, for a message that shows the shape
 
     def _project(self, binding: Binding, y: Array, out: Array, radii: float | Array) -> None:
         if self._backend == "numpy":
-            from projgen import interpret
+            from projgen import exact, interpret
 
-            put(out, interpret.project(binding, self._finite(y), radii))
+            reference = exact.project if self.is_joint else interpret.project
+            put(out, reference(binding, self._finite(y), radii))
             return
         from projgen.cpu import project
 
@@ -290,7 +319,8 @@ class Projection:
         return _rebuild, (self.spec, *self._state()[1:])
 
     def _state(self) -> tuple[Any, ...]:
-        return self._tree, self._backend, self._threads, self._check_finite, self._unmatched
+        own = self._backend, self._threads, self._check_finite, self._unmatched, self._exact
+        return self._tree, *own
 
     def __repr__(self) -> str:
         options = "".join(
@@ -300,6 +330,7 @@ class Projection:
                 ("threads", self._threads, None),
                 ("check_finite", self._check_finite, None),
                 ("unmatched", self._unmatched, "error"),
+                ("exact", self._exact, False),
             )
             if value != default
         )
@@ -313,6 +344,7 @@ def build(
     threads: int | None = None,
     check_finite: bool | None = None,
     unmatched: Unmatched = "error",
+    exact: bool = False,
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
@@ -326,6 +358,8 @@ def build(
             By default they raise on the CPU, but not on a GPU, which each call would wait for.
         unmatched: what becomes of arrays that no child's pattern matches, or that no child
             names: ``"error"``, or ``"pass"`` to give them back as they are.
+        exact: the nearest point of the ball, where an algorithm for it is known: `is_euclidean`
+            trees, l1(linf) and l1(l1) of one array on the CPU.
 
     Raises:
         SpecError: the spec is wrong; the message points at the place.
@@ -339,19 +373,27 @@ def build(
     if unmatched not in get_args(Unmatched):
         raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
     check = None if check_finite is None else bool(check_finite)
-    return Projection(tree, backend, threads, check, unmatched)
+    return Projection(tree, backend, threads, check, unmatched, bool(exact))
 
 
 def project(
-    y: Any, spec: str | NormTree, radius: Any = None, *, out: Any = None, **arrays: Any
+    y: Any,
+    spec: str | NormTree,
+    radius: Any = None,
+    *,
+    out: Any = None,
+    return_info: bool = False,
+    exact: bool = False,
+    **arrays: Any,
 ) -> Any:
-    """Project `y` onto the ball of the tree `spec`: ``build(spec)(y, radius, out=out)``."""
-    return _remembered(spec)(y, radius, out=out, **arrays)
+    """Project `y` onto the ball of the tree `spec`: as ``build(spec, exact=exact)`` does."""
+    p = _remembered(spec, exact)
+    return p(y, radius, out=out, return_info=return_info, **arrays)
 
 
 @lru_cache(maxsize=128)
-def _remembered(spec: str | NormTree) -> Projection:
-    return build(spec)
+def _remembered(spec: str | NormTree, exact: bool) -> Projection:
+    return build(spec, exact=exact)
 
 
 def _rebuild(
@@ -359,10 +401,16 @@ def _rebuild(
     backend: Backend,
     threads: int | None,
     check_finite: bool | None,
-    unmatched: Unmatched = "error",
+    unmatched: Unmatched,
+    exact: bool,
 ) -> Projection:
     return build(
-        spec, backend=backend, threads=threads, check_finite=check_finite, unmatched=unmatched
+        spec,
+        backend=backend,
+        threads=threads,
+        check_finite=check_finite,
+        unmatched=unmatched,
+        exact=exact,
     )
 
 

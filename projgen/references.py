@@ -1,57 +1,238 @@
-"""TEMPORARY until merged."""
+"""Norms of groups and projections on their balls, in plain NumPy and float64.
 
-from collections.abc import Callable
+They share no code with the kernels, so they can be their oracle; they are simple, not quick.
+Groups lie along `axes` of an array of magnitudes `a`. Values, and radii, have length 1 there. A
+ball is asked only about groups outside it, and its answer for the others is not used. With weights
+(finite, 0 and above, of a's shape or broadcast) a norm is that of ``weights * a``; what has weight
+0 is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from projgen import interpret as i
+Array = npt.NDArray[np.float64]
+Axes = tuple[int, ...]
+
+_HALVINGS = 200  # of a bracket: more than float64 has bits
+
+
+# The norms, and below them their balls. An entry of REFERENCES names both.
+
+
+def _l1(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    return np.asarray(_weighted(a, weights).sum(axis=axes, keepdims=True))
+
+
+def _l2(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    a = _weighted(a, weights)
+    _, exponent = np.frexp(_linf(a, axes))  # per group: no square is beyond the range of float64
+    scaled = np.ldexp(a, -exponent)
+    return np.asarray(np.ldexp(np.sqrt(_l1(scaled**2, axes)), exponent))
+
+
+def _linf(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    return np.asarray(_weighted(a, weights).max(axis=axes, keepdims=True, initial=0.0))
+
+
+def _lp(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    assert p is not None
+    a = _weighted(a, weights)
+    top = _linf(a, axes)
+    shares = a / np.where(top > 0, top, 1.0)
+    return np.asarray(top * _l1(shares**p, axes) ** (1 / p))
+
+
+def _l0(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    return np.asarray(np.count_nonzero(a, axis=axes, keepdims=True).astype(np.float64))
+
+
+def _simplex(a: Array, axes: Axes, *, p: float | None = None, weights: Any = None) -> Array:
+    return _l1(np.maximum(a, 0.0), axes)
+
+
+def _l1_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    """Subtract the threshold at which what remains of the group adds up to the radius.
+
+    The threshold of the k largest is (their sum - radius) / k, and the right k gives the largest.
+    Values are taken relative to the group's top: those that survive are within a radius of it, so
+    nothing is lost when the radius is much smaller than they are.
+    """
+    if weights is not None:
+        return _weighted_l1_ball(a, axes, radius, np.broadcast_to(weights, a.shape))
+    below = a - _linf(a, axes)
+    descending = np.sort(_rows(below, axes), axis=-1)[..., ::-1]
+    counts = np.arange(1, descending.shape[-1] + 1)
+    thresholds = (np.cumsum(descending, axis=-1) - _rows(radius, axes)) / counts
+    remains = below - thresholds.max(axis=-1).reshape(radius.shape)
+    return np.asarray(np.clip(remains, 0.0, a))
+
+
+def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Array:
+    """Subtract t times the weights: entries vanish in the order of a / w.
+
+    The t of the k largest of these is (sum w a - radius) / sum w^2, and again the largest is right.
+    """
+    real = weights > 0
+    w = np.where(real, weights, 0.0)
+    _, exponent = np.frexp(_linf(w, axes))
+    w = np.ldexp(w, -exponent)  # to square
+    ends = np.where(real, a, 0.0) / np.where(w > 0, w, 1.0)
+    top = _linf(ends, axes)
+    lengths = _rows(np.where(w > 0, ends - top, -np.inf), axes)
+    order = np.argsort(-lengths, axis=-1, kind="stable")
+    squares = np.take_along_axis(_rows(w**2, axes), order, -1)
+    sums = np.cumsum(squares * np.take_along_axis(np.maximum(lengths, -1e308), order, -1), axis=-1)
+    total = np.cumsum(squares, axis=-1)
+    goal = _rows(np.ldexp(radius, -exponent), axes)
+    steps = np.where(total > 0, (sums - goal) / np.where(total > 0, total, 1.0), -np.inf)
+    t = top + steps.max(axis=-1, initial=-np.inf).reshape(radius.shape)
+    free = ~real | ((w == 0) & (radius > 0))  # of weight 0, or so small that it does not matter
+    return np.where(free, a, np.clip(w * (ends - t), 0.0, a))
+
+
+def _l2_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    length = _l2(a, axes, weights=weights)
+    outside = length > radius
+    if weights is None:
+        return a / np.where(outside, length, 1.0) * np.where(outside, radius, 1.0)
+    w = np.broadcast_to(weights, a.shape)
+    _, exponent = np.frexp(_linf(w, axes))
+    d = np.ldexp(w, -exponent) ** 2
+    goal = np.where(outside, radius / np.where(outside, length, 1.0), 1.0)
+    shares = w * a / np.where(outside, length, 1.0)
+
+    def too_long(log_t: Array) -> Any:
+        return _l2(shares / (1 + np.exp(log_t) * d), axes) > goal
+
+    t = np.exp(_bisected(too_long, -700.0, 700.0, radius.shape))
+    return np.where((radius > 0) | (w == 0), a / (1 + t * d), 0.0)
+
+
+def _linf_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    if weights is None:
+        return np.minimum(a, radius)
+    w = np.broadcast_to(weights, a.shape)
+    return np.where(w * a > radius, radius / np.where(w > 0, w, 1.0), a)
+
+
+def _lp_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    """x + t w^p x^(p - 1) = a, with the t at which x is as long as the radius.
+
+    Both are sought in logarithms: with x = a exp(z), exp(z) + exp(c + (p - 1) z) is 1 where
+    c = log t + p log w + (p - 2) log a.
+    """
+    assert p is not None
+    w = np.ones_like(a) if weights is None else np.broadcast_to(weights, a.shape)
+    real = (a > 0) & (w > 0)
+    logs, logw = np.log(np.where(real, a, 1.0)), np.log(np.where(real, w, 1.0))
+    shifts = p * logw + (p - 2) * logs
+
+    def depths(log_t: Array) -> Array:
+        """Newton's method comes down to z from above: the logarithm of the sum is convex."""
+        c = log_t + shifts
+        z = np.minimum(0.0, -c / (p - 1))
+        for _ in range(_HALVINGS):
+            one, other = np.exp(z), np.exp(c + (p - 1) * z)
+            slope = (one + (p - 1) * other) / (one + other)
+            lower = np.minimum(z, z - np.log(one + other) / slope)
+            if np.all(lower == z):
+                break
+            z = lower
+        return np.asarray(z)
+
+    def too_long(log_t: Array) -> Any:
+        x = np.where(real, w * np.exp(logs + depths(log_t)), 0.0)
+        return _lp(x, axes, p=p) > radius
+
+    bound = float(np.abs(shifts).max(initial=0.0)) + 1500 * p
+    t = _bisected(too_long, -bound, bound, radius.shape)
+    x = np.where(real, np.exp(logs + depths(t)), a)
+    return np.where((radius > 0) | ~real, np.minimum(x, a), 0.0)
+
+
+def _l0_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    """The largest stay; of equal ones those that come first."""
+    order = np.argsort(-_rows(a, axes), axis=-1, kind="stable")
+    ranks = np.argsort(order, axis=-1)
+    kept = ranks < np.floor(_rows(radius, axes))
+    shape = [a.shape[axis] for axis in range(a.ndim) if axis not in _positive(axes, a.ndim)]
+    shape += [a.shape[axis] for axis in _positive(axes, a.ndim)]
+    back = np.moveaxis(kept.reshape(shape), range(-len(axes), 0), axes)
+    return np.where(back, a, 0.0)
+
+
+def _simplex_ball(
+    a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
+) -> Array:
+    """`a` has signs here; -inf stays 0."""
+    top = a.max(axis=axes, keepdims=True, initial=-np.inf)
+    below = a - np.where(np.isfinite(top), top, 0.0)
+    descending = np.sort(_rows(below, axes), axis=-1)[..., ::-1]
+    counts = np.arange(1, descending.shape[-1] + 1)
+    thresholds = (np.cumsum(descending, axis=-1) - _rows(radius, axes)) / counts
+    t = thresholds.max(axis=-1, initial=-np.inf).reshape(radius.shape)
+    return np.where(np.isfinite(a), np.maximum(below - t, 0.0), 0.0)
 
 
 class Reference(NamedTuple):
-    norm: Callable[..., Any]
-    ball: Callable[..., Any]
+    """A norm's value and the projection on its ball, of groups along some axes."""
+
+    norm: Callable[..., Array]
+    ball: Callable[..., Array]
 
 
-def _l1w(a, axes, weights=None):
-    return i._l1(a if weights is None else a * weights, axes)
+REFERENCES: Mapping[str, Reference] = MappingProxyType(
+    {
+        "l1": Reference(_l1, _l1_ball),
+        "l2": Reference(_l2, _l2_ball),
+        "linf": Reference(_linf, _linf_ball),
+        "lp": Reference(_lp, _lp_ball),
+        "l0": Reference(_l0, _l0_ball),
+        "simplex": Reference(_simplex, _simplex_ball),
+    }
+)
 
 
-def _l1bw(a, axes, radius, weights=None):
-    if weights is None:
-        return i._l1_ball(a, axes, radius)
-    lo = np.zeros_like(radius) + 0
-    hi = (
-        np.max(
-            np.where(weights > 0, a / np.where(weights > 0, weights, 1), 0),
-            axis=axes,
-            keepdims=True,
-        )
-        + 0 * radius
-    )
-    for _ in range(200):
-        m = (lo + hi) / 2
-        s = (weights * np.maximum(a - weights * m, 0)).sum(axis=axes, keepdims=True)
-        lo = np.where(s > radius, m, lo)
-        hi = np.where(s > radius, hi, m)
-    return np.maximum(a - weights * hi, 0)
+def _weighted(a: Array, weights: Any) -> Array:
+    return a if weights is None else np.asarray(weights * a)
 
 
-def _linf_bw(a, axes, radius, weights=None):
-    return np.minimum(
-        a,
-        radius
-        if weights is None
-        else np.where(weights > 0, radius / np.where(weights > 0, weights, 1), np.inf),
-    )
+def _positive(axes: Axes, rank: int) -> Axes:
+    return tuple(axis % rank for axis in axes)
 
 
-def _linfw(a, axes, weights=None):
-    return i._linf(a if weights is None else a * weights, axes)
+def _rows(a: Array, axes: Axes) -> Array:
+    """The groups along `axes` as rows, in the last axis of the result."""
+    groups = np.moveaxis(a, axes, range(-len(axes), 0))
+    count = int(np.prod([a.shape[axis] for axis in axes], dtype=np.int64))
+    return groups.reshape(*groups.shape[: -len(axes)], count)
 
 
-REFERENCES = {
-    "l1": Reference(_l1w, _l1bw),
-    "l2": Reference(i._l2, i._l2_ball),
-    "linf": Reference(_linfw, _linf_bw),
-}
+def _bisected(
+    below: Callable[[Array], Any], low: float, high: float, shape: tuple[int, ...]
+) -> Array:
+    """Where `below` turns from true to false between `low` and `high`, for each index of `shape`."""
+    left, right = np.full(shape, low), np.full(shape, high)
+    for _ in range(_HALVINGS):
+        middle = left + (right - left) / 2
+        if np.all((middle == left) | (middle == right)):
+            break
+        more = below(middle)
+        left, right = np.where(more, middle, left), np.where(more, right, middle)
+    return right

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from jinja2.parser import Parser
 
+    from projgen.cpu.group_kernel import GroupKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
 
 
@@ -28,6 +29,12 @@ _EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
 def render(kernel: Kernel) -> str:
     """The source of the module that holds `kernel`. Equal kernels have equal sources."""
     text = environment().get_template("cpu/kernel.py.j2").render(kernel=kernel)
+    return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
+
+
+def render_group(kernel: GroupKernel) -> str:
+    """The source of the module that holds a kernel for one level of groups."""
+    text = environment().get_template("cpu/groups.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TextIO
@@ -20,7 +21,7 @@ _CODES = {
     "magenta": "35", "cyan": "36",
 }  # fmt: skip
 # Each is replaced by one character, so that columns stay where they are.
-_ASCII = str.maketrans(f"─│├└█·…✓µ{TIMES}", "-||`#.~+ux")
+_ASCII = str.maketrans(f"─│├└█▌░▒▓·…✓µ{TIMES}", "-||`#-.:%.~+ux")
 
 
 class Terminal:
@@ -45,9 +46,16 @@ class Terminal:
         """`text` in the colour that a level of the tree has everywhere."""
         return self.paint(text, LEVEL_COLOURS[index % len(LEVEL_COLOURS)]) if index >= 0 else text
 
-    def heading(self, title: str, note: str = "") -> str:
+    @property
+    def width(self) -> int:
+        """How many columns to use: as a terminal has, if they are not too many; else a page's."""
+        if not self.stream.isatty():
+            return WIDTH
+        return max(36, min(shutil.get_terminal_size((WIDTH, 24)).columns, 120))
+
+    def heading(self, title: str, note: str = "", width: int = WIDTH) -> str:
         """A line as wide as a page, with a title at its beginning and a note at its end."""
-        rule = "─" * (WIDTH - len(title) - len(note) - 5 - bool(note))
+        rule = "─" * (width - len(title) - len(note) - 5 - bool(note))
         return (
             self.paint("── ", "dim")
             + self.paint(title, "bold")
@@ -80,24 +88,34 @@ def _encodes(stream: TextIO, text: str) -> bool:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[None]:
-    """While the body runs: `label` and the seconds so far on stderr, if that is a terminal."""
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """While the body runs: `label` and the seconds so far on stderr, if that is a terminal.
+
+    The body may tell how many of how many things are done.
+    """
+    count = ""
+
+    def tell(ready: int, total: int) -> None:
+        nonlocal count
+        count = f" {ready} of {total},"
+
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield
+        yield tell
         return
     dots = "…" if _encodes(sys.stderr, "…") else "..."
     started, done = perf_counter(), threading.Event()
-    label = label if len(label) < WIDTH - 12 else label[: WIDTH - 15] + dots
+    room = WIDTH - 30
+    label = label if len(label) < room else label[: room - 3] + dots
 
     def tick() -> None:
         while not done.wait(0.1):
-            sys.stderr.write(f"\r{label} {dots} {perf_counter() - started:.1f} s")
+            sys.stderr.write(f"\r{label} {dots}{count} {perf_counter() - started:.1f} s")
             sys.stderr.flush()
 
     clock = threading.Thread(target=tick, daemon=True)
     clock.start()
     try:
-        yield
+        yield tell
     finally:
         done.set()
         clock.join()

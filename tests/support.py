@@ -268,6 +268,8 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return lambda stored: np.float32(np.int16(stored).view(np.float16))
     if made.__name__ == "narrow_at_once":
         return lambda x: np.float16(x).view(np.int16)
+    if made.__name__ == "pointer":
+        return lambda address: (address, _TYPES["float64"])
     name, digits = made.__name__.split("_")
     size = int(digits)
 

@@ -45,10 +45,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", root)
     insert(root / "projgen/norms.py", "_TABLE = (\n", entry)
-    insert(root / "projgen/interpret.py", "MappingProxyType(\n    {\n", registration)
-    insert(root / "projgen/interpret.py", "import numpy.typing as npt\n", "import math\n")
-    last = "# is asked only about groups outside it, and its answer for the others is not used.\n"
-    insert(root / "projgen/interpret.py", last, f"\n\n{functions}")
+    insert(root / "projgen/references.py", "MappingProxyType(\n    {\n", registration)
+    insert(
+        root / "projgen/references.py", "from __future__ import annotations\n\n", "import math\n"
+    )
+    last = "# The norms, and below them their balls. An entry of REFERENCES names both.\n"
+    insert(root / "projgen/references.py", last, f"\n\n{functions}")
     (root / "templates/cpu/norms/rms.py.j2").write_text(macros, encoding="utf-8")
     cuda = (root / "templates/cuda/norms/l2.cu.j2").read_text(encoding="utf-8")
     cuda = re.sub(r"{% macro value.*\n", lambda _: value, cuda)

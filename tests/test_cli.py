@@ -38,7 +38,7 @@ def test_help_loads_nothing_heavy() -> None:
 import sys
 from projgen.cli import main
 assert main(["--help"]) == 0
-heavy = {"numba", "llvmlite", "jinja2", "lark", "safetensors", "torch", "cupy"}
+heavy = {"numba", "llvmlite", "jinja2", "lark", "safetensors", "torch", "cupy", "matplotlib"}
 sys.exit(" ".join(heavy & set(sys.modules)) or 0)
 """
     done = python("-c", code)
@@ -313,7 +313,7 @@ def test_the_doctors_proof_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ["bench", "cache", "compile", "completion", "doctor", "explain", "run"]),
+        ([], ["bench", "cache", "compile", "completion", "doctor", "explain", "path", "run"]),
         (["com"], ["compile", "completion"]),
         (["nothing", ""], []),
         (["--v"], ["--version"]),

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from support import Array, assert_projected, early, lay_out, norm, rehearsals, together
 
 import projgen
+from projgen.bind import bind
+from projgen.check import parse_tree
+from projgen.compiler import compile_binding
+from projgen.cpu.call import Call
 from projgen.norms import CHAINED
+from projgen.operands import memory_order, walkable
 
 NAMES = st.sampled_from(list(CHAINED))
 
@@ -214,3 +219,30 @@ def test_any_projection_by_a_team(problem: Problem, threads: int, team: Any) -> 
     spec, y, radius = problem.spec, problem.y, problem.radius
     with rehearsals(team, **TINY):
         assert_projected(spec, y, radius, projgen.build(spec, threads=threads)(y, radius))
+
+
+@settings(max_examples=60)
+@given(problems(), st.integers(1, 4), st.sampled_from([early, together]))
+def test_in_two_steps_is_in_one(problem: Problem, threads: int, team: Any) -> None:
+    """The same bits, if the second step resumes the first, in whose workspace the norms are."""
+    y = problem.y
+    assume(walkable(y))
+    x, z = np.zeros_like(y), np.zeros_like(y)
+    binding = bind(parse_tree(problem.spec), y.ndim)
+    strides, out_strides = ([s // y.itemsize for s in a.strides] for a in (y, x))
+    assume(all(s > 0 for s in strides))
+    compiled = compile_binding(binding, y.shape, y.dtype.name, strides, out_strides)
+    radii = np.broadcast_to(problem.radius, norm(problem.spec, y).shape)
+    ordered = memory_order(np.asarray(radii, np.float64), binding, compiled.plan)
+    with rehearsals(team, **TINY):
+        call = Call(compiled, threads)
+        once = call.project(y.ctypes.data, x.ctypes.data, ordered)
+        assume(once != Call.OUT_OF_RANGE)
+        left, begun = call.begin(y.ctypes.data), call.begin(y.ctypes.data)
+        assert left is not None and begun is not None
+        call.abandon(left)
+        norms = call.norms_of(begun).copy()
+        assert call.end(begun, y.ctypes.data, z.ctypes.data, ordered) == once
+    assert np.array_equal(z, x)
+    expected = memory_order(norm(problem.spec, y), binding, compiled.plan)
+    np.testing.assert_allclose(norms, expected, rtol=1e-12)

@@ -69,9 +69,9 @@ def refusals() -> dict[str, Refusal]:
         "batches that do not fit": lambda: projgen.build("l1(linf(axis=1), l2(axis=1), axis=0)")(
             [np.ones((2, 3, 4)), np.ones((2, 3, 5))], 1.0
         ),
-        "blocks that nobody spans": lambda: projgen.build("linf(linf(axis=0, block=2, l2), axis=1)")(
-            enc, 1.0
-        ),
+        "blocks that nobody spans": lambda: projgen.build(
+            "linf(linf(axis=0, block=2, l2), axis=1)"
+        )(enc, 1.0),
         "negative radius": lambda: two({"enc": enc, "dec": dec}, -1.0),
         "a vector of radii": lambda: two({"enc": enc, "dec": dec}, [1.0, 2.0]),
         "a radius and a count": lambda: count(enc, 1.0),

@@ -112,7 +112,10 @@ def limbs(draw: st.DrawFn, given: dict[str, Any], special: bool) -> tuple[str, A
             given[label] = np.resize(weights * np.arange(1, 4), extent)
             arguments.append(f"w={label}")
         elif choice == 3:
-            name, arguments = "lp", [*arguments, f"p={draw(st.sampled_from([1.2, 1.5, 3.0, 20.0]))}"]
+            name, arguments = (
+                "lp",
+                [*arguments, f"p={draw(st.sampled_from([1.2, 1.5, 3.0, 20.0]))}"],
+            )
         elif choice == 4 and len(share) == 1 and len(axes) == rank:
             label = f"g{len(given)}"
             extent = array.shape[share[0]]
@@ -127,9 +130,7 @@ def limbs(draw: st.DrawFn, given: dict[str, Any], special: bool) -> tuple[str, A
 
 
 @st.composite
-def branches(
-    draw: st.DrawFn, given: dict[str, Any], depth: int, special: bool
-) -> tuple[str, Any]:
+def branches(draw: st.DrawFn, given: dict[str, Any], depth: int, special: bool) -> tuple[str, Any]:
     named = draw(st.booleans())
     specs: list[str] = []
     values: list[Any] = []

@@ -42,6 +42,7 @@ class Call:
 
     # What a kernel says of its call; only the first has written anything.
     PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
+    VANISHING = 1e-130  # norms below it may have lost squares that float64 has no room for
 
     def __init__(self, compiled: Compiled, threads: int) -> None:
         plan = compiled.plan
@@ -64,7 +65,9 @@ class Call:
         self._idle: list[Workspace] = []
         size = leaf.size * plan.itemsize
         self._followers = threads - 1 if size >= SHARED_BYTES else 0
-        self._sharing = Sharing()
+        self._sharing, self._sharing_norms, self._sharing_end = Sharing(), Sharing(), Sharing()
+        total = cells["total_at"]
+        self._total = slice(total, total + plan.batch)
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
@@ -74,7 +77,7 @@ class Call:
         """
         work = self._borrow()
         work.memory[: self._batch] = radius
-        verdict = self._run(y, out, work)
+        verdict = self._run(y, out, work, self._sharing)
         self._idle.append(work)
         return verdict
 
@@ -85,13 +88,51 @@ class Call:
 
     def norms(self, y: int) -> Array | None:
         """The norm of each batch entry, in memory order; None if one is out of range."""
+        found = self.root(y)
+        return None if found is None else found[0]
+
+    def root(self, y: int) -> tuple[Array, Array | None] | None:
+        """The norms as above, and a row of the root's values for each; None if it is the leaf."""
+        begun = self.begin(y)
+        if begun is None:
+            return None
+        norms, values = self.norms_of(begun).copy(), None
+        stage = self.plan.stages[0]
+        if not stage.leaf:
+            at = int(self._cells[self.compiled.kernel.cells.index("v0_at")])
+            dense = begun.memory[at : at + stage.size].reshape([a.extent for a in stage.axes])
+            order = sorted(range(dense.ndim), key=lambda axis: stage.axes[axis].reduced)
+            values = dense.transpose(order).reshape(self._batch, -1).copy()
+        self.abandon(begun)
+        lost = self.compiled.kernel.vanishes and bool(np.any(norms < self.VANISHING))
+        return None if lost else (norms, values)
+
+    def begin(self, y: int) -> Workspace | None:
+        """Sweep the array at address `y` for its norms, and stop there; None if out of range.
+
+        `end` takes what this gives, as long as the array is the same; or `abandon`.
+        """
         work = self._borrow()
         work.memory[: self._batch] = -1.0  # no radius: the norms alone
-        verdict = self._run(y, y, work)
-        total = int(self._cells[self.compiled.kernel.cells.index("total_at")])
-        norms = work.memory[total : total + self._batch].copy()
-        self._idle.append(work)
-        return None if verdict == self.OUT_OF_RANGE else norms
+        if self._run(y, y, work, self._sharing_norms) == self.OUT_OF_RANGE:
+            self._idle.append(work)
+            return None
+        return work
+
+    def norms_of(self, begun: Workspace) -> Array:
+        """The norm of each batch entry, in memory order; good until `begun` is ended."""
+        return begun.memory[self._total]
+
+    def end(self, begun: Workspace, y: int, out: int, radius: float | Array) -> int:
+        """`project`, from where `begin` stopped."""
+        begun.memory[: self._batch] = radius
+        verdict = self._run(y, out, begun, self._sharing_end, resumes=True)
+        self._idle.append(begun)
+        return verdict
+
+    def abandon(self, begun: Workspace) -> None:
+        """Leave it at that."""
+        self._idle.append(begun)
 
     def _borrow(self) -> Workspace:
         try:
@@ -99,8 +140,11 @@ class Call:
         except IndexError:
             return Workspace(*self._sizes)
 
-    def _run(self, y: int, out: int, work: Workspace) -> int:
+    def _run(
+        self, y: int, out: int, work: Workspace, sharing: Sharing, resumes: bool = False
+    ) -> int:
         work.desk.fill(0)
+        work.desk[1] = resumes
         arguments = (
             y + self._offset,
             out + self._out_offset,
@@ -110,13 +154,13 @@ class Call:
         )
         if not self._followers:
             return int(self._entry(*arguments))
-        share = self._sharing.choose()
+        share = sharing.choose()
         started = perf_counter()
         verdict = team().run((self._address, *arguments), self._followers) if share else None
         if verdict is None:  # alone, or the team is at work on another call
             share, verdict = False, int(self._entry(*arguments))
-        if verdict == self.PROJECTED:  # the others are over after the first sweep
-            self._sharing.learn(share, perf_counter() - started)
+        if verdict == self.PROJECTED or sharing is self._sharing_norms:
+            sharing.learn(share, perf_counter() - started)  # others are over after the first sweep
         return verdict
 
 
@@ -124,20 +168,3 @@ def _aligned(size: int, dtype: Any) -> Array:
     """An uninitialised vector that starts on a cache line."""
     memory = np.empty(size + 8, dtype)
     return memory[(-int(memory.ctypes.data) % 64) // 8 :][:size]
-
-
-class _Sweep:
-    def __init__(self, norms):
-        self.norms = norms
-
-
-def _begin(self, y):
-    norms = self.norms(y)
-    return None if norms is None else _Sweep(norms)
-
-
-def _end(self, sweep, y, out, radii):
-    return self.project(y, out, radii)
-
-
-Call.begin, Call.end, Call.abandon = _begin, _end, lambda self, sweep: None

@@ -23,6 +23,7 @@ from projgen.dtypes import is_half
 from projgen.errors import quote
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
+from projgen.references import REFERENCES
 from projgen.structure import Key
 from projgen.trees import BoundTree
 from projgen.weights import is_weighted, level_weights
@@ -73,13 +74,13 @@ class Chain:
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         """What to end with, and the norms of the batch: by axis, or if `orderly` as they come."""
-        sweep = self._call.begin(y)
-        if sweep is None:
+        begun = self._call.begin(y)
+        if begun is None:
             raise OutOfRangeError
-        norms = sweep.norms
+        norms = self._call.norms_of(begun)
         if not self.orderly:
             norms = axis_order(norms, self._binding, self._call.plan, self._shape)
-        return sweep, norms
+        return begun, norms
 
     def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
         """Whether the result was written: it is not where nothing changes."""
@@ -228,7 +229,7 @@ class LeafPart:
                 np.copyto(_view(piece, out), _view(piece, y))
 
     def _axis_of_numbers(self) -> int | None:
-        """Where the values have the numbers of groups, which a kernel counts along its last axis."""
+        """Where the values have the groups' numbers, which a kernel counts along its last axis."""
         arm = self.arm.arm
         for cut in arm.cuts:
             if cut.groups is not None:
@@ -325,8 +326,11 @@ class Composition:
         self.ways = ways  # from a call's arrays to operands
         self.root = cut_into_parts(bound)
         self._runs: dict[int, LeafPart | JoinedPart] = {}
+        self._weighted: set[int] = set()
         for part in self.root.walk():
             weighted = is_weighted(part.last)
+            if weighted:
+                self._weighted.add(id(part))
             if part.arm is None:
                 self._runs[id(part)] = JoinedPart(part, bound, weighted, threads)
                 continue
@@ -340,7 +344,24 @@ class Composition:
         """The norm of each index of the batch."""
         call = _Call(self, arrays, given)
         try:
-            return call.up(self.root)
+            return call.up(self.root).copy()  # what it gives lies in a workspace
+        finally:
+            call.abandon()
+
+    def root_values(self, arrays: Mapping[Key, Array], given: Weights) -> Radii | None:
+        """What the root aggregates, along the last axis; None if its part sweeps an array."""
+        if isinstance(self._runs[id(self.root)], LeafPart):
+            return None
+        call = _Call(self, arrays, given)
+        try:
+            call.up(self.root)
+            _, begun = call._begun[id(self.root)]
+            if begun is None:  # there are none
+                return None
+            _, values = begun
+            for place in self.root.places[:0:-1]:
+                values = REFERENCES[place.node.norm].norm(values, (-1,))[..., 0]
+            return np.array(values)
         finally:
             call.abandon()
 
@@ -349,6 +370,8 @@ class Composition:
         call = _Call(self, {key: operand.y for key, operand in operands.items()}, given)
         try:
             total = call.up(self.root)
+            if np.any((total < Call.VANISHING) & (radii < Call.VANISHING)):
+                raise OutOfRangeError  # squares may have vanished on the way
             inside = bool(np.all(total <= radii)) and self.bound.tree.root.norm != "simplex"
             if inside and not any(node.nonneg for node in self.bound.tree.levels):
                 for operand in operands.values():
@@ -369,8 +392,8 @@ class _Call:
         self._composition = composition
         self._arrays = arrays
         self._given = given
-        self._begun: dict[int, Any] = {}
-        self._weights: dict[int, Array | None] = {}
+        self._begun: dict[int, tuple[Any, Any]] = {}
+        self._weights: dict[int, Array] = {}
 
     def up(self, part: Part) -> Radii:
         run = self._composition._runs[id(part)]
@@ -379,12 +402,12 @@ class _Call:
             begun, values = run.begin(self._arrays[run.arm.key], weights)
         else:
             begun, values = run.begin([self.up(child) for child in part.children], weights)
-        self._begun[id(part)] = begun
+        self._begun[id(part)] = run, begun
         return values
 
     def down(self, part: Part, operands: Mapping[Key, Operand], radii: Radii) -> None:
-        run = self._composition._runs[id(part)]
-        begun, weights = self._begun.pop(id(part)), self._weights[id(part)]
+        run, begun = self._begun.pop(id(part))
+        weights = self._weights.get(id(part))
         if isinstance(run, LeafPart):
             run.end(begun, operands[run.arm.key], radii, weights)
             return
@@ -393,15 +416,15 @@ class _Call:
 
     def abandon(self) -> None:
         """Give back what was begun and not ended."""
-        for part in self._composition.root.walk():
-            if id(part) in self._begun:
-                self._composition._runs[id(part)].abandon(self._begun.pop(id(part)))
+        for run, begun in self._begun.values():
+            run.abandon(begun)
+        self._begun.clear()
 
     def _level_weights(self, part: Part) -> Array | None:
-        weights = None
-        if is_weighted(part.last):
-            bound, level = self._composition.bound, part.levels[-1]
-            weights = level_weights(bound, part.last, level, self._given)
+        if id(part) not in self._composition._weighted:
+            return None
+        bound, level = self._composition.bound, part.levels[-1]
+        weights = level_weights(bound, part.last, level, self._given)
         self._weights[id(part)] = weights
         return weights
 

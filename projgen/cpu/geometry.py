@@ -51,10 +51,16 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
         stage = s.stage
         if not s.leaf:
             found.append(Segment(f"v{s.level}", "float64", stage.size))
-            found.append(Segment(f"u{s.level}", "float64", stage.size))
+            if not stages[-1].joint:
+                found.append(Segment(f"u{s.level}", "float64", stage.size))
         slots = stage.columns * (stage.cut.blocks if s.partial else 1)
         if not stage.direct or s.threshold == "sweep":
             found.append(Segment(f"slots_{s.level}", s.accumulator, slots))
+        if s.joint:
+            found += [Segment(f"{n}_{s.level}", "float64", slots) for n in ("excesses", "counts")]
+            found.append(Segment(f"count_{s.level}", "float64", stage.groups))
+            names = "theta", "intercept", "slope"
+            found += [Segment(name, "float64", plan.batch) for name in names]
         if s.limited:
             found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
         if s.abreast:

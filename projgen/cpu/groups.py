@@ -1,17 +1,266 @@
-"""TEMPORARY."""
+"""A group kernel made ready for arrays of one shape, dtype and layout: all but the pointers."""
 
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
+from projgen.cpu.group_kernel import CELLS, LANES, Ball, GroupKernel
+from projgen.cpu.sharing import Sharing
+
+__all__ = ["Ball", "GroupCall", "walk_groups"]
+
+Array = NDArray[Any]
+Offsets = NDArray[np.int64]
+
+BLOCK = 16384  # elements, about, that a thread draws together
+
+_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
 
 @dataclass(frozen=True, slots=True)
-class Ball:
-    norm: str
-    p: float | None = None
-    weighted: bool = False
-    nonneg: bool = False
-    ragged: bool = False
+class Walk:
+    """Where the groups of some arrays lie, and what kernel walks them.
+
+    ``batch`` are the batch axes as they are walked, outermost first; the kernel's vectors of values
+    have that order. ``offset`` is the way, in elements, from an array's address to its first
+    element in memory, ``span`` how many lie from there to its last.
+    """
+
+    kernel: GroupKernel
+    shape: tuple[int, ...]
+    batch: tuple[int, ...]
+    offset: Mapping[str, int]
+    span: Mapping[str, int]
+    cells: Mapping[str, int]
+    index: Offsets
+
+
+def walk_groups(
+    ball: Ball,
+    dtype: str,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    axes: Sequence[int],
+    out_strides: Sequence[int] | None,
+    weight_strides: Sequence[int] | None,
+    labels: Offsets | None,
+) -> Walk:
+    """Plan the walk over arrays of `shape`, no axis of which is empty. See `GroupCall`."""
+    ways = {"y": strides, "x": out_strides, "w": weight_strides}
+    steps = {name: tuple(way) for name, way in ways.items() if way is not None}
+    outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
+    batch = tuple(axis for axis in outward if axis not in axes)
+    # Of equal values l0 keeps the first: its elements are walked in the order of their axes.
+    inner = sorted(axes) if ball.norm == "l0" else [axis for axis in outward if axis in axes]
+    loops = _merged(shape, steps, inner)
+    extents = [n for n, _ in loops] or [1]
+    run = 1 if labels is not None else extents[-1]
+    step = {name: loops[-1][1][name] if loops else 1 for name in steps}
+    dense = [way for name, way in steps.items() if name != "w"]
+    side_by_side = (
+        bool(batch) and shape[batch[-1]] > 1 and all(way[batch[-1]] == 1 for way in dense)
+    )
+    tiled = side_by_side and (labels is not None or step["y"] != 1)
+    contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
+    if labels is not None:
+        contiguous = frozenset()
+    kernel = GroupKernel(ball, dtype, out_strides is None, LANES if tiled else 1, contiguous)
+
+    if labels is not None:
+        order = np.argsort(labels, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+        offsets = {name: order * step[name] for name in steps}
+    else:
+        outer = loops[:-1]
+        offsets = {
+            name: _sums([n for n, _ in outer], [way[name] for _, way in outer]) for name in steps
+        }
+        starts = np.array([0, offsets["y"].size])
+    numbers = starts.size - 1
+    bases, offset, span = {}, {}, {}
+    for name, way in steps.items():
+        low = sum(min(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
+        high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
+        offset[name], span[name] = low, high - low + 1
+        bases[name] = _sums([shape[axis] for axis in batch], [way[axis] for axis in batch]) - low
+    rows = bases["y"].size
+    longest = int(np.diff(starts).max(initial=0)) * run
+    extent = shape[batch[-1]] if batch else 1
+    tiles = -(-extent // kernel.lanes)
+    items = rows // extent * tiles * numbers
+    average = max(1, starts[-1] * run // max(1, numbers)) * kernel.lanes
+    block_size = max(1, BLOCK // int(average))
+    pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
+    cells = {
+        "spare_size": kernel.spare_size(longest),
+        "pitch": pitch,
+        "groups": rows * numbers,
+        "blocks": -(-items // block_size),
+        "block_size": block_size,
+        "items": items,
+        "labels": numbers,
+        "tiles": tiles,
+        "extent": extent,
+        "run": run,
+        "w_lane": steps["w"][batch[-1]] if "w" in steps and batch else 0,
+        "scratch_size": pitch * kernel.lanes * (1 + ball.weighted) + kernel.spare_size(longest),
+        **{f"{name}_step": step[name] for name in steps},
+        **{f"{name}_size": span[name] for name in steps},
+    }
+    vectors = [starts]
+    at = len(CELLS)
+    cells["starts_at"], at = at, at + starts.size
+    for name in steps:
+        cells[f"{name}_bases_at"], at = at, at + rows
+        cells[f"{name}_offsets"], cells[f"{name}_offsets_end"] = at, at + offsets[name].size
+        at += offsets[name].size
+        vectors += [bases[name], offsets[name]]
+    cells["index_size"] = at
+    return Walk(kernel, tuple(shape), batch, offset, span, cells, np.concatenate(vectors))
+
+
+def _merged(
+    shape: Sequence[int], steps: Mapping[str, Sequence[int]], axes: Sequence[int]
+) -> list[tuple[int, dict[str, int]]]:
+    """(extent, steps) of loops over `axes`; two are one where every array lets them be."""
+    loops: list[tuple[int, dict[str, int]]] = []
+    for axis in axes:
+        own = {name: way[axis] for name, way in steps.items()}
+        if shape[axis] == 1 and len(axes) > 1:
+            continue
+        if loops and all(loops[-1][1][name] == own[name] * shape[axis] for name in own):
+            loops[-1] = loops[-1][0] * shape[axis], own
+        else:
+            loops.append((shape[axis], own))
+    return loops
+
+
+def _sums(extents: Sequence[int], steps: Sequence[int]) -> Offsets:
+    """The offsets of all indices of some axes, in their order."""
+    offsets = np.zeros(1, np.int64)
+    for extent, step in zip(extents, steps, strict=True):
+        offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * step).reshape(-1)
+    return offsets
 
 
 class GroupCall:
-    def __init__(self, *a):
-        raise NotImplementedError
+    """Values and projections of the groups of one level.
+
+    `shape` and `strides` (in elements) are the array's, `axes` those that a group spans; each index
+    along the others is a group. `out_strides` are the result's, None for in place. `weight_strides`
+    are those of float64 weights of the same shape (0 where they are broadcast). `labels` say which
+    group each index along the only one of `axes` belongs to: groups of a batch index then are
+    numbered along a last axis of the values.
+    """
+
+    def __init__(
+        self,
+        ball: Ball,
+        dtype: str,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        axes: Sequence[int],
+        out_strides: Sequence[int] | None,
+        weight_strides: Sequence[int] | None,
+        labels: Offsets | None,
+        threads: int,
+    ) -> None:
+        numbers = [] if labels is None else [int(labels.max(initial=-1)) + 1]
+        outer = [axis for axis in range(len(shape)) if axis not in axes]
+        self.values_shape = (*(shape[axis] for axis in outer), *numbers)
+        self._walk: Walk | None = None
+        if 0 in shape or 0 in numbers:
+            return
+        walk = walk_groups(ball, dtype, shape, strides, axes, out_strides, weight_strides, labels)
+        self._walk = walk
+        # From the shape of values as the kernel walks them, to their order by axis.
+        self._walked = (*(shape[axis] for axis in walk.batch), *numbers)
+        self._natural = (*np.argsort(walk.batch).tolist(), *range(len(outer), len(self._walked)))
+        self._memory = tuple(np.argsort(self._natural).tolist())
+        self._module = cpu.load_kernel(walk.kernel)  # keeps the machine code alive
+        self._address = int(self._module.project.address)
+        self._entry = _ENTRY(self._address)
+        threads = max(1, min(threads, walk.cells["blocks"]))
+        groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
+        self._groups = groups
+        size = 2 * groups + threads * walk.cells["scratch_size"]
+        cells = {**dict.fromkeys(CELLS, 0), **walk.cells, "seats": threads, "memory_size": size}
+        self._cells = np.concatenate([[cells[name] for name in CELLS], walk.index]).astype(np.int64)
+        self._sizes = size, walk.kernel.shares_cell + 16 * threads
+        self._offset = walk.offset["y"] * itemsize
+        self._out_offset = walk.offset.get("x", walk.offset["y"]) * itemsize
+        self._own_offset = walk.offset.get("w", 0) * 8
+        work = int(np.prod(shape, dtype=np.int64)) * itemsize
+        if ball.norm == "lp":
+            work *= 16  # its arithmetic is what takes long
+        self._followers = threads - 1 if work >= cpu.SHARED_BYTES else 0
+        self._sharing = {False: Sharing(), True: Sharing()}  # by whether a call projects
+        self._idle: list[cpu.Workspace] = []
+
+    def norms(self, y: int, weights: int) -> NDArray[np.float64] | None:
+        """The value of each group of the array at address `y`; None if one is not finite.
+
+        `weights` is the address of the weights, or unused.
+        """
+        walk = self._walk
+        if walk is None:
+            return np.zeros(self.values_shape)
+        work = self._borrow()
+        work.memory[self._groups] = -1.0
+        self._run(y, y, weights, work, projects=False)
+        walked = work.memory[: self._groups].reshape(self._walked)
+        values = np.ascontiguousarray(walked.transpose(self._natural))
+        if np.may_share_memory(values, work.memory):
+            values = values.copy()
+        self._idle.append(work)
+        return values if np.isfinite(values).all() else None
+
+    def project(self, y: int, out: int, radii: Array, weights: int) -> int:
+        """Project the array at address `y`, whose values are finite, into that at `out`.
+
+        `radii` have the shape of the values. A group whose value is no more than its radius keeps
+        its elements. Returns `Call.PROJECTED`: `out` is written.
+        """
+        walk = self._walk
+        if walk is not None:
+            work = self._borrow()
+            ordered = np.asarray(radii, np.float64).reshape(self.values_shape)
+            to = work.memory[self._groups : 2 * self._groups].reshape(self._walked)
+            to[...] = ordered.transpose(self._memory)
+            self._run(y, out, weights, work, projects=True)
+            self._idle.append(work)
+        return cpu.Call.PROJECTED
+
+    def _borrow(self) -> cpu.Workspace:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return cpu.Workspace(*self._sizes)
+
+    def _run(self, y: int, out: int, weights: int, work: cpu.Workspace, projects: bool) -> None:
+        work.desk.fill(0)
+        work.desk[1] = weights + self._own_offset
+        arguments = (
+            y + self._offset,
+            out + self._out_offset,
+            int(self._cells.ctypes.data),
+            work.memory_at,
+            work.desk_at,
+        )
+        if not self._followers:
+            self._entry(*arguments)
+            return
+        sharing = self._sharing[projects]
+        share, started = sharing.choose(), perf_counter()
+        shared = share and cpu.team().run((self._address, *arguments), self._followers) is not None
+        if not shared:  # alone, or the team is at work on another call
+            self._entry(*arguments)
+        sharing.learn(shared, perf_counter() - started)

@@ -37,6 +37,16 @@ class Phase:
         return ("check", None) in self.after
 
     @property
+    def upward(self) -> tuple[tuple[str, StageCode | None], ...]:
+        """What is done after it and before the check."""
+        return self.after[: self.after.index(("check", None))]
+
+    @property
+    def downward(self) -> tuple[tuple[str, StageCode | None], ...]:
+        """The check, and what is done after it."""
+        return self.after[self.after.index(("check", None)) :]
+
+    @property
     def title(self) -> str:
         """What the phase is for, in words."""
         if self.kind in ("newton", "thresholds"):
@@ -108,6 +118,16 @@ class Kernel:
             replace(s, generic=len(s.levels) > 1) for s in self.stages if s.level == s.levels[0]
         )
 
+    @property
+    def joint(self) -> bool:
+        """Whether all limits of the leaf's groups are searched for together."""
+        return self.leaf.joint
+
+    @property
+    def projected(self) -> tuple[StageCode, ...]:
+        """Those of `functions` whose groups are projected one by one."""
+        return tuple(s for s in self.functions if s.leaf or not self.joint)
+
     def axes(self, s: StageCode) -> str:
         """The cells of the geometry that a level's functions take as ``axes``."""
         first = self.cells.index(f"n0_{s.level}")
@@ -170,6 +190,11 @@ class Kernel:
     @property
     def squares(self) -> bool:
         return any(NORMS[s.norm].squares for s in self.stages)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the squares of values may be zero where the values are not."""
+        return self.dtype == "float64" and self.squares
 
     @property
     def rounds_down(self) -> bool:

@@ -7,7 +7,7 @@ from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.stages import StageCode, stage_codes
 from projgen.plan import Plan
 
-VERSION = 1  # of the generated code
+VERSION = 2  # of the generated code
 
 
 def lower(plan: Plan) -> Kernel:
@@ -38,8 +38,9 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
         if not s.stage.direct:
             actions.append(("combine", s))
     actions.append(("check", None))
-    for s in stages:
-        if s.threshold == "sweep":
+    joint = stages[-1].joint
+    for s in stages[-1:] if joint else stages:
+        if s.threshold == "sweep" or joint:
             actions += [("start", s), ("newton", s)]
         elif s.abreast:
             actions += [("hint", s)] if s.stage.shared else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen import interpret
+from projgen import interpret, measure
 from projgen.arrays import Array
 from projgen.bind import Binding
 from projgen.compiler import compile_binding
@@ -70,6 +70,32 @@ def norms(projection: Projection, binding: Binding, y: Array) -> Array:
     return axis_order(ordered, binding, call.plan, y.shape)
 
 
+def root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Array | None]:
+    """The norms of `y` over the batch axes, and the root's values in one more, the last.
+
+    The values are None where `measure.needs_values` says that nobody asks for them.
+    """
+    if not walkable(y):
+        y = y.copy()
+    for strides in (y.strides, None, "norm"):  # whichever is there: they have the same sweep 1
+        call = projection._calls.get((y.dtype, y.shape, y.strides, strides))
+        if call is not None:
+            break
+    else:
+        call = _call(projection, binding, y, None, only_norm=True)
+    found = call.root(y.ctypes.data)
+    if found is None:
+        return measure.root_by_reference(binding, y)
+    norms = axis_order(found[0], binding, call.plan, y.shape)
+    if not measure.needs_values(binding, y.shape):
+        return norms, None
+    if all(y.shape[axis] == 1 for axis in binding.root.axes):  # a level that has vanished
+        return norms, norms[..., np.newaxis]
+    assert found[1] is not None
+    rows = axis_order(np.arange(norms.size), binding, call.plan, y.shape)
+    return norms, found[1][rows]
+
+
 def _call(
     projection: Projection,
     binding: Binding,
@@ -94,6 +120,7 @@ def _call(
             [stride // size for stride in y.strides],
             None if strides is None else [stride // size for stride in strides],
             in_place=out is None,
+            exact=projection.is_joint,
         )
         call = Call(compiled, projection._threads or default_threads())
         if len(projection._calls) >= REMEMBERED:

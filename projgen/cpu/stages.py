@@ -162,7 +162,12 @@ class StageCode:
     @property
     def limited(self) -> bool:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
-        return self.threshold == "sweep" or self.walk == "columns"
+        return self.threshold in ("sweep", "joint") or self.walk == "columns"
+
+    @property
+    def joint(self) -> bool:
+        """Whether all groups' limits are searched for together, as nearest points ask for."""
+        return self.threshold == "joint"
 
     @property
     def gathered(self) -> bool:

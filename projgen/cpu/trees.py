@@ -19,27 +19,28 @@ from projgen.trees import BoundArm, BoundTree
 from projgen.weights import Given
 
 if TYPE_CHECKING:
+    from projgen.calls import Ready
     from projgen.projection import Projection
 
 Array = NDArray[Any]
 
-REMEMBERED = 64  # compositions of one projection that are kept ready
-
 
 def project(
     projection: Projection,
-    bound: BoundTree,
+    ready: Ready,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     radii: Array,
     given: Given,
 ) -> None:
     """`arrays` into `outs`, all of which have been checked; or in place, where both are one."""
+    composition = _composition(projection, ready, arrays, outs, given)
+    ways = composition.ways.items()
+    operands = {key: way(arrays[key], outs[key]) for key, way in ways}
     try:
-        composition, operands = _composition(projection, bound, arrays, outs, given)
         composition.project(operands, radii.reshape(-1), given.arrays)
     except OutOfRangeError:
-        _rescue(projection, bound, arrays, outs, radii, given)
+        _rescue(projection, ready.bound, arrays, outs, radii, given)
         return
     for key, operand in operands.items():
         if operand.out is None and operand.y is not arrays[key]:
@@ -47,50 +48,59 @@ def project(
 
 
 def norms(
-    projection: Projection, bound: BoundTree, arrays: Mapping[Key, Array], given: Given
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array] | None = None,
 ) -> Array:
-    """The norm of each index of the batch."""
+    """The norm of each index of the batch. `outs`: by the kernels that project into arrays so."""
+    bound, outs = ready.bound, outs or arrays
+    composition = _composition(projection, ready, arrays, outs, given)
+    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
     try:
-        composition, operands = _composition(projection, bound, arrays, arrays, given)
-        found = composition.norms({key: each.y for key, each in operands.items()}, given.arrays)
-        return found.reshape(bound.batch)
+        return composition.norms(operands, given.arrays).reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
 
 
+def root_values(
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    given: Given,
+    outs: Mapping[Key, Array],
+) -> Array | None:
+    """What the root aggregates, along the last axis; None if only the reference can say it."""
+    composition = _composition(projection, ready, arrays, outs, given)
+    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
+    try:
+        return composition.root_values(operands, given.arrays)
+    except OutOfRangeError:
+        return None
+
+
 def _composition(
     projection: Projection,
-    bound: BoundTree,
+    ready: Ready,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     given: Given,
-) -> tuple[Composition, dict[Key, Operand]]:
-    """The composition that is ready for arrays like these, or a new one; and its operands."""
-    layouts = tuple(
-        (array.dtype.char, array.strides, out.strides, array is out or same_memory(array, out))
-        for array, out in zip(arrays.values(), outs.values(), strict=True)
-    )
-    signature = bound, layouts, given.signature
-    found = projection._compositions.get(signature)
-    if found is not None and all(array.flags.aligned for array in arrays.values()):
-        ways = found.ways
-    else:
+) -> Composition:
+    """The composition for arrays like these: made at their first call."""
+    if ready.made is None:
         ways = {
             part.arm.key: _way(part, arrays[part.arm.key], outs[part.arm.key])
-            for part in cut_into_parts(bound).walk()
+            for part in cut_into_parts(ready.bound).walk()
             if part.arm is not None
         }
-        found = None
-    operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
-    if found is None:
+        operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
         threads = projection._threads or default_threads()
-        found = Composition(bound, operands, ways, given.arrays, given.labels, threads)
-        if len(projection._compositions) >= REMEMBERED:
-            projection._compositions.clear()
-        projection._compositions[signature] = found
-    return found, operands
+        ready.made = Composition(ready.bound, operands, ways, given.arrays, given.labels, threads)
+    made: Composition = ready.made
+    return made
 
 
 def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,19 @@ class DeviceArray:
     @property
     def pointer(self) -> int:
         return int(self.ghost.__array_interface__["data"][0])
+
+    def copy(self) -> DeviceArray:
+        """A dense one with the same elements, made on CuPy's current stream."""
+        made = self.cupy().copy()
+        ghost = _ghost(made.data.ptr, made.shape, made.strides, self.dtype)
+        return replace(self, ghost=ghost, owner=made)
+
+    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        """A part of it, as the host knows it: bfloat16 as float32. CuPy's current stream waits."""
+        part: NDArray[Any] = self.cupy()[index].get()
+        if self.dtype == "bfloat16":
+            return (part.astype(np.uint32) << 16).view(np.float32)
+        return part
 
     def cupy(self) -> Any:
         """A CuPy array over the same memory; bfloat16 as the bits."""

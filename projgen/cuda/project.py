@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import on_gpu, written
+from projgen import measure
+from projgen.arrays import Array, on_gpu, written
 from projgen.bind import Binding
+from projgen.compare import chain_info, chain_subject
 from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import Call, on_stream, wait_for
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
 from projgen.dtypes import ITEMSIZE
+from projgen.info import Info
 from projgen.operands import (
     axis_order,
     check_out,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from projgen.projection import Projection
 
 REMEMBERED = 256  # calls that are kept ready, of all projections
+SENT = 1 << 22  # elements that go to the host at once
 ACCESS = 16  # bytes that a thread moves at once
 
 
@@ -76,6 +80,45 @@ def active(projection: Projection, x: Any) -> Any:
             values = values & 0x7FFF
         found = (values != 0).any(axis=axes)
         return source.wrap(found) if found.ndim else bool(found)
+
+
+def with_info(projection: Projection, y: Any, radius: Any, out: Any) -> tuple[Any, Info]:
+    """As `projgen.compare.with_info`; y and the result are sent to the host in parts."""
+    source = view(y)
+    binding = projection._bind(source.ghost)
+    radii = _radii(radius, binding, source)
+    before = source
+    if on_gpu(out) and np.may_share_memory(source.ghost, view(out).ghost):
+        with on_stream(source.device, source.stream):
+            before = source.copy()
+    made = project(projection, y, radius, out)
+    after = view(made)
+    with on_stream(before.device, before.stream):
+        norms, values = _root(binding, before)
+        if not isinstance(radii, float):
+            radii = radii.get()
+    with on_stream(after.device, after.stream):
+        norms_after, _ = _root(binding, after)
+
+    def read(array: DeviceArray) -> measure.Read:
+        def part(index: measure.Index) -> Array:
+            with on_stream(array.device, array.stream):
+                return array.read(index)
+
+        return part
+
+    subject = chain_subject(binding, before.ghost, before.dtype, read(before), read(after), SENT)
+    return made, chain_info(binding, subject, norms, norms_after, values, radii)
+
+
+def _root(binding: Binding, y: DeviceArray) -> tuple[Array, Array | None]:
+    """As `measure.root_by_reference`, by the GPU."""
+    if not y.ghost.size:
+        return measure.root_by_reference(binding, y.ghost)
+    values = None
+    if measure.needs_values(binding, y.ghost.shape):
+        values = measure.by_root(binding, _norms(measure.beneath(binding), y).get())
+    return _norms(binding, y).get(), values
 
 
 def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
@@ -138,8 +181,7 @@ def _project(binding: Binding, y: DeviceArray, out: DeviceArray, radii: Any) -> 
 def _norms(binding: Binding, y: DeviceArray) -> Any:
     """A CuPy array over the batch axes."""
     if not walkable(y.ghost):
-        copy = view(y.cupy().copy())
-        y = DeviceArray(copy.ghost, y.dtype, y.device, y.stream, copy.owner, y.wrap, y.empty)
+        y = y.copy()
     call = _call(binding, y, None)
     ordered = call.norms(y.pointer, y.stream)
     return axis_order(ordered, binding, call.plan, y.ghost.shape)

@@ -1,0 +1,175 @@
+"""The kernel of one level of groups, of any norm: what its source depends on.
+
+A group's elements are runs along its innermost axis, one for each of a list of offsets; with labels
+each element has an offset of its own. Columns, whose groups are neighbours in memory, are walked in
+tiles of adjacent groups, so that whole cache lines are read. Everything else arrives at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from projgen.cpu.lower import VERSION
+from projgen.render import render_group
+
+LANES = 16  # of float32 a cache line, and of float64 two
+
+CELLS = (
+    "index_size",
+    "y_size",
+    "x_size",
+    "w_size",
+    "memory_size",
+    "seats",
+    "scratch_size",
+    "spare_size",
+    "pitch",
+    "groups",
+    "blocks",
+    "block_size",
+    "items",
+    "labels",
+    "tiles",
+    "extent",
+    "starts_at",
+    "y_bases_at",
+    "x_bases_at",
+    "w_bases_at",
+    "run",
+    "y_step",
+    "x_step",
+    "w_step",
+    "w_lane",
+    "y_offsets",
+    "y_offsets_end",
+    "x_offsets",
+    "x_offsets_end",
+    "w_offsets",
+    "w_offsets_end",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ball:
+    """What a level projects on.
+
+    ``p`` is the exponent of `lp`; ``weighted``: each value counts times its weight; ``nonneg``:
+    only values of 0 and above belong to it; ``ragged``: its groups are given by labels.
+    """
+
+    norm: str
+    p: float | None = None
+    weighted: bool = False
+    nonneg: bool = False
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class GroupKernel:
+    """A kernel; equal ones have equal sources. ``units``: arrays whose runs have a step of 1."""
+
+    ball: Ball
+    dtype: str
+    in_place: bool
+    lanes: int
+    contiguous: frozenset[str]
+
+    shares_cell: int = field(default=32, init=False)
+    phases: tuple[()] = field(default=(), init=False)
+    version: int = field(default=VERSION, init=False)
+
+    @property
+    def title(self) -> str:
+        ball = self.ball
+        options = ([f"p={ball.p!r}"] if ball.p is not None else []) + ["w"] * ball.weighted
+        options += ["nonneg=True"] * ball.nonneg + ["groups"] * ball.ragged
+        return ball.norm + (f"({', '.join(options)})" if options else "")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.lanes > 1:
+            return (
+                f"groups lie side by side in memory: tiles of {self.lanes} are gathered together",
+            )
+        if self.ball.ragged:
+            return ("the elements of a group lie anywhere along an axis: each has an offset",)
+        if "y" in self.contiguous:
+            return ("a group's runs are contiguous in memory",)
+        return ("a group's runs have a step between elements",)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return CELLS
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return (
+            "y",
+            *(("x",) if not self.in_place else ()),
+            *(("w",) if self.ball.weighted else ()),
+        )
+
+    @property
+    def unpacked(self) -> tuple[str, ...]:
+        """The cells that `project` reads."""
+        names = ["index_size", "y_size", "x_size", "w_size", "memory_size", "seats"]
+        names += ["scratch_size", "spare_size", "pitch", "groups", "blocks", "block_size", "items"]
+        names += ["labels", "tiles", "extent", "starts_at"]
+        names += ["y_bases_at", "x_bases_at", "w_bases_at"]
+        without = {
+            name for name in names if name[:2] in ("x_", "w_") and name[0] not in self.arrays
+        }
+        if self.lanes == 1:
+            without |= {"tiles", "extent"}
+        if not self.spare:
+            without.add("spare_size")
+        return tuple(name for name in names if name not in without)
+
+    @property
+    def units(self) -> Mapping[str, bool]:
+        return {name: name in self.contiguous for name in self.arrays}
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """The cell of where an array's offsets begin; the next one says where they end."""
+        return {name: CELLS.index(f"{name}_offsets") for name in self.arrays}
+
+    @property
+    def steps(self) -> Mapping[str, int]:
+        return {name: CELLS.index(f"{name}_step") for name in self.arrays}
+
+    @property
+    def w_lane(self) -> int:
+        return CELLS.index("w_lane")
+
+    @property
+    def run(self) -> int:
+        return CELLS.index("run")
+
+    @property
+    def always(self) -> bool:
+        """Whether groups inside their ball may change as well."""
+        return self.ball.nonneg or self.ball.norm == "simplex"
+
+    @property
+    def spare(self) -> bool:
+        return self.spare_size(1) > 0
+
+    def spare_size(self, longest: int) -> int:
+        """The room that the projection of one group of `longest` elements needs."""
+        if self.ball.norm == "l0":
+            return 256
+        if self.ball.norm == "lp":
+            return 4 * longest
+        return longest if self.ball.norm == "l2" and self.ball.weighted else 0
+
+    @cached_property
+    def source(self) -> str:
+        return _source(self)
+
+
+@lru_cache(maxsize=256)
+def _source(kernel: GroupKernel) -> str:
+    return render_group(kernel)

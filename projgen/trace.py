@@ -1,0 +1,98 @@
+"""What ``projgen path`` does: a tensor of a file, its path, and a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from projgen import chart, files, picture
+from projgen.check import parse_tree
+from projgen.errors import SpecError
+from projgen.outcome import Radius
+from projgen.projection import build
+from projgen.sweep import Path, path
+from projgen.terminal import Terminal, progress
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The path of tensor ``name`` of ``source``; ``at`` is the radius whose pattern is shown."""
+
+    source: FilePath
+    name: str
+    path: Path
+    at: int
+    picture: FilePath | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {
+            "input": str(self.source),
+            "tensor": self.name,
+            **self.path.to_json(),
+            "shown": self.at,
+            "picture": self.picture and str(self.picture),
+        }
+
+    def draw(self, terminal: Terminal) -> None:
+        """For people."""
+        chart.draw(self.path, self.name, terminal, self.at)
+        if self.picture:
+            terminal.write(f"wrote {self.picture}")
+
+
+def trace(
+    spec: str,
+    source: FilePath,
+    tensor: str | None,
+    radii: Sequence[Radius] | None,
+    points: int,
+    linear: bool,
+    at: Radius | None,
+    dtype: str | None,
+    out: FilePath | None,
+) -> Trace:
+    """Sweep the radius of one tensor of `source`, and draw that to `out` if it is given.
+
+    Raises:
+        SpecError, ValueError: the spec, the file, the tensor, the radii or `out` are wrong.
+        ImportError: `out` without Matplotlib, or .safetensors without its library.
+    """
+    projection = build(parse_tree(spec))
+    if out is not None:
+        picture.check_target(out)
+    file = files.open_tensors(source)
+    (name,) = files.choose(file, None if tensor is None else [tensor])
+    y = file.read(name)
+    try:
+        y = _as_floats(y, dtype)
+        with progress(f"projecting {name}") as tell:
+            found = path(y, projection, radii, points=points, log=not linear, tell=tell)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error.message}", *error.spans, hint=error.hint) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    index = found.middle if at is None else _nearest(found, at)
+    if out is not None:
+        with progress(f"drawing {name}"), files.replacing(out) as stream:
+            picture.save(found, index, out.suffix, stream)
+    return Trace(source, name, found, index, out)
+
+
+def _as_floats(y: Any, dtype: str | None) -> Any:
+    if dtype is None and y.dtype.kind != "f":
+        raise ValueError(f"expected float32 or float64, got {y.dtype}: give --dtype float64")
+    return y if dtype is None else y.astype(dtype)
+
+
+def _nearest(found: Path, at: Radius) -> int:
+    """The index of the radius that is nearest to `at`."""
+    gaps = np.abs(found.radii - at.of(found.norm))
+    return int(np.argmin(gaps.reshape(len(gaps), -1).sum(axis=1)))
+
+
+__all__ = ["Trace", "trace"]
