@@ -13,7 +13,7 @@ from support import Array, bits, bound, early, lay_out, norm, rehearsals, togeth
 from test_properties import KINDS, TINY, layouts, radii, specs
 
 import projgen
-from projgen import interpret
+from projgen import exact, interpret
 from projgen.dtypes import put
 from projgen.norms import CHAINED
 from projgen.render import environment
@@ -318,6 +318,24 @@ def test_gaps_are_left_alone(dtype: Any) -> None:
             projgen.build("l1(linf)")(y, 2.0, out=y)
         assert_rounded("l1(linf)", values, 2.0, np.array(y), 3e-5)
         assert np.array_equal(np.isnan(memory), gaps)
+
+
+@TYPES
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_nearest_point_and_what_is_said_of_it(axis: int, dtype: Any) -> None:
+    spec = f"l1(linf(axis={axis}))"
+    y = np.random.default_rng(6).standard_normal((30, 40)).astype(dtype)
+    wide = y.astype(np.float64)
+    radius = 0.3 * float(norm(spec, wide))
+    expected = exact.project(bound(spec, y), wide, radius)
+    with rehearsals():
+        x, info = projgen.build(spec, exact=True)(y, radius, return_info=True)
+    off = np.abs(x.astype(np.float64) - expected) - 3e-5 * np.abs(wide).max()
+    assert np.all(off <= 0.5 * step(expected, dtype))
+    assert info.arrays[0].dtype == dtype.name
+    assert info.norm_after == pytest.approx(norm(spec, x.astype(np.float64)), rel=1e-6)
+    moved = np.linalg.norm(x.astype(np.float64) - wide)
+    assert info.distance == pytest.approx(moved, rel=1e-6)
 
 
 @TYPES
