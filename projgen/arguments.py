@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "float64", "float16", "bfloat16"),
         default="float32",
-        help="default: float32; half types for a GPU alone",
+        help="default: float32",
     )
     layout.add_argument(
         "--order", choices=("C", "F"), default="C", help="of memory: C (default) or Fortran"

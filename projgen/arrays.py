@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.dtypes import bfloat16, is_half
+
 Array = NDArray[Any]
 Wrap = Callable[[Array], Any]
+
+TYPES = "float32, float64, float16 or bfloat16"
 
 _CUDA_DEVICES = (2, 13)  # DLPack's numbers: memory of a GPU, and memory that moves there
 
@@ -28,7 +33,7 @@ def view(y: Any) -> tuple[Array, Wrap]:
         return y, _as_it_is
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(y, torch.Tensor):
-        return _view_tensor(y, torch), torch.from_numpy
+        return _view_tensor(y, torch), partial(_tensor, torch)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(y, jax.Array):
         if isinstance(y, jax.core.Tracer):
@@ -46,7 +51,7 @@ def view(y: Any) -> tuple[Array, Wrap]:
         return np.from_dlpack(y), getattr(namespace, "from_dlpack", _as_it_is)
     array = np.asarray(y)
     if array.dtype == object:
-        raise TypeError(f"expected an array of float32 or float64, got {type(y).__name__}")
+        raise TypeError(f"expected an array of {TYPES}, got {type(y).__name__}")
     return array, _as_it_is
 
 
@@ -98,11 +103,12 @@ def detached(x: Any) -> Any:
 
 
 def check_dtype(array: Array) -> str:
-    """``"float32"`` or ``"float64"``; a TypeError for everything else, with what to do."""
+    """Float32, float64, float16 or bfloat16, by name; a TypeError for all else: what to do."""
     dtype = array.dtype
-    if dtype.char in "fd" and dtype.isnative:
+    known = dtype.char in "fde" or is_half(dtype)
+    if known and dtype.isnative:
         return dtype.name
-    if dtype.char in "fd":
+    if known:
         hint = "this one is byte-swapped: use y.astype(y.dtype.newbyteorder('='))"
     elif dtype.kind in "iub":
         hint = "integers are not cast silently: use y.astype(np.float64)"
@@ -110,7 +116,7 @@ def check_dtype(array: Array) -> str:
         hint = "complex numbers have no projection here: project np.abs(y), then scale"
     else:
         hint = "use y.astype(np.float32)"
-    raise TypeError(f"expected float32 or float64, got {dtype}; {hint}")
+    raise TypeError(f"expected {TYPES}, got {dtype}; {hint}")
 
 
 def _view_tensor(y: Any, torch: Any) -> Array:
@@ -122,12 +128,23 @@ def _view_tensor(y: Any, torch: Any) -> Array:
     if y.requires_grad and torch.is_grad_enabled():
         raise TypeError("projgen does not record gradients: call it under torch.no_grad(), or on "
                         "y.detach()")  # fmt: skip
-    if y.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"expected float32 or float64, got {y.dtype}: use y.float()")
-    array: Array = y.detach().resolve_neg().numpy()
+    if y.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"expected {TYPES}, got {y.dtype}: use y.float()")
+    values = y.detach().resolve_neg()
+    array: Array
+    if y.dtype is torch.bfloat16:
+        array = values.view(torch.int16).numpy().view(bfloat16())
+    else:
+        array = values.numpy()
     if y.is_neg():
         array.flags.writeable = False  # a copy: what is written to it would be lost
     return array
+
+
+def _tensor(torch: Any, x: Array) -> Any:
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
 
 
 def _as_it_is(x: Array) -> Array:

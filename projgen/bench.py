@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import Binding, bind
+from projgen.dtypes import arithmetic, bfloat16
 from projgen.outcome import Radius
 from projgen.projection import build
 from projgen.references import REFERENCES
@@ -152,7 +153,8 @@ def bench(
     `threads`: how many may share a call; each count is a contestant, and another in place.
     """
     binding = bind(tree, len(shape), shape)
-    y: Array = np.random.default_rng(0).standard_normal(shape).astype(dtype, order="C")
+    stored = bfloat16() if dtype == "bfloat16" else dtype
+    y: Array = np.random.default_rng(0).standard_normal(shape).astype(stored, order="C")
     y = np.asfortranarray(y) if order == "F" else y
     out, work = np.empty_like(y), np.empty_like(y)
     contestants = [Contestant("np.copyto", partial(np.copyto, out, y))]
@@ -171,10 +173,12 @@ def bench(
             restore()
             contestants[-1].call()
             contestants[-2].call()
-    expected = numpy_projection(binding, y, radii)
+    wide = y.astype(arithmetic(dtype), copy=False)  # NumPy's sums of halves are halves
+    expected = numpy_projection(binding, wide, radii)
     largest = float(np.max(np.abs(y), initial=0.0)) or 1.0
     difference = max(float(np.max(np.abs(x - expected))) / largest for x in (out, work))
-    contestants.append(Contestant("NumPy", partial(numpy_projection, binding, y, radii)))
+    name = "NumPy" if wide is y else f"NumPy, {wide.dtype}"
+    contestants.append(Contestant(name, partial(numpy_projection, binding, wide, radii)))
     with progress(f"timing {tree.spec}"):
         _take_turns(contestants, seconds)
     nbytes = y.nbytes

@@ -24,6 +24,7 @@ from projgen.arrays import (
     writable_view,
     written,
 )
+from projgen.dtypes import put
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
@@ -82,7 +83,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
             call.bound, call.arrays, radii, call.given.arrays, call.given.labels
         )
         for key, x in results.items():
-            np.copyto(targets[key], x, casting="same_kind")
+            put(targets[key], x)
     else:
         from projgen.cpu import trees
 

@@ -330,8 +330,6 @@ def _compiled(
     in_place = getattr(args, "in_place", False)
     if getattr(args, "backend", "cpu") == "cuda":
         return compile_cuda(binding, shape, args.dtype, strides, in_place=in_place)
-    if args.dtype not in ("float32", "float64"):
-        raise ValueError(f"the CPU's kernels take float32 and float64, not {args.dtype}")
     return compile_binding(binding, shape, args.dtype, strides, in_place=in_place)
 
 

@@ -83,7 +83,9 @@ def compile_tree(
     """Stages 1 to 5, for arrays of `shape` in C order; a TypeError for a dtype without kernels."""
     binding = bind(tree, len(shape), shape)
     if not cuda:
-        return compile_binding(binding, shape, check_dtype(np.empty(0, dtype)), exact=exact)
+        known = isinstance(dtype, str) and dtype == "bfloat16"  # NumPy may not know it
+        name = "bfloat16" if known else check_dtype(np.empty(0, dtype))
+        return compile_binding(binding, shape, name, exact=exact)
     from projgen.cuda.arrays import checked_dtype
     from projgen.cuda.compiler import compile_binding as compile_cuda
 

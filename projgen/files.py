@@ -25,6 +25,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.dtypes import bfloat16
+
 Array = NDArray[Any]
 
 LISTED = 100  # tensors that an error message lists
@@ -129,6 +131,8 @@ class SafetensorsFile(TensorFile):
             raise ValueError(f"{path} is not a .safetensors file: {error}") from None
 
     def read(self, name: str) -> Array:
+        if self._described[name].startswith("BF16"):
+            return self._read_bfloat16(name)
         with self._library.safe_open(self.path, framework="numpy") as file:
             try:
                 return np.asarray(file.get_tensor(name))
@@ -138,6 +142,15 @@ class SafetensorsFile(TensorFile):
                     "NumPy does not have"
                 ) from None
 
+    def _read_bfloat16(self, name: str) -> Array:
+        """A tensor that the library's NumPy side does not know."""
+        with self.path.open("rb") as file:
+            start, header = _header(file)
+            first, last = header[name]["data_offsets"]
+            file.seek(start + first)
+            stored = np.frombuffer(file.read(last - first), bfloat16())
+        return stored.reshape(header[name]["shape"])
+
     def describe(self, name: str) -> str:
         return self._described[name]
 
@@ -145,11 +158,16 @@ class SafetensorsFile(TensorFile):
         with self.path.open("rb") as file:
             shutil.copyfileobj(file, out)
             file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            start, header = _header(file)
         for name, array in replaced.items():
-            out.seek(8 + length + header[name]["data_offsets"][0])
+            out.seek(start + header[name]["data_offsets"][0])
             out.write(array.tobytes())  # in C order, little-endian: checked types are
+
+
+def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Where the bytes of the tensors begin in a .safetensors file, and what it says of them."""
+    length = int.from_bytes(file.read(8), "little")
+    return 8 + length, json.loads(file.read(length))
 
 
 _FORMATS: Mapping[str, Callable[[Path], TensorFile]] = {
@@ -220,6 +238,10 @@ def save(file: TensorFile, target: Path, replaced: Mapping[str, Array]) -> None:
         tensors = {
             name: replaced[name] if name in replaced else file.read(name) for name in file.names
         }
+        if suffix != ".safetensors":
+            for name, array in tensors.items():
+                if array.dtype.name == "bfloat16":  # two bytes without a meaning, to NumPy
+                    raise ValueError(f"{target} cannot hold tensor {name!r}, which is bfloat16")
         if suffix == ".npy":
             (array,) = tensors.values()
             _write_array(array, out)

@@ -105,6 +105,8 @@ CANON = (
     Exhibit("its input channels", "l1(linf(axis=(0, 2, 3)))", (64, 32, 3, 3)),
     Exhibit("interleaved axes and a batch", "l1(linf(axis=(0, 2)), axis=3)", (50, 20, 30, 40)),
     Exhibit("a deep tree", "l1(l2(linf(l1)))", (16, 24, 32, 100)),
+    Exhibit("half precision: largest magnitudes among bits", "l1(linf)", (1000, 1000), "float16"),
+    Exhibit("half precision, packed and sorted", "l1(l1)", (100_000, 9), "bfloat16", in_place=True),
     Exhibit("the nearest point, of rows", "l1(linf)", (1000, 1000), exact=True),
     Exhibit("of columns and a batch", "l1(linf(axis=1), axis=2)", (8, 1000, 300), exact=True),
 )

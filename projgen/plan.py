@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
 from projgen.simplify import BATCH, Layout
 
@@ -29,7 +30,6 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Walk(str, Enum):
@@ -155,13 +155,6 @@ class Plan:
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
 
-    @property
-    def tile(self) -> int:
-        """How many adjacent groups a tile of the leaf holds."""
-        if self.leaf.walk is Walk.PACKED:
-            return 64
-        return tile_width(self.leaf.group_size, self.itemsize)
-
     def __str__(self) -> str:
         head = f"{self.spec}  {self.dtype}  {'in place' if self.in_place else 'y -> x'}"
         lines = [head, "  loops, in memory order"]
@@ -187,20 +180,20 @@ def _describe(stage: Stage, cut: Cut) -> str:
 def plan(spec: str, layout: Layout, dtype: str, in_place: bool, exact: bool = False) -> Plan:
     """Plan the projection of a nonempty array with this layout.
 
+    Halves are cut like the type that their arithmetic is in, which is what scratch memory holds.
     `exact`: on the nearest point of the ball, where level by level gives another one. That is
     done for l1 over linf: the limits of all groups are searched for together.
     """
-    itemsize = 4 if dtype == "float32" else 8
     depth = len(layout.norms)
     joint = exact and layout.norms == ("l1", "linf")
     stages = tuple(
-        _stage(layout, level, level == depth - 1, itemsize, joint) for level in range(depth)
+        _stage(layout, level, level == depth - 1, dtype, joint) for level in range(depth)
     )
-    size = stages[-1].size * itemsize
+    size = stages[-1].size * ITEMSIZE[dtype]
     return Plan(spec, dtype, in_place, layout, stages, size >= STREAMED_BYTES)
 
 
-def _stage(layout: Layout, level: int, leaf: bool, itemsize: int, joint: bool) -> Stage:
+def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> Stage:
     axes = stage_axes(layout, level, leaf)
     if _lacks_groups(layout, level, axes):
         step = math.prod(axis.extent for axis in axes)
@@ -212,7 +205,7 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int, joint: bool) -
     together = _together(axes) if leaf and not searches else 1
     if together > 1:
         axes = _side_by_side(axes)
-    itemsize = itemsize if leaf else 8
+    itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
     walk = _walk(axes, leaf, unit, 0 if joint else SORTED if searches else SHORT)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
@@ -224,6 +217,8 @@ def _stage(layout: Layout, level: int, leaf: bool, itemsize: int, joint: bool) -
     threshold, tiles = None, UNCUT
     if searches:
         threshold = Threshold.JOINT if joint else _threshold(axes, walk, cut, direct, itemsize)
+        if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
+            threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
         searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one

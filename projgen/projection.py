@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, written
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
+from projgen.dtypes import put
 from projgen.exact import exact_tree, is_joint
 from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
@@ -132,9 +133,9 @@ class Projection:
         """Project `y` onto the ball of `radius`.
 
         Args:
-            y: an array of float32 or float64: NumPy, PyTorch, JAX, CuPy, or anything with the
-                buffer interface, an array interface or DLPack. On a GPU float16 and bfloat16 as
-                well. Any strides.
+            y: an array of float32, float64, float16 or bfloat16: NumPy (with ml_dtypes for
+                bfloat16), PyTorch, JAX, CuPy, or anything with the buffer interface, an array
+                interface or DLPack. Any strides.
             radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
                 broadcasts over the batch axes.
                 Left out where the spec has the count of l0.
@@ -151,6 +152,9 @@ class Projection:
         Returns:
             The projection: `out` if given, else a new array of `y`'s type, dtype and memory
             order. It is `y`'s copy, bit for bit, where `y`'s norm is at most `radius`.
+            Of half types, arithmetic is in float32, and each number is rounded to the nearest
+            half when it is written, of two the even one. So the result's norm may be above
+            `radius` by as much as that rounding is; no number grows.
             With `return_info` a pair: the projection, the same to the bit, and a `projgen.Info`.
             That costs some more sweeps over both arrays, in place also a copy of `y`, and waits
             for a GPU.
@@ -293,7 +297,7 @@ class Projection:
             from projgen import exact, interpret
 
             reference = exact.project if self.is_joint else interpret.project
-            np.copyto(out, reference(binding, self._finite(y), radii), casting="same_kind")
+            put(out, reference(binding, self._finite(y), radii))
             return
         from projgen.cpu import project
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from projgen import chart, files, picture
 from projgen.check import parse_tree
+from projgen.dtypes import is_half
 from projgen.errors import SpecError
 from projgen.outcome import Radius
 from projgen.projection import build
@@ -84,7 +85,7 @@ def trace(
 
 
 def _as_floats(y: Any, dtype: str | None) -> Any:
-    if dtype is None and y.dtype.kind != "f":
+    if dtype is None and y.dtype.kind != "f" and not is_half(y.dtype):
         raise ValueError(f"expected float32 or float64, got {y.dtype}: give --dtype float64")
     return y if dtype is None else y.astype(dtype)
 

@@ -264,6 +264,10 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return _ATOMICS[made.__name__]
     if made.__name__ == "ahead":
         return lambda run, start: None
+    if made.__name__ == "widen_at_once":
+        return lambda stored: np.float32(np.int16(stored).view(np.float16))
+    if made.__name__ == "narrow_at_once":
+        return lambda x: np.float16(x).view(np.int16)
     if made.__name__ == "pointer":
         return lambda address: (address, _TYPES["float64"])
     name, digits = made.__name__.split("_")
@@ -290,7 +294,11 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
-_TYPES = {name: _Type(name) for name in ("float32", "float64", "int64")}
+_TYPES = {name: _Type(name) for name in ("float32", "float64", "int16", "int64")}
+# A processor that converts float16.
+_TARGET = SimpleNamespace(
+    codegen=lambda: SimpleNamespace(magic_tuple=lambda: ("x86_64", "", "+avx,+f16c"))
+)
 _NUMBA = SimpleNamespace(
     carray=_carray,
     cfunc=_cfunc,
@@ -298,6 +306,7 @@ _NUMBA = SimpleNamespace(
 )
 _STAND_INS = {
     "numba": _NUMBA,
+    "numba.core.registry": SimpleNamespace(cpu_target=SimpleNamespace(target_context=_TARGET)),
     "numba.extending": SimpleNamespace(intrinsic=_intrinsic, register_jitable=_register_jitable),
     "numba.core.cgutils": SimpleNamespace(
         ir=None, alloca_once_value=None, for_range=None, get_or_insert_function=None

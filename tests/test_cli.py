@@ -162,7 +162,6 @@ USAGE = [
     ["explain", "l1", "--shape", "x".join(["9"] * 65)],
     ["compile", "l1", "--shape", "3", "--rank", "1"],
     ["compile", "l1", "--rank", "65"],
-    ["compile", "l1", "--dtype", "float16"],
     ["bench", "l1", "--shape", "3", "--threads", "0"],
     ["bench", "l1", "--shape", "3", "--seconds", "nan"],
     ["cache", "burn"],

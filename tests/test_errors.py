@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support import Array, rehearsals
@@ -67,7 +68,7 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "integers": lambda: p(np.ones(SHAPE, int), 1.0),
         "booleans": lambda: p(np.ones(SHAPE, bool), 1.0),
         "complex": lambda: p(np.ones(SHAPE, complex), 1.0),
-        "float16": lambda: p(np.ones(SHAPE, np.float16), 1.0),
+        "float8": lambda: p(np.ones(SHAPE, ml_dtypes.float8_e4m3fn), 1.0),
         "objects": lambda: p(np.ones(SHAPE, object), 1.0),
         "byte-swapped": lambda: p(y.astype(y.dtype.newbyteorder()), 1.0),
         "dates": lambda: p(np.zeros(SHAPE, "M8[s]"), 1.0),
@@ -144,7 +145,7 @@ def test_messages(snapshot: Callable[[str, str], None]) -> None:
 
 KINDS = {
     TypeError: [
-        "integers", "booleans", "complex", "float16", "masked", "a string", "None", "byte-swapped",
+        "integers", "booleans", "complex", "float8", "masked", "a string", "None", "byte-swapped",
         "no number", "None radius", "bool radius", "a list as out", "no string", "a GPU array",
     ],
     projgen.SpecError: ["rank 1", "rank 0", "axis out of range", "an unknown norm"],

@@ -112,7 +112,7 @@ def test_types_that_numpy_lacks_are_carried_along(tmp_path: Path) -> None:
     assert file.describe("half") == "BF16 (2,)"
     files.save(file, path, {"y": np.ones(1, np.float32)})
     assert path.read_bytes().endswith(b"\x80?\x00@\x00\x00\x80?")
-    with pytest.raises(ValueError, match="BF16"):
+    with pytest.raises(ValueError, match=r"out\.npz cannot hold tensor 'half'"):
         files.save(file, tmp_path / "out.npz", {})
     assert not (tmp_path / "out.npz").exists()
 

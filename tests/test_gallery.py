@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[set[Any], Callable[[Plan], set[Any]]]] = {
     "in place": ({True, False}, lambda plan: {plan.in_place}),
     "streamed": ({True, False}, lambda plan: {plan.streamed}),
     "batch": ({True, False}, lambda plan: {plan.batch > 1}),
-    "dtype": ({"float32", "float64"}, lambda plan: {plan.dtype}),
+    "dtype": ({"float32", "float64", "float16", "bfloat16"}, lambda plan: {plan.dtype}),
     "leaf": ({"l1", "l2", "linf"}, lambda plan: {plan.leaf.norm}),
     "depth": ({1, 2, 4}, lambda plan: {len(plan.stages)}),
 }

@@ -187,9 +187,23 @@ class TestTorch:
                 with pytest.raises(ValueError, match="read-only"):
                     p(array, 2.0, out=y)
 
+    def test_halves(self, values: Array) -> None:
+        torch, p = self.torch, projgen.build(SPEC)
+        for dtype in (torch.float16, torch.bfloat16):
+            y = torch.from_numpy(values).to(dtype)
+            expected = p(y.float(), 2.0)
+            x, out = p(y, 2.0), torch.empty(values.shape[::-1], dtype=dtype).T
+            assert x.dtype is dtype
+            assert torch.allclose(x.float(), expected, rtol=2.0**-8)
+            assert p(y, 2.0, out=out) is out
+            assert torch.equal(x, out)
+            assert p(out, 2.0, out=out) is out
+            assert p.norm(x) == pytest.approx(2.0, rel=2.0**-8)
+            assert p.active(x).dtype is torch.bool
+
     def test_what_is_refused(self) -> None:
         torch = self.torch
-        for y in (torch.ones(2, 3).half(), torch.ones(2, 3, dtype=torch.bfloat16),
+        for y in (torch.ones(2, 3, dtype=torch.float8_e4m3fn),
                   torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3).to_sparse(),
                   torch.ones(2, 3, device="meta")):  # fmt: skip
             with pytest.raises(TypeError):

@@ -19,6 +19,8 @@ from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
 from projgen.cpu.groups import Ball, GroupCall
 from projgen.cpu.pieces import Piece, pieces
+from projgen.dtypes import is_half
+from projgen.errors import quote
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.references import REFERENCES
@@ -173,6 +175,12 @@ class LeafPart:
             tuple(i for i, axis in enumerate(piece.axes) if self.arm.arm.owners[axis] == level)
             for level in part.levels
         ]
+        if part.kind == "group" and is_half(y.dtype):
+            raise TypeError(
+                f"{self.arm.arm.label}: on the CPU, {quote(str(part.last.node))} takes float32 and "
+                f"float64, not {y.dtype.name}: half types go with chains of l1, l2 and linf "
+                "without weights. Use y.astype(np.float32)"
+            )
         if part.kind == "chain":
             return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads)
         own = None if weights is None else piece.strides(_in_elements(weights))

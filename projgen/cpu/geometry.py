@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from projgen.cpu.kernel import Segment
 from projgen.cpu.stages import StageCode, stage_codes
+from projgen.dtypes import ITEMSIZE
 from projgen.plan import Plan
 
 NEWTON_TURNS = 24  # threshold sweeps shared among the threads, before one of them goes on alone
@@ -32,9 +33,8 @@ def cells(plan: Plan, stages: tuple[StageCode, ...], threads: int) -> Iterator[t
             yield f"{prefix}end_{s.level}", s.stage.axes[cut.loop].extent
     at = 0
     for segment in segments(plan, stages):
-        itemsize = 4 if segment.dtype in ("float32", "int32") else 8
         yield f"{segment.name}_at", at
-        yield f"{segment.name}_end", at + -(-segment.size * itemsize // 8)
+        yield f"{segment.name}_end", at + -(-segment.size * segment.itemsize // 8)
         at += segment.cells
     own = scratch(stages)
     if own:
@@ -75,15 +75,18 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
     """The float64 cells of one thread's scratch memory."""
     sizes = [0]
     for s in stages:
-        itemsize = 4 if s.dtype == "float32" else 8
+        itemsize = ITEMSIZE[s.dtype]
         rows, pitch = s.stage.group_size, s.width
         if s.sampled:
             sizes.append(4096 * itemsize // 8)
+        if s.copied:
+            sizes.append(-(-rows * itemsize // 8))
         if s.gathered:
             sizes.append(rows)
         if s.abreast:
             width = 16 if s.threshold == "strip" else pitch
             sizes.append(136 + 16 + rows * width * itemsize // 8)
         if s.walk == "packed":
-            sizes.append(max((rows + 2) * pitch * itemsize // 8, rows * pitch))
+            runs = 2 if s.half else 1  # dealt, and as they come
+            sizes.append(max((runs * rows + 2) * pitch * itemsize // 8, rows * pitch))
     return -(-max(sizes) // 8) * 8

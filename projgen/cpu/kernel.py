@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from projgen.cpu.stages import STRETCH_BYTES, StageCode
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
 
 DISTANCE = 8 << 10  # bytes from a stretch to what is asked for meanwhile: past the current page
@@ -68,10 +69,13 @@ class Segment:
     size: int
 
     @property
+    def itemsize(self) -> int:
+        return 2 if self.dtype == "int16" else 4 if self.dtype in ("float32", "int32") else 8
+
+    @property
     def cells(self) -> int:
         """Its room in float64, in whole cache lines."""
-        itemsize = 4 if self.dtype in ("float32", "int32") else 8
-        return -(-self.size * itemsize // 64) * 8
+        return -(-self.size * self.itemsize // 64) * 8
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Kernel:
     def builders(self) -> tuple[str, ...]:
         """What Numba offers to intrinsics, and the source's intrinsics use."""
         names: set[str] = set()
-        if self.leaf.walk == "packed" or self.stretches:
+        if self.leaf.walk == "packed" or self.stretches or self.dtype == "float16":
             names |= {"ir"}
         if self.leaf.dealt:
             names |= {"get_or_insert_function"}
@@ -146,12 +150,15 @@ class Kernel:
         return tuple(sorted(names))
 
     @property
-    def masks_32(self) -> bool:
-        return any(s.bitwise and s.dtype == "float32" for s in self.stages)
+    def element(self) -> str:
+        """What the arrays are to Numba, which knows no halves on a CPU."""
+        return "int16" if self.leaf.half else self.dtype
 
     @property
-    def masks_64(self) -> bool:
-        return any(s.bitwise and s.dtype == "float64" for s in self.stages)
+    def masks(self) -> tuple[int, ...]:
+        """The sizes in bits of what largest magnitudes are found among."""
+        found = {s.wide if s.dealt else s for s in self.stages if s.bitwise}
+        return tuple(sorted(8 * ITEMSIZE[s.stored] for s in found))
 
     @property
     def stretches(self) -> bool:
@@ -160,7 +167,7 @@ class Kernel:
     @property
     def stretch(self) -> int:
         """How many values a stretch has."""
-        return STRETCH_BYTES // (4 if self.dtype == "float32" else 8)
+        return STRETCH_BYTES // ITEMSIZE[self.dtype]
 
     @property
     def lines_ahead(self) -> range:
@@ -178,7 +185,7 @@ class Kernel:
 
     @property
     def sums_in_float32(self) -> bool:
-        return self.dtype == "float32" and bool(self.leaf.threshold)
+        return self.leaf.dtype == "float32" and bool(self.leaf.threshold)
 
     @property
     def squares(self) -> bool:
@@ -191,9 +198,9 @@ class Kernel:
 
     @property
     def rounds_down(self) -> bool:
-        return self.dtype == "float32" and NORMS[self.leaf.norm].rounds == "down"
+        return self.leaf.dtype == "float32" and NORMS[self.leaf.norm].rounds == "down"
 
     @property
     def rounds_up(self) -> bool:
         sorts = self.leaf.threshold == "sort"  # in the array's own type
-        return self.dtype == "float32" and NORMS[self.leaf.norm].rounds == "up" and not sorts
+        return self.leaf.dtype == "float32" and NORMS[self.leaf.norm].rounds == "up" and not sorts

@@ -16,6 +16,7 @@ from projgen.bind import Binding
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
 from projgen.cpu.pool import default_threads
+from projgen.dtypes import is_half, put
 from projgen.operands import (
     axis_order,
     is_finite,
@@ -143,6 +144,11 @@ def _rescue(
         part, result = y[tuple(entry)], out[tuple(entry)]
         if not is_finite(part):
             result[...] = np.nan
+            continue
+        if is_half(part.dtype):  # float64 has room for all that they can add up to
+            wide = part.astype(np.float64)
+            project(projection, binding, wide, wide, float(each[index]))
+            put(result, wide)
             continue
         # A power of two scales exactly, and the projection scales with it.
         largest = max(float(part.max()), -float(part.min()))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
 from projgen.plan import UNCUT, Cut, Plan, Stage, tile_width
 
@@ -17,6 +18,9 @@ STRETCH_BYTES = 512
 @dataclass(frozen=True)
 class StageCode:
     """The functions of one level, named after it: ``aggregate_1``, ``project_1``...
+
+    ``dtype`` is the type of its arithmetic, ``stored`` that of its array, whose halves are widened
+    where they are read and narrowed where they are written.
 
     ``levels`` are those whose functions these are: levels above the leaf that are alike share
     theirs, whose arguments then have names that fit each of them (``generic``). ``searchers`` are
@@ -29,6 +33,7 @@ class StageCode:
     streamed: bool
     levels: tuple[int, ...]
     searchers: tuple[int, ...]
+    stored: str
     generic: bool = False
 
     @property
@@ -41,8 +46,7 @@ class StageCode:
     @property
     def stretched(self) -> bool:
         """Whether runs come from main memory and are long: what lies ahead is worth asking for."""
-        itemsize = 4 if self.dtype == "float32" else 8
-        long = self.stage.axes[-1].extent * itemsize >= 8 * STRETCH_BYTES
+        long = self.stage.axes[-1].extent * ITEMSIZE[self.stored] >= 8 * STRETCH_BYTES
         return self.streamed and self.stage.unit and long
 
     @property
@@ -103,12 +107,35 @@ class StageCode:
         return f"u{self.level - 1}" if self.level else "radius"
 
     @property
+    def half(self) -> bool:
+        """Whether its array holds halves: a kernel sees their bits, as int16."""
+        return ITEMSIZE[self.stored] == 2
+
+    @property
+    def wide(self) -> "StageCode":
+        """The same level on a copy of its values in the type of its arithmetic."""
+        return replace(self, stored=self.dtype)
+
+    def load(self, value: str) -> str:
+        """A value of its array, to work with."""
+        return f"widen({value})" if self.half else value
+
+    def store(self, value: str) -> str:
+        """A value as its array holds it."""
+        return f"narrow({value})" if self.half else value
+
+    @property
     def bits(self) -> str:
-        return "int32" if self.dtype == "float32" else "int64"
+        return f"int{8 * ITEMSIZE[self.stored]}"
 
     @property
     def magnitude(self) -> str:
-        return "MAGNITUDE_32" if self.dtype == "float32" else "MAGNITUDE_64"
+        return f"MAGNITUDE_{8 * ITEMSIZE[self.stored]}"
+
+    @property
+    def viewed(self) -> bool:
+        """Whether the aggregation has to look at its array as bits: as what halves are anyway."""
+        return self.bitwise and not self.half
 
     @property
     def bitwise(self) -> bool:
@@ -148,6 +175,18 @@ class StageCode:
         return self.threshold == "row" and self.walk == "columns"
 
     @property
+    def copied(self) -> bool:
+        """Whether halves are widened to scratch memory for a search, which reads them often."""
+        return self.half and (
+            self.threshold == "sort" or (self.threshold, self.walk) == ("row", "rows")
+        )
+
+    @property
+    def scratches(self) -> bool:
+        """Whether its sweeps need scratch memory."""
+        return self.walk == "packed" or self.copied
+
+    @property
     def abreast(self) -> bool:
         """Whether thresholds are searched for 16 groups at a time, between the sweeps."""
         return self.threshold in ("strip", "tile")
@@ -175,8 +214,7 @@ class StageCode:
         """How many values a row of a tile has room for."""
         if self.walk == "packed":  # a few thousand values: in the first-level cache
             return max(64, 2048 // self.stage.inner // 16 * 16)
-        itemsize = 4 if self.dtype == "float32" else 8
-        return tile_width(self.stage.group_size, itemsize)
+        return tile_width(self.stage.group_size, ITEMSIZE[self.dtype])
 
     @property
     def exchanges(self) -> tuple[tuple[int, int], ...]:
@@ -288,12 +326,13 @@ class StageCode:
 
 def stage_codes(plan: Plan) -> tuple[StageCode, ...]:
     """Above the leaf, levels work on dense vectors of float64."""
-    codes = [
-        StageCode(stage, plan.dtype, plan.in_place, plan.streamed, (stage.level,), (stage.level,))
-        if stage.leaf
-        else StageCode(stage, "float64", False, False, (stage.level,), (stage.level,))
-        for stage in plan.stages
-    ]
+    codes = []
+    for stage in plan.stages:
+        own = (stage.level,)
+        stored = plan.dtype if stage.leaf else "float64"
+        in_place, streamed = stage.leaf and plan.in_place, stage.leaf and plan.streamed
+        code = StageCode(stage, arithmetic(stored), in_place, streamed, own, own, stored)
+        codes.append(code)
     alike, searching = _levels_by(_form, codes), _levels_by(_search, codes)
     return tuple(replace(s, levels=alike[_form(s)], searchers=searching[_search(s)]) for s in codes)
 

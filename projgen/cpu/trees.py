@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from projgen import interpret_trees
 from projgen.cpu.compose import Composition, Operand, OutOfRangeError
 from projgen.cpu.pool import default_threads
+from projgen.dtypes import put
 from projgen.operands import is_finite, same_directions, same_memory, walkable
 from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key
@@ -149,7 +150,7 @@ def _rescue(
     results = interpret_trees.project(bound, tame, radii, given.arrays, given.labels)
     for arm in bound.arms:
         x = np.where(_spread(arm, finite), results[arm.key], np.nan)
-        np.copyto(outs[arm.key], x, casting="same_kind")
+        put(outs[arm.key], x)
 
 
 def _finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:

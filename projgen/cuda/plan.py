@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
 from projgen.plan import (
-    ITEMSIZE,
     UNCUT,
     Axis,
     Cut,

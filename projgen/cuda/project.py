@@ -16,6 +16,7 @@ from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import Call, on_stream, wait_for
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
+from projgen.dtypes import ITEMSIZE
 from projgen.info import Info
 from projgen.operands import (
     axis_order,
@@ -26,7 +27,6 @@ from projgen.operands import (
     same_memory,
     walkable,
 )
-from projgen.plan import ITEMSIZE
 
 if TYPE_CHECKING:
     from projgen.projection import Projection

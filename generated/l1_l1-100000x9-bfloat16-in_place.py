@@ -1,0 +1,655 @@
+"""l1(l1): projects bfloat16 arrays in place.
+
+    level 0  l1    of v0: rows (reduced); threshold by sweep
+    level 1  l1    of y: packed (groups, reduced); threshold by sort
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.core.cgutils import get_or_insert_function, ir
+from numba.extending import intrinsic, register_jitable
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
+# one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
+# opens the next; each thread's share of the blocks has a counter.
+SHARES = 464
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def widen(stored):
+    """The value of a bfloat16, which is the first half of a float32."""
+    return np.int32(np.int32(stored) << 16).view(np.float32)
+
+
+@register_jitable
+def narrow(x):
+    """The bfloat16 that is nearest to a float32, of two the even one."""
+    bits = np.float32(x).view(np.int32)
+    odd = np.int32(np.int32(bits >> 16) & np.int32(1))
+    return np.int16(np.int32(bits + np.int32(0x7FFF) + odd) >> 16)
+
+
+@register_jitable
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@register_jitable
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@register_jitable
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
+        pass
+    return read(desk, 16 * phase + 8) - 1
+
+
+@register_jitable(fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    inside = True
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+        inside = inside and total[b] <= radius[b]
+    return 1 if inside or radius[0] < 0 else 0
+
+
+@intrinsic
+def deal_9(typing_context, row, group, tile):
+    """tile[224 * j + group + i] = row[9 * (group + i) + j] for 16 groups: vectors of values become
+    vectors of groups by four rounds of shuffles, each of which interleaves halves.
+    """
+
+    def codegen(context, builder, signature, args):
+        row, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane, flag = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        lanes, flags = ir.VectorType(lane, 16), ir.VectorType(flag, 16)
+        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
+        kind = ir.FunctionType(vector, [vector.as_pointer(), lane, flags, vector])
+        load = get_or_insert_function(builder.module, kind, "llvm.masked.load.v16f32.p0")
+
+        def interleaved(parts):
+            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
+            return [builder.shuffle_vector(*pair) for pair in pairs]
+
+        at = builder.gep(row, [builder.mul(args[1], word(9))])
+        to = builder.gep(tile, [args[1]])
+        for first in range(0, 9, 16):
+            few = min(16, 9 - first)
+            mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
+            parts = []
+            for i in range(16):
+                start = builder.bitcast(builder.gep(at, [word(9 * i + first)]), vector.as_pointer())
+                parts.append(builder.call(load, [start, lane(4), mask, ir.Constant(vector, None)]))
+            parts = interleaved(interleaved(interleaved(interleaved(parts))))
+            for j in range(few):
+                start = builder.bitcast(builder.gep(to, [word(224 * (first + j))]), vector.as_pointer())
+                builder.store(parts[j], start, align=4)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, tile), codegen
+
+
+@intrinsic
+def spread_9(typing_context, limits, group, tile):
+    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
+
+    def codegen(context, builder, signature, args):
+        limits, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
+        values = builder.load(first, align=4)
+        at = builder.gep(tile, [builder.mul(args[1], word(9))])
+        for i in range(0, 144, 16):
+            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
+            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
+            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
+        return context.get_dummy_value()
+
+    return types.void(limits, types.int64, tile), codegen
+
+
+@register_jitable(fastmath=FAST)
+def aggregate_1(y, v0, scratch, first, last, axes):
+    """The values of the groups of level 1, l1 of y."""
+    tile = scratch.view(np.float32)
+    wide = tile[2016 :]
+    cells = tile
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        values = v0[start : stop]
+        stored = y[at + start * 9 : at + stop * 9]
+        row = wide[: stored.size]
+        for j in range(row.size):
+            row[j] = widen(stored[j])
+        whole = values.size - values.size % 16
+        for g in range(0, whole, 16):
+            deal_9(row, g, tile)
+        for g in range(whole, values.size):
+            for j in range(9):
+                tile[224 * j + g] = row[9 * g + j]
+        for g in range(values.size):
+            a = np.float64(abs(cells[g])) + np.float64(abs(cells[224 + g])) + np.float64(abs(cells[448 + g])) + np.float64(abs(cells[672 + g])) + np.float64(abs(cells[896 + g])) + np.float64(abs(cells[1120 + g])) + np.float64(abs(cells[1344 + g])) + np.float64(abs(cells[1568 + g])) + np.float64(abs(cells[1792 + g]))
+            values[g] = a
+
+
+@register_jitable(fastmath=FAST)
+def aggregate_0(v0, slot, first, last, axes):
+    """Accumulate part of the groups of level 0, l1 of v0."""
+    slot[0] = 0
+    at = 0
+    row = v0[at + first : at + last]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    g = 0
+    slot[g] = slot[g] + a
+
+
+@register_jitable(fastmath=FAST)
+def combine_0(slots, blocks, total):
+    """Join what the blocks accumulated of level 0, l1 of v0."""
+    columns = total.size
+    for b in range(1, blocks):
+        slot = slots[b * columns : (b + 1) * columns]
+        for j in range(columns):
+            slots[j] = slots[j] + slot[j]
+    for g in range(columns):
+        total[g] = slots[g]
+
+
+@register_jitable(fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return max(goal, 0.0), count
+        before = count
+
+
+@register_jitable(fastmath=FAST)
+def start_0(v0, total, radius, limit, count, scratch, axes):
+    """Where the search for the thresholds of level 0, l1 of v0 starts."""
+    n0 = axes[0]
+    for g in range(total.size):
+        v = total[g]
+        u = radius[g]
+        count[g] = -1
+        if u >= v:
+            limit[g] = 0
+            count[g] = -2
+        elif u <= 0:
+            limit[g] = np.inf
+            count[g] = -2
+        else:
+            limit[g] = (v - u) / (n0)
+    # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
+    sample = scratch.view(np.float64)[:4096]
+    if n0 >= 65536:
+        g = 0
+        if count[g] == -1:
+            at = 0
+            value = 0.0
+            for piece in range(64):
+                row = v0[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                for j in range(64):
+                    sample[piece * 64 + j] = row[j]
+                    value += np.float64(abs(row[j]))
+            part = radius[g] * (4096 / n0)
+            if part < value:
+                limit[g] = max(limit[g], newton_0(sample, value, part, 0.0)[0])
+
+
+@register_jitable(fastmath=FINITE)
+def excess_0(v0, limit, slot, above, first, last, axes):
+    """Accumulate how far, and how often, the values of level 0, l1 of v0 exceed their limits."""
+    slot[0] = 0
+    above[0] = 0
+    at = 0
+    row = v0[at + first : at + last]
+    g = 0
+    t = limit[g]
+    for start in range(0, row.size, 1024):
+        part = row[start : start + 1024]
+        part_excess = np.float64(0)
+        part_count = np.float64(0)
+        for j in range(part.size):
+            a = abs(part[j]) - t
+            part_excess += a if a > 0 else np.float64(0)
+            part_count += np.float64(1) if a > 0 else np.float64(0)
+        slot[g] += np.float64(part_excess)
+        above[g] += np.float64(part_count)
+
+
+@register_jitable(fastmath=FAST)
+def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
+    """One Newton step for the thresholds of level 0, l1 of v0; returns how many are still open."""
+    n0 = axes[0]
+    groups = total.size
+    open_groups = 0
+    for g in range(groups):
+        if count[g] == -2:
+            continue
+        excess = 0.0
+        above = 0.0
+        for b in range(blocks):
+            excess += slots[b * groups + g]
+            above += counts[b * groups + g]
+        u = radius[g]
+        safe = (total[g] - u) / (n0)
+        goal = max(np.float64(limit[g]), safe)
+        if above > 0:
+            goal = np.float64(limit[g]) + (excess - u) / above
+        elif count[g] < 0 and limit[g] != np.float64(safe):
+            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+            open_groups += 1
+            continue
+        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+            goal = max(goal, 0.0)
+            limit[g] = goal
+            count[g] = -2
+        else:
+            limit[g] = goal
+            count[g] = above
+            open_groups += 1
+    return open_groups
+
+
+@register_jitable(fastmath=FAST)
+def project_0(v0, u0, limit, first, last, axes):
+    """Project the groups of level 0, l1 of v0."""
+    at = 0
+    row = v0[at + first : at + last]
+    out = u0[at + first : at + last]
+    t = limit[0]
+    for j in range(row.size):
+        out[j] = row[j] - min(max(row[j], -t), t)
+
+
+@register_jitable(fastmath={"nnan"})
+def add_above(excess, a, t):
+    """The excess over `t`, and that of `a`: small numbers, so not to be summed up otherwise."""
+    return excess + (a - t)
+
+
+@register_jitable(fastmath=FINITE)
+def thresholds_1(row, v, u, tile, limits):
+    """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
+    row_0 = tile[0 : 224]
+    row_1 = tile[224 : 448]
+    row_2 = tile[448 : 672]
+    row_3 = tile[672 : 896]
+    row_4 = tile[896 : 1120]
+    row_5 = tile[1120 : 1344]
+    row_6 = tile[1344 : 1568]
+    row_7 = tile[1568 : 1792]
+    row_8 = tile[1792 : 2016]
+    radius = tile[2016 : 2240]
+    whole = v.size - v.size % 16
+    for g in range(0, whole, 16):
+        deal_9(row, g, tile)
+    for g in range(whole, v.size):
+        row_0[g] = row[9 * g]
+        row_1[g] = row[9 * g + 1]
+        row_2[g] = row[9 * g + 2]
+        row_3[g] = row[9 * g + 3]
+        row_4[g] = row[9 * g + 4]
+        row_5[g] = row[9 * g + 5]
+        row_6[g] = row[9 * g + 6]
+        row_7[g] = row[9 * g + 7]
+        row_8[g] = row[9 * g + 8]
+    for g in range(v.size):
+        radius[g] = u[g]
+    for g in range(v.size):
+        a0 = abs(row_0[g])
+        a1 = abs(row_1[g])
+        a2 = abs(row_2[g])
+        a3 = abs(row_3[g])
+        a4 = abs(row_4[g])
+        a5 = abs(row_5[g])
+        a6 = abs(row_6[g])
+        a7 = abs(row_7[g])
+        a8 = abs(row_8[g])
+        a0, a8 = max(a0, a8), min(a0, a8)
+        a0, a4 = max(a0, a4), min(a0, a4)
+        a1, a5 = max(a1, a5), min(a1, a5)
+        a2, a6 = max(a2, a6), min(a2, a6)
+        a3, a7 = max(a3, a7), min(a3, a7)
+        a4, a8 = max(a4, a8), min(a4, a8)
+        a0, a2 = max(a0, a2), min(a0, a2)
+        a1, a3 = max(a1, a3), min(a1, a3)
+        a4, a6 = max(a4, a6), min(a4, a6)
+        a5, a7 = max(a5, a7), min(a5, a7)
+        a2, a8 = max(a2, a8), min(a2, a8)
+        a2, a4 = max(a2, a4), min(a2, a4)
+        a3, a5 = max(a3, a5), min(a3, a5)
+        a6, a8 = max(a6, a8), min(a6, a8)
+        a0, a1 = max(a0, a1), min(a0, a1)
+        a2, a3 = max(a2, a3), min(a2, a3)
+        a4, a5 = max(a4, a5), min(a4, a5)
+        a6, a7 = max(a6, a7), min(a6, a7)
+        a1, a8 = max(a1, a8), min(a1, a8)
+        a1, a4 = max(a1, a4), min(a1, a4)
+        a3, a6 = max(a3, a6), min(a3, a6)
+        a5, a8 = max(a5, a8), min(a5, a8)
+        a1, a2 = max(a1, a2), min(a1, a2)
+        a3, a4 = max(a3, a4), min(a3, a4)
+        a5, a6 = max(a5, a6), min(a5, a6)
+        a7, a8 = max(a7, a8), min(a7, a8)
+        excess = a0 - radius[g]
+        t = max(excess, np.float32(0))
+        excess += a1
+        t = max(t, excess * np.float32(1 / 2))
+        excess += a2
+        t = max(t, excess * np.float32(1 / 3))
+        excess += a3
+        t = max(t, excess * np.float32(1 / 4))
+        excess += a4
+        t = max(t, excess * np.float32(1 / 5))
+        excess += a5
+        t = max(t, excess * np.float32(1 / 6))
+        excess += a6
+        t = max(t, excess * np.float32(1 / 7))
+        excess += a7
+        t = max(t, excess * np.float32(1 / 8))
+        excess += a8
+        t = max(t, excess * np.float32(1 / 9))
+        # Large sums are rounded by too much: again, from the values relative to t, which is near; and
+        # larger by more than its own rounding.
+        excess = add_above(-radius[g], a0, t)
+        more = excess
+        excess = add_above(excess, a1, t)
+        more = max(more, excess * np.float32(1 / 2))
+        excess = add_above(excess, a2, t)
+        more = max(more, excess * np.float32(1 / 3))
+        excess = add_above(excess, a3, t)
+        more = max(more, excess * np.float32(1 / 4))
+        excess = add_above(excess, a4, t)
+        more = max(more, excess * np.float32(1 / 5))
+        excess = add_above(excess, a5, t)
+        more = max(more, excess * np.float32(1 / 6))
+        excess = add_above(excess, a6, t)
+        more = max(more, excess * np.float32(1 / 7))
+        excess = add_above(excess, a7, t)
+        more = max(more, excess * np.float32(1 / 8))
+        excess = add_above(excess, a8, t)
+        more = max(more, excess * np.float32(1 / 9))
+        t = max(t + more, np.float32(0)) * np.float32(1 + 2**-23)
+        limits[g] = t
+    for g in range(v.size):
+        limits[g] = 0 if u[g] >= v[g] else limits[g] if u[g] > 0 else np.inf
+
+
+@register_jitable(fastmath=FAST)
+def project_1(y, v0, u0, scratch, first, last, axes):
+    """Project the groups of level 1, l1 of y."""
+    memory = scratch.view(np.float32)
+    limits = memory[:224]
+    spread = memory[224 :]
+    wide = memory[2464 :]
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        v = v0[start : stop]
+        u = u0[start : stop]
+        stored = y[at + start * 9 : at + stop * 9]
+        row = wide[: stored.size]
+        for j in range(row.size):
+            row[j] = widen(stored[j])
+        thresholds_1(row, v, u, spread, limits)
+        for g in range(0, stop - start, 16):
+            spread_9(limits, g, spread)
+        for j in range(row.size):
+            t = spread[j]
+            stored[j] = narrow(row[j] - min(max(row[j], -t), t))
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.int16),
+        types.CPointer(types.int16),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
+    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    range: then nothing is written.
+    """
+    cells = carray(geometry, 47)
+    y_size = cells[0]
+    blocks_0 = cells[7]
+    step_0 = cells[8]
+    end_0 = cells[9]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    slots_0_at = cells[35]
+    slots_0_end = cells[36]
+    limit_0_at = cells[37]
+    limit_0_end = cells[38]
+    counts_0_at = cells[39]
+    counts_0_end = cells[40]
+    count_0_at = cells[41]
+    count_0_end = cells[42]
+    scratch_at = cells[43]
+    scratch_size = cells[44]
+    seats = cells[45]
+    memory_size = cells[46]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[13 : 20]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    resumes = read(desk, 1) != 0
+    y = carray(y_at, y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slots_0 = memory[slots_0_at : slots_0_end]
+    limit_0 = memory[limit_0_at : limit_0_end]
+    counts_0 = memory[counts_0_at : counts_0_end]
+    count_0 = memory[count_0_at : count_0_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    # sweep 1: aggregate level 1, l1 of y
+    if not resumes:
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 1, blocks_1)
+            if block < 0:
+                break
+            first = block * step_1
+            last = min(first + step_1, end_1)
+            aggregate_1(y, v0, scratch, first, last, axes_1)
+            done += 1
+        if complete(desk, 1, done, blocks_1):
+            release(desk, 1, 0)
+        wait(desk, 1)
+    # sweep 1: aggregate level 0, l1 of v0
+    last_one = seat == 0
+    if not resumes:
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 2, blocks_0)
+            if block < 0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            aggregate_0(v0, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            done += 1
+        last_one = complete(desk, 2, done, blocks_0)
+        if last_one:  # the levels above, up to the root
+            combine_0(slots_0, blocks_0, total)
+    if last_one:
+        status = check(total, radius)
+        if status == 0:
+            start_0(v0, total, radius, limit_0, count_0, scratch, axes_0)
+        release(desk, 2, status)
+    status = wait(desk, 2)
+    if status != 0:
+        return status
+    # the thresholds of level 0, l1 of v0
+    for turn in range(24):
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 3 + turn, blocks_0)
+            if block < 0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            done += 1
+        if complete(desk, 3 + turn, done, blocks_0):
+            searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            while searching > 0 and turn == 23:  # so long a search is rare: one thread ends it
+                for block in range(blocks_0):
+                    first = block * step_0
+                    last = min(first + step_0, end_0)
+                    excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+                searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
+            release(desk, 3 + turn, searching)
+        if wait(desk, 3 + turn) == 0:
+            break
+    # sweep 2: project level 0, l1 of v0
+    done = 0
+    while True:
+        block = draw(desk, seat, seats, 27, blocks_0)
+        if block < 0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        project_0(v0, u0, limit_0, first, last, axes_0)
+        done += 1
+    if complete(desk, 27, done, blocks_0):
+        release(desk, 27, 0)
+    wait(desk, 27)
+    # sweep 2: project level 1, l1 of y
+    while True:
+        block = draw(desk, seat, seats, 28, blocks_1)
+        if block < 0:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, v0, u0, scratch, first, last, axes_1)
+    return 0
