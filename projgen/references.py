@@ -227,7 +227,7 @@ def _rows(a: Array, axes: Axes) -> Array:
 def _bisected(
     below: Callable[[Array], Any], low: float, high: float, shape: tuple[int, ...]
 ) -> Array:
-    """Where `below` turns from true to false between `low` and `high`, for each index of `shape`."""
+    """Where `below` turns from true to false from `low` to `high`, for each index of `shape`."""
     left, right = np.full(shape, low), np.full(shape, high)
     for _ in range(_HALVINGS):
         middle = left + (right - left) / 2
