@@ -94,6 +94,7 @@ def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Ar
     goal = _rows(np.ldexp(radius, -exponent), axes)
     steps = np.where(total > 0, (sums - goal) / np.where(total > 0, total, 1.0), -np.inf)
     t = top + steps.max(axis=-1, initial=-np.inf).reshape(radius.shape)
+    t = np.where(np.isfinite(t), t, 0.0)  # a group in which all are free
     free = ~real | ((w == 0) & (radius > 0))  # of weight 0, or so small that it does not matter
     return np.where(free, a, np.clip(w * (ends - t), 0.0, a))
 
