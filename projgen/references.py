@@ -94,6 +94,7 @@ def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Ar
     goal = _rows(np.ldexp(radius, -exponent), axes)
     steps = np.where(total > 0, (sums - goal) / np.where(total > 0, total, 1.0), -np.inf)
     t = top + steps.max(axis=-1, initial=-np.inf).reshape(radius.shape)
+    t = np.where(np.isfinite(t), t, 0.0)  # a group in which all are free
     free = ~real | ((w == 0) & (radius > 0))  # of weight 0, or so small that it does not matter
     return np.where(free, a, np.clip(w * (ends - t), 0.0, a))
 
@@ -227,7 +228,7 @@ def _rows(a: Array, axes: Axes) -> Array:
 def _bisected(
     below: Callable[[Array], Any], low: float, high: float, shape: tuple[int, ...]
 ) -> Array:
-    """Where `below` turns from true to false between `low` and `high`, for each index of `shape`."""
+    """Where `below` turns from true to false from `low` to `high`, for each index of `shape`."""
     left, right = np.full(shape, low), np.full(shape, high)
     for _ in range(_HALVINGS):
         middle = left + (right - left) / 2

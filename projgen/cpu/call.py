@@ -18,6 +18,8 @@ from projgen.cpu.geometry import geometry
 from projgen.cpu.pool import team
 from projgen.cpu.sharing import Sharing
 
+__all__ = ["SHARED_BYTES", "Call", "Workspace", "load_kernel", "team"]
+
 Array = NDArray[Any]
 
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings

@@ -7,6 +7,7 @@ tiles of adjacent groups, so that whole cache lines are read. Everything else ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -164,6 +165,24 @@ class GroupKernel:
         if self.ball.norm == "lp":
             return 4 * longest
         return longest if self.ball.norm == "l2" and self.ball.weighted else 0
+
+    @property
+    def near(self) -> str:
+        """The step of lp's inner search after which Newton's error is some 1e-14."""
+        assert self.ball.p is not None
+        bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
+        return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
+
+    @property
+    def last(self) -> str:
+        """The step of lp's outer search that needs no other one after it."""
+        assert self.ball.p is not None
+        return f"{3e-7 * min(1.0, self.ball.p - 1):.1e}"
+
+    @property
+    def factorials(self) -> tuple[str, ...]:
+        """The Taylor series of exp, from the term of degree 12 down."""
+        return tuple(f"1.0 / {math.factorial(i)}.0" if i > 1 else "1.0" for i in range(12, -1, -1))
 
     @cached_property
     def source(self) -> str:

@@ -217,9 +217,7 @@ class GroupCall:
         work.memory[self._groups] = -1.0
         self._run(y, y, weights, work, projects=False)
         walked = work.memory[: self._groups].reshape(self._walked)
-        values = np.ascontiguousarray(walked.transpose(self._natural))
-        if np.may_share_memory(values, work.memory):
-            values = values.copy()
+        values = walked.transpose(self._natural).copy(order="C")
         self._idle.append(work)
         return values if np.isfinite(values).all() else None
 

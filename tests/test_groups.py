@@ -1,0 +1,271 @@
+"""One level of any norm: its kernels against the references, and what makes a point the nearest."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import Array, early, lay_out, rehearsals, together
+
+from projgen.cpu.groups import Ball, GroupCall
+from projgen.references import REFERENCES
+
+BALLS = [
+    Ball("l1"),
+    Ball("l1", weighted=True),
+    Ball("l2"),
+    Ball("l2", weighted=True),
+    Ball("linf"),
+    Ball("linf", weighted=True),
+    Ball("l0"),
+    Ball("simplex"),
+    *(Ball("lp", p) for p in (1.01, 1.5, 3.0, 50.0)),
+    Ball("lp", 1.5, weighted=True),
+    Ball("lp", 50.0, weighted=True),
+    Ball("l1", nonneg=True),
+    Ball("lp", 3.0, nonneg=True),
+    Ball("linf", weighted=True, nonneg=True),
+]
+PARTS = st.sampled_from([0.0, 1e-9, 0.05, 0.3, 0.9, 1.0, 2.0])
+
+
+def elements(a: Array) -> tuple[int, ...]:
+    return tuple(stride // a.itemsize for stride in a.strides)
+
+
+class Groups:
+    """A call on an array, and its weights."""
+
+    def __init__(
+        self,
+        ball: Ball,
+        y: Array,
+        axes: tuple[int, ...],
+        weights: Array | None = None,
+        out: Array | None = None,
+        labels: Array | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.y, self.out, self.weights = y, out, weights
+        ways = [None if a is None else elements(a) for a in (out, weights)]
+        shape = y.shape, elements(y)
+        self.call = GroupCall(ball, y.dtype.name, *shape, axes, *ways, labels, threads)
+        self.own = 0 if weights is None else weights.ctypes.data
+
+    def norms(self) -> Any:
+        return self.call.norms(self.y.ctypes.data, self.own)
+
+    def project(self, radii: Any) -> Array:
+        target = self.y if self.out is None else self.out
+        radii = np.broadcast_to(np.asarray(radii, np.float64), self.call.values_shape)
+        self.call.project(self.y.ctypes.data, target.ctypes.data, radii, self.own)
+        return target
+
+
+def expected(
+    ball: Ball, y: Array, axes: tuple[int, ...], part: float, weights: Array | None
+) -> tuple[Array, Array, Array]:
+    """The reference's values, radii that are a part of them, and its projection."""
+    signed = np.maximum(y.astype(np.float64), 0) if ball.nonneg else y.astype(np.float64)
+    a = signed if ball.norm == "simplex" else np.abs(signed)
+    options: dict[str, Any] = {} if ball.p is None else {"p": ball.p}
+    if weights is not None:
+        options["weights"] = weights
+    reference = REFERENCES[ball.norm]
+    values = reference.norm(a, axes, **options)
+    radii = np.floor(values * part) if ball.norm == "l0" else values * part
+    with np.errstate(over="ignore", under="ignore"):
+        x = reference.ball(a, axes, radii, **options)
+    if ball.norm == "simplex":
+        return values, radii, x
+    return values, radii, np.copysign(np.where(values <= radii, a, x), signed)
+
+
+def assert_near(x: Array, reference: Array, y: Array) -> None:
+    tolerance = 1e-10 if y.dtype == np.float64 else 1e-6
+    error = np.abs(x.astype(np.float64) - reference).max(initial=0.0)
+    assert error <= tolerance * np.abs(y).max(initial=1e-300), error
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Ball, Array, tuple[int, ...], Array | None]:
+    ball = draw(st.sampled_from(BALLS))
+    rank = draw(st.integers(1, 3))
+    shape = tuple(draw(st.integers(1, 5 if axis else 18)) for axis in range(rank))
+    shape = tuple(draw(st.permutations(shape)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.standard_normal(shape)
+    if draw(st.booleans()):
+        values = values.round()  # ties and zeros
+    values = values * draw(st.sampled_from([1.0, 1e-30, 1e30]))
+    values = values.astype(draw(st.sampled_from(["float64", "float32"])))
+    steps = st.sampled_from([1, 1, 2, -1])
+    y = lay_out(
+        values, tuple(draw(st.permutations(range(rank)))), tuple(draw(steps) for _ in shape)
+    )
+    axes = tuple(sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1))))
+    weights = None
+    if ball.weighted:
+        weights = np.abs(rng.standard_normal(shape)).round(draw(st.integers(0, 1)))
+        if draw(st.booleans()):
+            weights = np.broadcast_to(weights[:1], shape)
+    return ball, y, axes, weights
+
+
+@given(problems(), PARTS, st.booleans())
+@settings(max_examples=250)
+def test_near_the_reference(problem: Any, part: float, in_place: bool) -> None:
+    ball, y, axes, weights = problem
+    values, radii, reference = expected(ball, y, axes, part, weights)
+    before = y.copy()
+    with rehearsals():
+        # Steps of y and out agree in their signs; negative ones are walked in place.
+        own = in_place or min(y.strides) < 0
+        groups = Groups(ball, y, axes, weights, None if own else np.full_like(before, np.nan))
+        found = groups.norms()
+        np.testing.assert_allclose(found.reshape(values.shape), values, rtol=1e-10)
+        x = groups.project(radii.reshape(found.shape))
+    assert_near(x, reference, before)
+    if not ball.nonneg and ball.norm != "simplex":
+        inside = np.broadcast_to(found.reshape(values.shape) <= radii, x.shape)
+        assert np.array_equal(x[inside], before[inside])
+        assert np.all(np.abs(x) <= np.abs(before))
+    if weights is not None and not ball.nonneg:
+        assert np.array_equal(x[weights == 0], before[weights == 0])
+
+
+def spread(n: int, decades: float, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    return 10 ** rng.uniform(-decades, 0, (1, n)) * rng.choice([-1.0, 1.0], (1, n))
+
+
+@pytest.mark.parametrize("p", [1.01, 1.5, 3.0, 50.0])
+def test_lp_meets_the_conditions_of_the_nearest_point(p: float) -> None:
+    """x + t x^(p - 1) = a for one t, and x on the ball: to 1e-10, however values are spread."""
+    compared = 0
+    with rehearsals():
+        for scale in (1.0, 1e-290, 1e290):
+            for part in (1e-12, 1e-3, 0.5, 0.999999):
+                y = spread(40, 12) * scale
+                groups = Groups(Ball("lp", p), y, (1,), out=np.empty_like(y))
+                value = float(groups.norms()[0])
+                x = np.abs(groups.project(part * value))[0] / scale
+                a = np.abs(y[0]) / scale
+                length = x.max() * ((x / x.max()) ** p).sum() ** (1 / p)
+                assert abs(length * scale / (part * value) - 1) <= 1e-10
+                # Where neither x nor a - x has lost its digits.
+                clear = (x > 1e-200) & (x * scale > 1e-300) & (x < a * (1 - 1e-3))
+                logs = np.log(a[clear] - x[clear]) - (p - 1) * np.log(x[clear])
+                spread_of_t = logs.max(initial=-np.inf) - logs.min(initial=np.inf)
+                assert spread_of_t <= 1e-9 * max(1.0, p), (scale, part)
+                compared += len(logs) - 1 if len(logs) else 0
+    assert compared > 10
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_weighted_balls_meet_the_conditions_of_the_nearest_point(norm: str) -> None:
+    rng = np.random.default_rng(1)
+    y, w = rng.standard_normal((3, 50)), 10 ** rng.uniform(-4, 4, (3, 50))
+    with rehearsals():
+        groups = Groups(Ball(norm, weighted=True), y, (1,), w, np.empty_like(y))
+        radii = 0.2 * groups.norms()
+        x, a = np.abs(groups.project(radii)), np.abs(y)
+    lengths = (w * x).sum(1) if norm == "l1" else np.sqrt(((w * x) ** 2).sum(1))
+    np.testing.assert_allclose(lengths, radii, rtol=1e-10)
+    for row in range(3):
+        gap = (a - x)[row] / w[row]
+        t = gap / np.where(x[row] > 0, x[row] * w[row], 1.0) if norm == "l2" else gap
+        clear = (x[row] > 0) & (gap * w[row] > 1e-3 * a[row])
+        assert np.ptp(np.log(t[clear])) <= 1e-9
+        assert norm == "l2" or np.all(gap[x[row] == 0] <= t[clear].max() * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("n", [5, 48, 49, 300])
+def test_l0_keeps_the_first_of_equal_values(n: int) -> None:
+    y = np.random.default_rng(n).integers(-3, 4, (4, n)).astype(np.float64)
+    for y_way in (y, np.asfortranarray(y)):
+        with rehearsals():
+            groups = Groups(Ball("l0"), y_way, (1,), out=np.empty_like(y_way))
+            for k in (0, 1, n // 2, n, n + 9):
+                x = groups.project(float(k))
+                for row, out in zip(y, x, strict=True):
+                    kept = np.argsort(-np.abs(row), kind="stable")[:k]
+                    assert np.array_equal(out, np.where(np.isin(np.arange(n), kept), row, 0))
+
+
+@pytest.mark.parametrize("ball", [b for b in BALLS if b.norm != "simplex"], ids=repr)
+def test_labels_are_groups_that_lie_anywhere(ball: Ball) -> None:
+    rng = np.random.default_rng(2)
+    labels = np.array([4, 0, 4, 2, 2, 0, 4, 0, 2])  # 1 and 3 have no element
+    ragged = Ball(ball.norm, ball.p, ball.weighted, ball.nonneg, ragged=True)
+    for axis, y in ((1, rng.standard_normal((20, 9))), (0, rng.standard_normal((9, 20)))):
+        w = rng.uniform(0, 2, y.shape) if ball.weighted else None
+        with rehearsals():
+            groups = Groups(ragged, y, (axis,), w, np.full_like(y, np.nan), labels)
+            values = groups.norms()
+            assert values.shape == (20, 5)
+            assert not values[:, [1, 3]].any()
+            x = groups.project(np.floor(0.5 * values) if ball.norm == "l0" else 0.5 * values)
+        for label in (0, 2, 4):
+            mine = np.flatnonzero(labels == label)
+            own, weights = y.take(mine, axis), None if w is None else w.take(mine, axis)
+            total, _, reference = expected(ball, own, (axis,), 0.5, weights)
+            np.testing.assert_allclose(values[:, label], total.reshape(-1), rtol=1e-10)
+            assert_near(x.take(mine, axis), reference, own)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("ball", BALLS, ids=repr)
+def test_what_is_not_finite_is_noticed(ball: Ball, value: float) -> None:
+    with rehearsals():
+        for axes in ((1,), (0,)):
+            y = np.ones((3, 20))
+            w = np.zeros_like(y) if ball.weighted else None
+            groups = Groups(ball, y, axes, w)
+            assert groups.norms() is not None
+            y[1, 7] = value
+            assert groups.norms() is None
+
+
+def test_empty_arrays() -> None:
+    with rehearsals():
+        assert np.array_equal(Groups(Ball("lp", 3.0), np.zeros((4, 0)), (1,)).norms(), np.zeros(4))
+        assert Groups(Ball("l0"), np.zeros((0, 4)), (1,)).norms().shape == (0,)
+        none = np.zeros(0, np.int64)
+        ragged = Ball("l2", ragged=True)
+        assert Groups(ragged, np.zeros((3, 0)), (1,), labels=none).norms().shape == (3, 0)
+
+
+@pytest.mark.parametrize("team", [early, together])
+def test_a_rehearsed_team(team: Any) -> None:
+    y = np.random.default_rng(3).standard_normal((40, 900))
+    ball = Ball("l1", nonneg=True)
+    results = []
+    for threads in (1, 2, 7):
+        with rehearsals(team):
+            groups = Groups(ball, y, (1,), out=np.full_like(y, np.nan), threads=threads)
+            results.append(groups.project(5.0).tobytes())
+    assert len(set(results)) == 1
+
+
+COMPILED = [Ball("lp", 1.5), Ball("l1", weighted=True), Ball("l0")]
+
+
+@pytest.mark.parametrize("ball", COMPILED, ids=repr)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_compiled(ball: Ball, axis: int) -> None:
+    """Against the reference; and the same bits whatever the threads."""
+    y = np.random.default_rng(4).standard_normal((400, 300)).astype(np.float32)
+    w = np.abs(np.random.default_rng(5).standard_normal(y.shape)) if ball.weighted else None
+    _, radii, reference = expected(ball, y, (axis,), 0.3, w)
+    results = []
+    for threads in (1, 2, 7):
+        groups = Groups(ball, y, (axis,), w, np.full_like(y, np.nan), threads=threads)
+        for _ in range(4):
+            results.append(groups.project(radii.reshape(-1)).copy())
+    assert_near(results[0], reference, y)
+    assert len({x.tobytes() for x in results}) == 1
+    spoilt = y.copy()
+    spoilt[17, 33] = np.nan
+    assert Groups(ball, spoilt, (axis,), w, np.empty_like(y)).norms() is None
