@@ -40,6 +40,13 @@ def _node(call: Call, above: tuple[str, ...], edge: Argument | None) -> Node:
     children: list[Argument] = []
     for argument in call.arguments:
         key = str(argument.key or "")
+        if key in ARGUMENTS and isinstance(argument.value, Call) and find(str(argument.value.name)):
+            raise SpecError(
+                f"a child cannot be called {quote(key)}, which is an argument of {norm}: "
+                f"{ARGUMENTS[key]}",
+                *filter(None, [argument.key]),
+                hint="choose another name",
+            )
         if key in ARGUMENTS:
             if key in given:
                 raise _twice(key, given[key], argument)

@@ -121,6 +121,7 @@ WRONG_SPECS = {
         "l1(enc=linf, l2)",
         "l1(enc=linf, enc=l2)",
         "l1(out=linf, dec=l2)",
+        "l1(w=linf(axis=1), b=l2)",
         'l1(enc=linf @ "*", l2)',
         'l1(linf @ "")',
         'l1(linf @ "\t")',

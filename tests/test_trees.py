@@ -222,7 +222,7 @@ def test_empty_arrays_have_no_part_in_it(empty: tuple[int, int]) -> None:
 
 def test_tensors_stay_tensors() -> None:
     torch: Any = pytest.importorskip("torch")
-    y = {"w": torch.randn(6, 5), "b": np.ones(6)}
-    x = projgen.project(y, "l1(w=linf(axis=1), b=l2)", 1.0)
-    assert isinstance(x["w"], torch.Tensor)
-    assert isinstance(x["b"], np.ndarray)
+    y = {"weight": torch.randn(6, 5), "bias": np.ones(6)}
+    x = projgen.project(y, "l1(weight=linf(axis=1), bias=l2)", 1.0)
+    assert isinstance(x["weight"], torch.Tensor)
+    assert isinstance(x["bias"], np.ndarray)
