@@ -11,8 +11,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from projgen.api import build, project
 from projgen.errors import CacheWarning, SpecError
-from projgen.projection import Projection, build, project
+from projgen.projection import Projection
 
 if TYPE_CHECKING:
     from projgen.info import Info

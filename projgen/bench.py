@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.api import build
 from projgen.bind import Binding, bind
 from projgen.dtypes import arithmetic, bfloat16
 from projgen.outcome import Radius
-from projgen.projection import build
 from projgen.references import REFERENCES
 from projgen.terminal import (
     Terminal,

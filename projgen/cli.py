@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from projgen import cache, completion, doctor, files
+from projgen.api import build
 from projgen.arguments import MAX_RANK, make_parser
 from projgen.arrays import check_dtype
 from projgen.bench import bench
@@ -34,7 +35,7 @@ from projgen.explain import explain
 from projgen.outcome import project
 from projgen.parse import parse
 from projgen.produce import produce
-from projgen.projection import build, example_shape
+from projgen.projection import example_shape
 from projgen.terminal import (
     Terminal,
     format_bytes,

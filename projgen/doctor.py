@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from projgen import __version__, cache, interpret
+from projgen.api import build
 from projgen.bind import bind
 from projgen.cpu.pool import default_threads
 from projgen.cuda import nvrtc
 from projgen.cuda.cupy import cupy, no_driver
-from projgen.projection import build
 from projgen.terminal import Terminal, format_bytes, format_count, format_seconds, progress
 
 REQUIRED = ("numpy", "numba", "llvmlite", "lark", "jinja2")

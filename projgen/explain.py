@@ -13,8 +13,9 @@ from typing import Any
 
 from projgen.bind import Binding
 from projgen.norms import NORMS
-from projgen.plan import Cut, Plan, Stage, Threshold, Walk
+from projgen.plan import Plan
 from projgen.simplify import BATCH
+from projgen.stage import Cut, Stage, Threshold, Walk
 from projgen.terminal import (
     TIMES,
     WIDTH,

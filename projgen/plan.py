@@ -10,11 +10,11 @@ the number of threads: that is what makes results bit-identical.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
 from projgen.simplify import BATCH, Layout
+from projgen.stage import UNCUT, Axis, Cut, Stage, Threshold, Walk
 
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
@@ -30,102 +30,6 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents up to this are written into the kernel
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
-
-
-class Walk(str, Enum):
-    """How a stage's innermost loop relates to its groups."""
-
-    ROWS = "rows"  # it runs inside one group: the reduction is horizontal
-    COLUMNS = "columns"  # it runs across groups: accumulators are vectors
-    PACKED = "packed"  # short groups side by side: many at a time
-
-    __str__ = str.__str__
-
-
-class Threshold(str, Enum):
-    """How a level whose norm searches for thresholds finds those of its groups."""
-
-    ROW = "row"  # one group after the other, each in cache
-    STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
-    TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
-    SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
-    SORT = "sort"  # a few values each: sorted, many groups at once
-    JOINT = "joint"  # one search for all groups of a batch entry, by sweeps: see `plan`
-
-    __str__ = str.__str__
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One loop of a stage. ``reduced``: inside a group; else it runs over groups."""
-
-    reduced: bool
-    extent: int
-    stride: int
-    out_stride: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A stage's work in blocks: ``blocks`` pieces of ``step`` turns of loop ``loop``."""
-
-    loop: int
-    step: int
-    blocks: int
-
-
-UNCUT = Cut(-1, 0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One level on its array: the leaf on y, the others on the dense vector of their values.
-
-    ``cut`` is that of both sweeps, ``tiles`` that of the search for thresholds between them.
-    ``direct``: a block sees whole groups and writes their values itself; otherwise each block has
-    a slot of partial accumulators, and the slots are combined in order. ``unit``: the innermost
-    loop is contiguous. ``inner`` is the innermost extent where it is worth writing into the
-    kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
-    one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
-    group has as many accumulators. ``together``: so many adjacent columns are one group.
-    ``vector``: a GPU takes so many adjacent elements in one access.
-    """
-
-    level: int
-    norm: str
-    leaf: bool
-    axes: tuple[Axis, ...]
-    walk: Walk
-    cut: Cut
-    tiles: Cut
-    direct: bool
-    unit: bool
-    inner: int
-    shared: bool
-    lanes: int
-    together: int
-    threshold: Threshold | None
-    vector: int = 1
-
-    @property
-    def groups(self) -> int:
-        """How many groups the level has: values of the level above."""
-        return self.columns // (self.lanes * self.together)
-
-    @property
-    def columns(self) -> int:
-        """How many accumulators the level has, where several make a group."""
-        return math.prod(axis.extent for axis in self.axes if not axis.reduced)
-
-    @property
-    def group_size(self) -> int:
-        """How many values a group has."""
-        return self.size // self.groups
-
-    @property
-    def size(self) -> int:
-        """How many values the level's array has."""
-        return math.prod(axis.extent for axis in self.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,4 +303,4 @@ def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
     return axes[-1].stride == 1 and near and fits
 
 
-__all__ = ["BATCH", "Axis", "Cut", "Plan", "Stage", "Threshold", "Walk", "plan"]
+__all__ = ["BATCH", "Plan", "plan", "tile_width"]

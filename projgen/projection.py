@@ -1,10 +1,10 @@
-"""What users call: `build`, `Projection`, `project`."""
+"""A projection: what `projgen.build` makes, ready to be called with arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -337,65 +337,6 @@ class Projection:
         return f"projgen.build({self.spec!r}{options})"
 
 
-def build(
-    spec: str | NormTree,
-    *,
-    backend: Backend = "auto",
-    threads: int | None = None,
-    check_finite: bool | None = None,
-    unmatched: Unmatched = "error",
-    exact: bool = False,
-) -> Projection:
-    """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
-
-    Args:
-        spec: a norm tree in the spec language, or one already parsed.
-        backend: ``"auto"`` follows the array, ``"cpu"`` is Numba, ``"numpy"`` the reference
-            interpreter in float64, ``"cuda"`` takes arrays on a GPU alone.
-        threads: how many threads may share a large call; None for all processors, or
-            ``PROJGEN_NUM_THREADS``. Results do not depend on it.
-        check_finite: whether NaN and inf raise. If not, a batch entry that has one becomes NaN.
-            By default they raise on the CPU, but not on a GPU, which each call would wait for.
-        unmatched: what becomes of arrays that no child's pattern matches, or that no child
-            names: ``"error"``, or ``"pass"`` to give them back as they are.
-        exact: the nearest point of the ball, where an algorithm for it is known: `is_euclidean`
-            trees, l1(linf) and l1(l1) of one array on the CPU.
-
-    Raises:
-        SpecError: the spec is wrong; the message points at the place.
-        ValueError: an unknown backend, or fewer than one thread.
-    """
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend {backend!r}: choose from {', '.join(get_args(Backend))}")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
-    tree = spec if isinstance(spec, NormTree) else parse_tree(spec)
-    if unmatched not in get_args(Unmatched):
-        raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
-    check = None if check_finite is None else bool(check_finite)
-    return Projection(tree, backend, threads, check, unmatched, bool(exact))
-
-
-def project(
-    y: Any,
-    spec: str | NormTree,
-    radius: Any = None,
-    *,
-    out: Any = None,
-    return_info: bool = False,
-    exact: bool = False,
-    **arrays: Any,
-) -> Any:
-    """Project `y` onto the ball of the tree `spec`: as ``build(spec, exact=exact)`` does."""
-    p = _remembered(spec, exact)
-    return p(y, radius, out=out, return_info=return_info, **arrays)
-
-
-@lru_cache(maxsize=128)
-def _remembered(spec: str | NormTree, exact: bool) -> Projection:
-    return build(spec, exact=exact)
-
-
 def _rebuild(
     spec: str,
     backend: Backend,
@@ -404,14 +345,7 @@ def _rebuild(
     unmatched: Unmatched,
     exact: bool,
 ) -> Projection:
-    return build(
-        spec,
-        backend=backend,
-        threads=threads,
-        check_finite=check_finite,
-        unmatched=unmatched,
-        exact=exact,
-    )
+    return Projection(parse_tree(spec), backend, threads, check_finite, unmatched, exact)
 
 
 @lru_cache(maxsize=1024)
@@ -425,4 +359,4 @@ def example_shape(rank: int) -> tuple[int, ...]:
     return (extent,) * rank
 
 
-__all__ = ["Backend", "Projection", "build", "project"]
+__all__ = ["Backend", "Projection", "Unmatched"]

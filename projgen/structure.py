@@ -150,7 +150,7 @@ def _chain(node: Node, key: Key) -> Place:
 def entries(y: Any) -> Mapping[Any, Any] | None:
     """What a mapping, a dataclass, a named tuple, a list or a tuple holds; None for others."""
     if type(y) is dict or isinstance(y, Mapping):
-        return y  # type: ignore[no-any-return]
+        return y
     if dataclasses.is_dataclass(y) and not isinstance(y, type):
         return {field.name: getattr(y, field.name) for field in dataclasses.fields(y)}
     if isinstance(y, tuple) and hasattr(y, "_fields"):

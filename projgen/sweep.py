@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from projgen.api import build
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
 from projgen.outcome import Radius
-from projgen.projection import Projection, build
+from projgen.projection import Projection
 from projgen.tree import NormTree
 
 LEAST = 1e-3  # of the norm: where a sweep begins by default

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from projgen import chart, files, picture
+from projgen.api import build
 from projgen.check import parse_tree
 from projgen.dtypes import is_half
 from projgen.errors import SpecError
 from projgen.outcome import Radius
-from projgen.projection import build
 from projgen.sweep import Path, path
 from projgen.terminal import Terminal, progress
 

@@ -19,8 +19,8 @@ from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.lower import lower
 from projgen.gallery import CUDA_CANON, CudaExhibit, gallery
 from projgen.norms import CHAINED
-from projgen.plan import Stage
 from projgen.render import render_cuda
+from projgen.stage import Stage
 
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cuda/**/*.j2"))
 MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in CHAINED}

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from projgen.gallery import CANON, CUDA_CANON, CudaExhibit, Exhibit, gallery, write
-from projgen.plan import Plan, Threshold, Walk
+from projgen.plan import Plan
 from projgen.resources import resource_dir
+from projgen.stage import Threshold, Walk
 
 GENERATED = resource_dir("generated")
 IDS = [exhibit.name for exhibit in CANON]

@@ -26,9 +26,9 @@ from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import CHAINED
-from projgen.plan import Stage, Walk
 from projgen.render import environment, render
 from projgen.resources import resource_dir
+from projgen.stage import Stage, Walk
 
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))

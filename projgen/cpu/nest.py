@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from projgen.plan import Cut, Stage, Walk
+from projgen.stage import Cut, Stage, Walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
-from projgen.plan import UNCUT, Cut, Plan, Stage, tile_width
+from projgen.plan import Plan, tile_width
+from projgen.stage import UNCUT, Cut, Stage
 
 STRETCH_BYTES = 512
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen import interpret_trees
-from projgen.cpu.compose import Composition, Operand, OutOfRangeError
+from projgen.cpu.compose import Composition, Operand
+from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import put
 from projgen.operands import is_finite, same_directions, same_memory, walkable

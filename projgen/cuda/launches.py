@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Level, StageCode
 from projgen.cuda.plan import THREADS, blocks, tiles, width
-from projgen.plan import Plan, Walk
+from projgen.plan import Plan
+from projgen.stage import Walk
 
 ALIGNMENT = 256  # bytes, of each part of the workspace
 MOST_BLOCKS = (1 << 31) - 1  # of a launch, side by side

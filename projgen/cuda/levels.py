@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from projgen.cuda.plan import PACKED_THREADS, THREADS, WARP, capacity, team
 from projgen.norms import NORMS
-from projgen.plan import Stage, Walk
+from projgen.stage import Stage, Walk
 
 REALS = {"float16": "float", "bfloat16": "float", "float32": "float", "float64": "double"}
 STORED = {"float16": "__half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}

@@ -14,17 +14,9 @@ from dataclasses import replace
 
 from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
-from projgen.plan import (
-    UNCUT,
-    Axis,
-    Cut,
-    Plan,
-    Stage,
-    Threshold,
-    Walk,
-    stage_axes,
-)
+from projgen.plan import Plan, stage_axes
 from projgen.simplify import BATCH, Layout
+from projgen.stage import UNCUT, Axis, Cut, Stage, Threshold, Walk
 
 WARP = 32
 THREADS = 256  # of a block
