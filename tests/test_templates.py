@@ -20,6 +20,7 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
+from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
@@ -33,6 +34,7 @@ from projgen.stage import Stage, Walk
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
+GROUP_TEMPLATES = {"cpu/groups.py.j2", *(name for name in NAMES if name.startswith("cpu/balls/"))}
 IDS = [exhibit.name for exhibit in CANON]
 
 
@@ -50,7 +52,7 @@ VARIABLES = {
     "nest": Nest,
     "c": Counter,
 }
-CONTRACT = (Kernel, StageCode, Nest, Counter, Phase)
+CONTRACT = (Kernel, GroupKernel, StageCode, Nest, Counter, Phase)
 
 
 def supplied(kind: type) -> dict[str, Any]:
@@ -65,12 +67,14 @@ def supplied(kind: type) -> dict[str, Any]:
     return names
 
 
-def kind_of(node: nodes.Node) -> Any:
+def kind_of(node: nodes.Node, template: str) -> Any:
     """The class of an expression's value, where it is one of the contract's."""
     if isinstance(node, nodes.Name):
+        if node.name == "kernel" and template in GROUP_TEMPLATES:
+            return GroupKernel
         return VARIABLES.get(node.name)
     if isinstance(node, nodes.Getattr):
-        owner = kind_of(node.node)
+        owner = kind_of(node.node, template)
         hint = supplied(owner).get(node.attr) if owner else None
         return next((k for k in (*CONTRACT, Stage) if hint in (k, k | None)), None)
     return None
@@ -79,11 +83,14 @@ def kind_of(node: nodes.Node) -> Any:
 def used() -> set[tuple[type, str]]:
     """Each (class, name) that a template looks up."""
     found = set()
+    of_groups = supplied(GroupKernel)
     for name in NAMES:
         for node in tree(name).find_all(nodes.Getattr):
-            owner = kind_of(node.node)
+            owner = kind_of(node.node, name)
             if owner is not None:
                 found.add((owner, node.attr))
+            if owner is Kernel and name == "cpu/driver.py.j2":  # both forms of kernels have a desk
+                found |= {(GroupKernel, node.attr)} & {(GroupKernel, n) for n in of_groups}
     return found
 
 
@@ -93,11 +100,13 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        assert undeclared == ({"kernel"} if name == "cpu/kernel.py.j2" else set()), name
+        given = name == "cpu/kernel.py.j2" or name in GROUP_TEMPLATES
+        assert undeclared <= ({"kernel"} if given else set()), name
 
 
 def test_every_template_is_reached() -> None:
-    reached, new = set(), {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values()}
+    reached = set()
+    new = {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values(), *GROUP_TEMPLATES}
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}
