@@ -20,12 +20,13 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
+from projgen.cpu.group_kernel import Ball, GroupKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
-from projgen.norms import CHAINED
+from projgen.norms import CHAINED, NORMS
 from projgen.plan import Stage, Walk
 from projgen.render import environment, render
 from projgen.resources import resource_dir
@@ -33,6 +34,8 @@ from projgen.resources import resource_dir
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
+BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
+GROUPS = {"cpu/groups.py.j2", *BALLS}  # of the kernel of one level
 IDS = [exhibit.name for exhibit in CANON]
 
 
@@ -50,7 +53,7 @@ VARIABLES = {
     "nest": Nest,
     "c": Counter,
 }
-CONTRACT = (Kernel, StageCode, Nest, Counter, Phase)
+CONTRACT = (Kernel, StageCode, Nest, Counter, Phase, GroupKernel, Ball)
 
 
 def supplied(kind: type) -> dict[str, Any]:
@@ -65,12 +68,14 @@ def supplied(kind: type) -> dict[str, Any]:
     return names
 
 
-def kind_of(node: nodes.Node) -> Any:
+def kind_of(node: nodes.Node, template: str) -> Any:
     """The class of an expression's value, where it is one of the contract's."""
     if isinstance(node, nodes.Name):
+        if template in GROUPS:
+            return GroupKernel if node.name == "kernel" else None
         return VARIABLES.get(node.name)
     if isinstance(node, nodes.Getattr):
-        owner = kind_of(node.node)
+        owner = kind_of(node.node, template)
         hint = supplied(owner).get(node.attr) if owner else None
         return next((k for k in (*CONTRACT, Stage) if hint in (k, k | None)), None)
     return None
@@ -81,7 +86,7 @@ def used() -> set[tuple[type, str]]:
     found = set()
     for name in NAMES:
         for node in tree(name).find_all(nodes.Getattr):
-            owner = kind_of(node.node)
+            owner = kind_of(node.node, name)
             if owner is not None:
                 found.add((owner, node.attr))
     return found
@@ -93,16 +98,22 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        assert undeclared == ({"kernel"} if name == "cpu/kernel.py.j2" else set()), name
+        allowed = {"kernel"} if name in {"cpu/kernel.py.j2", *GROUPS} else set()
+        assert undeclared <= allowed, name
 
 
 def test_every_template_is_reached() -> None:
-    reached, new = set(), {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values()}
+    reached, new = set(), {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values(), *GROUPS}
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}
         new = referenced - reached - {None}  # a norm's, which only the kernel knows
     assert reached == set(NAMES)
+
+
+def test_each_ball_of_the_language_has_a_file() -> None:
+    files = {norm: f"cpu/balls/{norm}.py.j2" for norm in NORMS}
+    assert {files[norm] for norm in NORMS.keys() - CHAINED.keys()} <= BALLS <= {*files.values()}
 
 
 def test_what_templates_look_up_exists() -> None:
