@@ -20,13 +20,13 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
-from projgen.cpu.group_kernel import GroupKernel
+from projgen.cpu.group_kernel import Ball, GroupKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
-from projgen.norms import CHAINED
+from projgen.norms import CHAINED, NORMS
 from projgen.render import environment, render
 from projgen.resources import resource_dir
 from projgen.stage import Stage, Walk
@@ -34,7 +34,8 @@ from projgen.stage import Stage, Walk
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
-GROUP_TEMPLATES = {"cpu/groups.py.j2", *(name for name in NAMES if name.startswith("cpu/balls/"))}
+BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
+GROUPS = {"cpu/groups.py.j2", *BALLS}  # of the kernel of one level
 IDS = [exhibit.name for exhibit in CANON]
 
 
@@ -52,7 +53,7 @@ VARIABLES = {
     "nest": Nest,
     "c": Counter,
 }
-CONTRACT = (Kernel, GroupKernel, StageCode, Nest, Counter, Phase)
+CONTRACT = (Kernel, StageCode, Nest, Counter, Phase, GroupKernel, Ball)
 
 
 def supplied(kind: type) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def supplied(kind: type) -> dict[str, Any]:
 def kind_of(node: nodes.Node, template: str) -> Any:
     """The class of an expression's value, where it is one of the contract's."""
     if isinstance(node, nodes.Name):
-        if node.name == "kernel" and template in GROUP_TEMPLATES:
-            return GroupKernel
+        if template in GROUPS:
+            return GroupKernel if node.name == "kernel" else None
         return VARIABLES.get(node.name)
     if isinstance(node, nodes.Getattr):
         owner = kind_of(node.node, template)
@@ -83,14 +84,11 @@ def kind_of(node: nodes.Node, template: str) -> Any:
 def used() -> set[tuple[type, str]]:
     """Each (class, name) that a template looks up."""
     found = set()
-    of_groups = supplied(GroupKernel)
     for name in NAMES:
         for node in tree(name).find_all(nodes.Getattr):
             owner = kind_of(node.node, name)
             if owner is not None:
                 found.add((owner, node.attr))
-            if owner is Kernel and name == "cpu/driver.py.j2":  # both forms of kernels have a desk
-                found |= {(GroupKernel, node.attr)} & {(GroupKernel, n) for n in of_groups}
     return found
 
 
@@ -100,18 +98,22 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        given = name == "cpu/kernel.py.j2" or name in GROUP_TEMPLATES
-        assert undeclared <= ({"kernel"} if given else set()), name
+        allowed = {"kernel"} if name in {"cpu/kernel.py.j2", *GROUPS} else set()
+        assert undeclared <= allowed, name
 
 
 def test_every_template_is_reached() -> None:
-    reached = set()
-    new = {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values(), *GROUP_TEMPLATES}
+    reached, new = set(), {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values(), *GROUPS}
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}
         new = referenced - reached - {None}  # a norm's, which only the kernel knows
     assert reached == set(NAMES)
+
+
+def test_each_ball_of_the_language_has_a_file() -> None:
+    files = {norm: f"cpu/balls/{norm}.py.j2" for norm in NORMS}
+    assert {files[norm] for norm in NORMS.keys() - CHAINED.keys()} <= BALLS <= {*files.values()}
 
 
 def test_what_templates_look_up_exists() -> None:

@@ -78,7 +78,6 @@ class GroupKernel:
     contiguous: frozenset[str]
 
     shares_cell: int = field(default=32, init=False)
-    phases: tuple[()] = field(default=(), init=False)
     version: int = field(default=VERSION, init=False)
 
     @property
