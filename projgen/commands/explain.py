@@ -1,0 +1,29 @@
+"""``projgen explain``: what a projection does, told before it is done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from projgen.bind import bind
+from projgen.check import parse_tree
+from projgen.commands.compile import compiled_for
+from projgen.commands.output import print_json
+from projgen.compiler import Compiled
+from projgen.cuda.explain import explain as explain_cuda
+from projgen.explain import explain
+from projgen.terminal import Terminal
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    binding = bind(parse_tree(args.spec), len(args.shape), args.shape)
+    compiled = compiled_for(binding, args.shape, args)
+    if isinstance(compiled, Compiled):
+        explanation: Any = explain(binding, compiled.plan, args.shape, args.order)
+    else:
+        explanation = explain_cuda(binding, compiled, args.shape, args.order)
+    if args.json:
+        return print_json(explanation.to_json())
+    explanation.draw(Terminal(sys.stdout))
+    return 0
