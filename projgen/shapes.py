@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -47,17 +48,30 @@ def require_chain(tree: NormTree) -> None:
         )
 
 
-def slots(tree: NormTree) -> list[tuple[str, Node]]:
-    """The dotted names of the arrays that a tree takes, and their leaves; of patterns, they."""
-    return [(".".join(key), leaf) for key, leaf in _slots(tree.root, ())]
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tree takes an array, or with a pattern many: its dotted name, and its leaf."""
+
+    name: str
+    leaf: Node
+    is_pattern: bool
+
+    def fits(self, name: str) -> bool:
+        return fnmatchcase(name, self.name) if self.is_pattern else name == self.name
 
 
-def _slots(node: Node, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Node]]:
+def slots(tree: NormTree) -> list[Slot]:
+    """The slots of a tree, in the spec's order. The only array of one has an empty name."""
+    return list(_slots(tree.root, ()))
+
+
+def _slots(node: Node, key: tuple[str, ...]) -> Iterator[Slot]:
     if node.pattern is not None:
-        yield (*key, node.pattern), _leaf(node)
-    elif not node.children:
-        yield key, node
-    for index, child in enumerate(node.children if node.pattern is None else ()):
+        yield Slot(".".join((*key, node.pattern)), _leaf(node), True)
+        return
+    if not node.children:
+        yield Slot(".".join(key), node, False)
+    for index, child in enumerate(node.children):
         inner = key
         if node.is_branch and not node.is_patterned:
             inner = (*key, child.name if child.name is not None else str(index))
@@ -138,8 +152,8 @@ def example_shapes(tree: NormTree, rank: int | None = None) -> dict[str, tuple[i
 
     found: dict[str, int] = {}
     paths = _paths(tree.root, ())
-    for (name, _), path in zip(slots(tree), paths, strict=True):
-        found[name] = _smallest(path, name or "y") if rank is None else rank
+    for slot, path in zip(slots(tree), paths, strict=True):
+        found[slot.name] = _smallest(path, slot.name or "y") if rank is None else rank
     extent = example_shape(max(found.values()))[0]
     return {name: (extent,) * rank for name, rank in found.items()}
 

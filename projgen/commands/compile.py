@@ -9,11 +9,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from projgen import cache, files
-from projgen.arguments import MAX_RANK
+from projgen import cache
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.commands.output import print_json
+from projgen.commands import compile_trees
+from projgen.commands.output import print_json, write_module
+from projgen.commands.shapes import shape_of
 from projgen.compiler import Compiled, c_strides, compile_binding
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import compile_binding as compile_cuda
@@ -21,6 +22,7 @@ from projgen.errors import SpecError
 from projgen.parse import parse
 from projgen.produce import produce
 from projgen.projection import example_shape
+from projgen.shapes import MAX_RANK
 from projgen.terminal import Terminal, format_seconds, format_shape, progress
 from projgen.tree import Node, NormTree
 
@@ -36,6 +38,8 @@ def run_compile(args: argparse.Namespace) -> int:
             Terminal(sys.stdout).write(*text.splitlines())
         return 0
     tree = parse_tree(args.spec)
+    if not tree.is_plain:
+        return compile_trees.run(tree, args)
     binding, shape = _target(tree, args)
     compiled = compiled_for(binding, shape, args)
     started = time.perf_counter()
@@ -58,12 +62,9 @@ def run_compile(args: argparse.Namespace) -> int:
         "written": None,
     }
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
         suffix = "cu" if args.backend == "cuda" else "py"
-        module = args.output / f"{module_name(tree, args, binding.rank)}.{suffix}"
-        with files.replacing(module) as out:
-            out.write(compiled.source.encode())
-        facts["written"] = str(module)
+        name = f"{module_name(tree, args, binding.rank)}.{suffix}"
+        facts["written"] = str(write_module(args.output, name, compiled.source))
     return print_json(facts) if args.json else _draw_compiled(facts, bool(args.shape))
 
 
@@ -74,6 +75,9 @@ def _emit(args: argparse.Namespace) -> str:
     tree = parse_tree(args.spec)
     if args.emit == "tree":
         return tree.pretty()
+    if not tree.is_plain:
+        plan = compile_trees.planned(tree, args)
+        return str(plan) if args.emit == "plan" else plan.source
     compiled = compiled_for(*_target(tree, args), args)
     return str(compiled.plan) if args.emit == "plan" else compiled.source
 
@@ -100,7 +104,8 @@ def _draw_compiled(facts: Mapping[str, Any], shape_given: bool) -> int:
 def _target(tree: NormTree, args: argparse.Namespace) -> tuple[Binding, tuple[int, ...]]:
     """What to compile for: the shape or rank that was given, else the smallest rank that fits."""
     if args.shape:
-        return bind(tree, len(args.shape), args.shape), args.shape
+        shape = shape_of(tree, args)
+        return bind(tree, len(shape), shape), shape
     binding = bind(tree, args.rank) if args.rank else smallest(tree)
     return binding, example_shape(binding.rank)
 
@@ -133,7 +138,7 @@ def compiled_for(
 def module_name(tree: NormTree, args: argparse.Namespace, rank: int) -> str:
     """``l1_linf_axis1_2d_float32``: for files, unique among the kernels of a chain."""
     options = [
-        "x".join(map(str, args.shape)) if args.shape else f"{rank}d",
+        "x".join(map(str, shape_of(tree, args))) if args.shape else f"{rank}d",
         args.dtype,
         *(["fortran"] if args.order == "F" else []),
         *(["in_place"] if args.in_place else []),
