@@ -9,8 +9,7 @@ from pathlib import Path
 
 from projgen import __version__, completion
 from projgen.outcome import Radius
-
-MAX_RANK = 64  # of NumPy's arrays
+from projgen.shapes import MAX_RANK
 
 EXAMPLES = """\
 examples:
@@ -60,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "compile", parents=[spec, layout, in_place, backend], help="compile a kernel and keep it"
     )
     extents = command.add_mutually_exclusive_group()
-    _add_shape(extents)
+    _add_shapes(extents)
     extents.add_argument(
         "--rank", type=_rank, metavar="N", help="number of axes; default: as few as the spec needs"
     )
@@ -85,25 +84,30 @@ def make_parser() -> argparse.ArgumentParser:
         parents=[spec, layout, in_place, backend, structured],
         help="draw the tree, sweeps, memory traffic, work and span",
     )
-    _add_shape(command, required=True)
+    _add_shapes(command, required=True)
 
     command = commands.add_parser(
         "run",
         parents=[spec, structured],
         help="project tensors of a file",
         # --tensor takes all the names that follow: it comes last.
-        usage="projgen run [-h] [--json] --radius R SPEC IN OUT [--tensor NAME [NAME ...]]",
+        usage="projgen run [-h] [--json] [--radius R] [--bind NAME=FILE] SPEC IN OUT "
+        "[--tensor NAME [NAME ...]]",
     )
     suffixes = ".npy, .npz or .safetensors"
     command.add_argument("input", metavar="IN", type=Path, help=suffixes)
     command.add_argument("target", metavar="OUT", type=Path, help=f"{suffixes}; may be IN")
-    command.add_argument("--radius", required=True, type=_radius, metavar="R", help=radius_help)
+    command.add_argument(
+        "--radius", type=_radius, metavar="R", help=f"{radius_help}; not for l0 with k"
+    )
+    _add_bindings(command)
     command.add_argument(
         "--tensor",
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="which, if IN has several: the others are copied",
+        help="which, if IN has several: the others are copied; a spec with branches takes all by "
+        "their names",
     )
 
     command = commands.add_parser(
@@ -113,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("input", metavar="FILE", type=Path, help=suffixes)
     command.add_argument("--tensor", metavar="NAME", help="which, if FILE has several")
+    _add_bindings(command)
     chosen = command.add_mutually_exclusive_group()
     chosen.add_argument(
         "--radii", type=_radii, metavar="1,2.5,10%", help="numbers, or parts of the norm"
@@ -179,6 +184,43 @@ def _add_shape(command: argparse._ActionsContainer, required: bool = False) -> N
     command.add_argument(
         "--shape", required=required, type=_shape, metavar="1000x1000", help="of the array"
     )
+
+
+def _add_shapes(command: argparse._ActionsContainer, required: bool = False) -> None:
+    command.add_argument(
+        "--shape",
+        required=required,
+        action="append",
+        type=_named_shape,
+        metavar="1000x1000",
+        help="of the array; NAME=1000x1000 for each, if the spec takes several",
+    )
+
+
+def _add_bindings(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--bind",
+        action="append",
+        type=_binding,
+        metavar="NAME=FILE[:TENSOR]",
+        help="an array of weights or labels that the spec names",
+    )
+
+
+def _named_shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    name, equals, shape = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text!r} names no array: write NAME=1000x1000")
+    return name if equals else None, _shape(shape)
+
+
+def _binding(text: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if not (name.isidentifier() and equals and file):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no binding: write NAME=FILE, or NAME=FILE:TENSOR"
+        )
+    return name, file
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -137,7 +137,7 @@ def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     call = _read(projection, x, given, None, "active")
     results: dict[Key, Any] = {}
     for arm, wrap in zip(call.bound.arms, call.wraps, strict=True):
-        nonzero = _counted(arm, call.arrays[arm.key] != 0, call.given.labels)
+        nonzero = counted(arm, call.arrays[arm.key] != 0, call.given.labels)
         axes = arm.arm.axes(arm.arm.depth - 1)
         found = np.any(nonzero, axis=axes)
         results[arm.key] = wrap(found) if isinstance(found, np.ndarray) else bool(found)
@@ -300,7 +300,7 @@ class _Named:
             raise type(error)(f"{self._what}{self._leaf.label}: {error}") from None
 
 
-def _counted(arm: BoundArm, entries: Array, labels: Mapping[str, Array]) -> Array:
+def counted(arm: BoundArm, entries: Array, labels: Mapping[str, Array]) -> Array:
     """The entries along the arm's counted axes; False where a block has none."""
     if not arm.arm.cuts:
         return entries

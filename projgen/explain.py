@@ -155,7 +155,7 @@ class Explanation:
 def explain(binding: Binding, plan: Plan, shape: tuple[int, ...], order: str) -> Explanation:
     """Explain the plan of a binding for arrays of `shape` in memory order `order`."""
     levels = tuple(_level_notes(binding, shape))
-    steps = tuple(_steps(plan))
+    steps = tuple(steps_of(plan))
     array_bytes = plan.leaf.size * plan.itemsize
     sizes = [level.size for level in levels]
     return Explanation(
@@ -184,7 +184,7 @@ def _level_notes(binding: Binding, shape: tuple[int, ...]) -> Iterator[LevelNote
         groups *= size
 
 
-def _steps(plan: Plan) -> Iterator[Step]:
+def steps_of(plan: Plan) -> Iterator[Step]:
     """Up from the leaf to the root, and down again."""
     for stage in reversed(plan.stages):
         values, _ = _groups(stage)

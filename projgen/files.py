@@ -188,8 +188,9 @@ def open_tensors(path: Path) -> TensorFile:
     return _FORMATS[_suffix(path)](path)
 
 
-def choose(file: TensorFile, wanted: list[str] | None) -> list[str]:
-    """The tensors to project: those named, or the only one. A ValueError lists what there is."""
+def choose(file: TensorFile, wanted: list[str] | None, option: str = "--tensor") -> list[str]:
+    """The tensors to project: those named, or the only one. A ValueError lists what there is, and
+    with which `option` to choose."""
     if not wanted and len(file.names) == 1:
         return list(file.names)
     if not file.names:
@@ -197,7 +198,7 @@ def choose(file: TensorFile, wanted: list[str] | None) -> list[str]:
     unknown = [name for name in wanted or [] if name not in file.names]
     if wanted and not unknown:
         return list(dict.fromkeys(wanted))
-    head = f"{file.path} holds {len(file.names)} tensors: choose with --tensor"
+    head = f"{file.path} holds {len(file.names)} tensors: choose with {option}"
     if unknown:
         close = get_close_matches(unknown[0], file.names, n=1)
         guess = f" did you mean {close[0]!r}?" if close else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -96,38 +98,50 @@ class Outcome:
             f" radius {numbers(self.radius)}",
         )
         for groups in self.groups:
-            _draw_groups(groups, terminal)
+            draw_groups(groups, terminal)
         before = f"{self.zero_entries_before:,} before"
-        share = _percent(self.zero_entries, self.entries)
+        share = percent_of(self.zero_entries, self.entries)
         terminal.write(
             f"  zero entries    {self.zero_entries:,} of {self.entries:,} ({share}; {before})",
             f"  distance        {numbers(self.distance)}; largest change {self.largest_change:.6g}",
         )
 
 
-def project(projection: Projection, name: str, y: Array, radius: Radius) -> tuple[Array, Outcome]:
+def project(
+    projection: Projection,
+    name: str,
+    y: Array,
+    radius: Radius | None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Array, Outcome]:
     """`y` projected, and what became of it; `y` itself is not changed.
 
+    `radius` is None where the spec has the count of l0; `given` are weights and labels.
+
     Raises:
-        SpecError, ValueError: as `Projection` does.
+        SpecError, TypeError, ValueError: as `Projection` does.
     """
-    radii = radius.of(projection.norm(y))
+    radii = None if radius is None else radius.of(projection.norm(y, **given))
     x = y.copy(order="K")
-    projection(x, radii, out=x)  # in place, as the norm's kernel is: one to compile, not two
-    info = compare(projection, bind(projection.tree, y.ndim, y.shape), y, x, radii)
+    # In place, as the norm's kernel is: one to compile, not two.
+    if projection.tree.is_plain and radii is not None:
+        projection(x, radii, out=x)
+        info = compare(projection, bind(projection.tree, y.ndim, y.shape), y, x, radii)
+    else:
+        _, info = projection(x, radii, out=x, return_info=True, **given)
     (array,) = info.arrays
     outcome = Outcome(
         name=name,
         shape=y.shape,
         dtype=y.dtype.name,
-        radius=_plain(radii),
-        norm_before=_plain(info.norm_before),
-        norm_after=_plain(info.norm_after),
+        radius=plain(info.radius if radii is None else radii),
+        norm_before=plain(info.norm_before),
+        norm_after=plain(info.norm_after),
         entries=y.size,
         zero_entries_before=y.size - int(np.sum(array.nonzero_before)),
         zero_entries=y.size - int(np.sum(array.nonzero)),
-        threshold=_plain(info.threshold),
-        distance=_plain(info.distance),
+        threshold=plain(info.threshold),
+        distance=plain(info.distance),
         largest_change=float(np.max(array.largest_change, initial=0.0)),
         groups=tuple(_groups(info)),
     )
@@ -155,12 +169,12 @@ def _groups(info: Info) -> list[Groups]:
     return found
 
 
-def _draw_groups(groups: Groups, terminal: Terminal) -> None:
+def draw_groups(groups: Groups, terminal: Terminal) -> None:
     """The counts, and the shorter of the lists of groups that vanished and that remain."""
     along = f"axis {groups.axes[0]}" if len(groups.axes) == 1 else f"axes {groups.axes}"
     head = f"{groups.norm} groups along {along}"
     counts = f"{groups.zero:,} of {groups.count:,} zero"
-    share = f"({_percent(groups.zero, groups.count)}; {groups.zero_before:,} before)"
+    share = f"({percent_of(groups.zero, groups.count)}; {groups.zero_before:,} before)"
     terminal.write(
         f"  {terminal.level(groups.level, head)}: {terminal.paint(counts, 'bold')} {share}"
     )
@@ -175,9 +189,9 @@ def _draw_groups(groups: Groups, terminal: Terminal) -> None:
     terminal.write(f"    {word}: {format_ranges(lists[word], 60)}")
 
 
-def _percent(part: int, whole: int) -> str:
+def percent_of(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "none"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else float(value)

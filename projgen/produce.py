@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projgen import cache
-from projgen.compiler import Compiled, load_kernel
+from projgen.compiler import Loadable, load_kernel
 from projgen.cpu.pool import team
 from projgen.cuda import load, nvrtc
 from projgen.cuda.compiler import Compiled as CudaCompiled
@@ -28,7 +28,7 @@ class Product:
     missing: str | None = None
 
 
-def produce(compiled: Compiled | CudaCompiled, architecture: str | None) -> Product:
+def produce(compiled: Loadable | CudaCompiled, architecture: str | None) -> Product:
     """Compile, and keep; an ImportError if `architecture` is given and cannot be had."""
     if isinstance(compiled, CudaCompiled):
         return _for_gpu(compiled.source, architecture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.structure import Place
+    from projgen.tree_plan import TreePlan
 
 Array = NDArray[Any]
 Backend = Literal["auto", "cpu", "cuda", "numpy"]
@@ -259,14 +259,36 @@ class Projection:
         active = np.any(source != 0, axis=axes)
         return wrap(active) if isinstance(active, np.ndarray) else bool(active)
 
-    def plan(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Plan:
-        """The plan for C-ordered arrays of `shape`; ``print`` it."""
+    def plan(
+        self, shape: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any
+    ) -> Plan | TreePlan:
+        """The plan for C-ordered arrays of `shape`; ``print`` it.
+
+        A whole tree takes a structure of shapes, such as ``{"enc": (1000, 1000)}``, and one dtype
+        or a structure alike; `arrays` are the labels and weights that the spec names, if they are
+        at hand.
+        """
+        if not self._is_plain or arrays:
+            return self._plan_tree(shape, dtype, arrays)
         return self._compile(tuple(shape), dtype).plan
 
-    def source(self, shape_or_rank: Sequence[int] | int, dtype: DTypeLike = np.float32) -> str:
-        """The source that is compiled for C-ordered arrays of this shape, or of this rank."""
+    def source(self, shape_or_rank: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any) -> str:
+        """The source that is compiled for C-ordered arrays of this shape, or of this rank; for a
+        whole tree, that of each of its kernels."""
         shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
+        if not self._is_plain or arrays:
+            return self._plan_tree(shape, dtype, arrays).source
         return self._compile(tuple(shape), dtype).source
+
+    def _plan_tree(self, shapes: Any, dtypes: Any, arrays: dict[str, Any]) -> TreePlan:
+        from projgen.shapes import require_chain
+        from projgen.tree_plan import plan_tree
+        from projgen.weights import check_names
+
+        check_names(self._tree, arrays)
+        if self._backend == "cuda":
+            require_chain(self._tree)
+        return plan_tree(self._tree, shapes, dtypes, arrays, self._unmatched)
 
     def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled | CudaCompiled:
         from projgen.compiler import compile_tree

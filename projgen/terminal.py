@@ -151,7 +151,7 @@ def format_seconds(seconds: float, unit: str = "") -> str:
 def format_count(count: int, noun: str) -> str:
     """``1 group``, ``1,000 groups``."""
     ending = "es" if noun.endswith("ch") else "s"
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + ending
+    plural = noun[:-1] + "ies" if noun.endswith("ry") else noun + ending
     return f"{count:,} {noun if count == 1 else plural}"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,11 @@ def trace(
     at: Radius | None,
     dtype: str | None,
     out: FilePath | None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Trace:
     """Sweep the radius of one tensor of `source`, and draw that to `out` if it is given.
+
+    `given` are the weights and labels that the spec names.
 
     Raises:
         SpecError, ValueError: the spec, the file, the tensor, the radii or `out` are wrong.
@@ -72,7 +76,7 @@ def trace(
     try:
         y = _as_floats(y, dtype)
         with progress(f"projecting {name}") as tell:
-            found = path(y, projection, radii, points=points, log=not linear, tell=tell)
+            found = path(y, projection, radii, points=points, log=not linear, tell=tell, **given)
     except SpecError as error:
         raise SpecError(f"{name}: {error.message}", *error.spans, hint=error.hint) from None
     except (TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from projgen.bind import bind
 from projgen.cache import CacheWarning
 from projgen.check import parse_tree
 from projgen.cli import main
+from projgen.commands import compile
 from projgen.norms import CHAINED
 
 Snapshot = Callable[[str, str], None]
@@ -37,6 +38,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
 from projgen.cli import main
+from projgen.commands import compile
 assert main(["--help"]) == 0
 heavy = {"numba", "llvmlite", "jinja2", "lark", "safetensors", "torch", "cupy", "matplotlib"}
 sys.exit(" ".join(heavy & set(sys.modules)) or 0)
@@ -111,7 +113,7 @@ def test_compile_keeps_and_finds(
     ],
 )
 def test_the_smallest_rank(spec: str, rank: int, capsys: Capture) -> None:
-    assert cli._smallest(parse_tree(spec)).rank == rank
+    assert compile.smallest(parse_tree(spec)).rank == rank
     assert main(["compile", spec, "--emit", "plan"]) == 0
     assert spec in capsys.readouterr().out
 
@@ -128,7 +130,7 @@ def test_module_names_differ() -> None:
     names = []
     for line in lines:
         args = make_parser().parse_args(["compile", *line])
-        names.append(cli._module_name(parse_tree(args.spec), args, 3))
+        names.append(compile.module_name(parse_tree(args.spec), args, 3))
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
 
@@ -151,7 +153,7 @@ WRONG = [
     ["compile", "l1", "--arch", "sm_90"],
     ["compile", "l1", "--shape", "0x3"],
     ["explain", "l1", "--shape", "0x3"],
-    ["explain", "lp(p=1.5)", "--shape", "3"],
+    ["explain", "lp(p=0.5)", "--shape", "3"],
     ["bench", "l1(linf(axis=1))", "--shape", "3"],
     ["bench", "l1", "--shape", "0"],
 ]

@@ -86,9 +86,9 @@ def test_the_source_is_written(capsys: Capture, no_nvrtc: None, tmp_path: Path) 
     assert file.read_text("utf-8") == source
 
 
-def test_half_types_are_for_gpus(capsys: Capture) -> None:
-    assert main(["compile", "l1", "--dtype", "float16"]) == 2
-    assert "the CPU's kernels take float32 and float64" in capsys.readouterr().err
+def test_half_types_are_for_both(capsys: Capture) -> None:
+    source = run(capsys, "compile", "l1", "--dtype", "float16", "--emit", "source")
+    assert "float16 arrays" in source.splitlines()[0]
 
 
 def test_explained(capsys: Capture, snapshot: Snapshot) -> None:

@@ -1,0 +1,368 @@
+"""A tree and the forms of its arrays to the kernels that its parts need, told before any is made.
+
+What `projgen.cpu.compose` does for the arrays of a call, here is planned for arrays that are not
+there: which part sweeps what, with which kernel. Equal sources are one kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projgen.bind import Binding, bind
+from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.cpu.compose import ball_of
+from projgen.cpu.groups import Walk, walk_groups
+from projgen.cpu.pieces import Piece, pieces
+from projgen.parts import Part, chain_of, cut_into_parts
+from projgen.shapes import Outline, outline_of
+from projgen.terminal import format_bytes, format_count, format_shape
+from projgen.tree import NormTree
+from projgen.weights import is_weighted, level_weights
+
+if TYPE_CHECKING:
+    from projgen.compiler import Loadable
+
+VALUE_BYTES = 8  # of one value, radius or weight: float64
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One kernel on one array, or on a piece of it whose blocks have one size.
+
+    ``binding`` and ``compiled`` are of a chain kernel, ``walk`` of a group kernel. ``groups``
+    values come of an array of ``shape``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    groups: int
+    binding: Binding | None = None
+    compiled: Compiled | None = None
+    walk: Walk | None = None
+
+    @property
+    def kernel(self) -> Loadable:
+        """What is loaded for it: it has a ``source``."""
+        if self.compiled is not None:
+            return self.compiled
+        assert self.walk is not None
+        return self.walk.kernel
+
+    @property
+    def array_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def weighted(self) -> bool:
+        return self.walk is not None and self.walk.kernel.ball.weighted
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """The bytes that it reads and writes at most, up and down together."""
+        if self.compiled is not None:
+            from projgen.explain import steps_of
+
+            steps = [step for step in steps_of(self.compiled.plan) if not step.repeated]
+            reads = sum(sum(step.reads.values()) for step in steps)
+            return reads, sum(sum(step.writes.values()) for step in steps)
+        own = self.array_bytes + self.weighted * math.prod(self.shape) * VALUE_BYTES
+        values = self.groups * VALUE_BYTES
+        return 2 * own + values, self.array_bytes + values
+
+
+@dataclass(frozen=True, eq=False)
+class PartPlan:
+    """A part, its number, what it sweeps and with which kernels. ``shape`` is that of its array,
+    or of the values of its ``children``, joined."""
+
+    part: Part
+    number: int
+    shape: tuple[int, ...]
+    sweeps: tuple[Sweep, ...]
+    children: tuple[PartPlan, ...]
+
+    @property
+    def subject(self) -> str:
+        """What it sweeps: an array's name, or the parts whose values it joins."""
+        if self.part.arm is not None:
+            return self.part.arm.arm.label
+        return f"values of {_listed([child.number for child in self.children])}"
+
+    @property
+    def what(self) -> str:
+        """Its levels as the spec writes them, without those of other parts."""
+        edges = [_level(place.node) for place in self.part.places]
+        return "(".join(edges) + ")" * (len(edges) - 1)
+
+    @property
+    def kind(self) -> str:
+        return f"{self.part.kind} kernel"
+
+    def walk(self) -> Iterator[PartPlan]:
+        """This part and those beneath it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True, eq=False)
+class TreePlan:
+    """What projecting a whole tree takes. ``print`` it."""
+
+    tree: NormTree
+    outline: Outline
+    root: PartPlan
+
+    @property
+    def parts(self) -> tuple[PartPlan, ...]:
+        """All parts, parents first."""
+        return tuple(self.root.walk())
+
+    @cached_property
+    def kernels(self) -> Mapping[str, tuple[Sweep, tuple[PartPlan, ...]]]:
+        """The distinct sources, in the order of the parts: each with one of its sweeps, and the
+        parts that it is for."""
+        found: dict[str, tuple[Sweep, tuple[PartPlan, ...]]] = {}
+        for part in self.parts:
+            for sweep in part.sweeps:
+                first, others = found.get(sweep.kernel.source, (sweep, ()))
+                if part not in others:
+                    others = (*others, part)
+                found[sweep.kernel.source] = first, others
+        return found
+
+    @property
+    def array_bytes(self) -> int:
+        """The bytes of all arrays."""
+        return sum(
+            math.prod(arm.shape) * np.dtype(self.outline.dtypes[arm.key]).itemsize
+            for arm in self.outline.bound.arms
+        )
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """The bytes that all parts read and write at most."""
+        sums = [sweep.traffic for part in self.parts for sweep in part.sweeps]
+        return sum(read for read, _ in sums), sum(written for _, written in sums)
+
+    @property
+    def source(self) -> str:
+        """The distinct modules one after the other, each under a line that says what it is for."""
+        modules = []
+        for number, (source, (sweep, parts)) in enumerate(self.kernels.items(), 1):
+            head = f"# kernel {number} of {len(self.kernels)}: {sweep.kernel.title}, for "
+            modules.append(f"{head}{_wrapped([described(part) for part in parts])}\n{source}")
+        return "\n\n".join(modules)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        names = {source: number for number, source in enumerate(self.kernels, 1)}
+        yield str(self.tree)
+        shown: set[str] = set()
+        for part, lead, below in _drawn(self.root):
+            yield f"{lead}part {part.number}  {part.what}  {_facts(part)}"
+            for sweep in part.sweeps:
+                source = sweep.kernel.source
+                name = f"{below}  kernel {names[source]}"
+                piece = f", on {format_shape(sweep.shape)}" if len(part.sweeps) > 1 else ""
+                again = ", as above" if source in shown else ""
+                shown.add(source)
+                yield f"{name}: {_title(sweep)}{piece}{again}"
+                if sweep.compiled is not None:
+                    _, *lines = str(sweep.compiled.plan).splitlines()
+                    yield from (f"{below}  {line}" for line in lines)
+                else:
+                    assert sweep.walk is not None
+                    yield from (f"{below}    {note}" for note in sweep.walk.kernel.notes)
+            if not part.sweeps:
+                yield f"{below}  no kernel: it has no values"
+        reads, writes = self.traffic
+        yield (
+            f"{format_count(len(self.parts), 'part')}, {format_count(len(names), 'kernel')} to "
+            f"compile; reads {format_bytes(reads)} and writes {format_bytes(writes)} at most, of "
+            f"{format_count(len(self.outline.bound.arms), 'array')} of "
+            f"{format_bytes(self.array_bytes)}"
+        )
+
+
+def plan_tree(
+    tree: NormTree,
+    shapes: Any,
+    dtypes: Any = np.float32,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    unmatched: str = "error",
+    order: str = "C",
+    in_place: bool = False,
+) -> TreePlan:
+    """The plan for arrays of `shapes`, a structure of tuples such as the tree takes of arrays.
+
+    `dtypes` is one for all, or a structure alike. `given` are labels and weights that the spec
+    names; without them labels make blocks of equal size, and weights are like their arrays.
+    """
+    outline = outline_of(tree, shapes, dtypes, given, unmatched)
+    numbers = iter(range(1 << 62))
+    planner = _Planner(outline, given, order, in_place)
+    return TreePlan(tree, outline, planner.plan(cut_into_parts(outline.bound), numbers))
+
+
+@dataclass(frozen=True, eq=False)
+class _Planner:
+    outline: Outline
+    given: Mapping[str, Any]
+    order: str
+    in_place: bool
+
+    def plan(self, part: Part, numbers: Iterator[int]) -> PartPlan:
+        number = next(numbers)
+        children = tuple(self.plan(child, numbers) for child in part.children)
+        if part.arm is not None:
+            return PartPlan(part, number, part.arm.shape, tuple(self._leaf(part)), ())
+        shape = self._joined(part)
+        sweeps = () if 0 in shape else (self._junction(part, shape),)
+        return PartPlan(part, number, shape, sweeps, children)
+
+    def _leaf(self, part: Part) -> Iterator[Sweep]:
+        arm = part.arm
+        assert arm is not None
+        dtype = self.outline.dtypes[arm.key]
+        strides = c_strides(arm.shape)
+        if self.order == "F":
+            strides = c_strides(arm.shape[::-1])[::-1]
+        nonneg = any(node.nonneg for node in arm.arm.nodes)
+        in_place = self.in_place or (part.kind == "chain" and nonneg)  # on a copy without them
+        own = self._weight_strides(part) if is_weighted(part.last) else None
+        for piece in pieces(arm):
+            steps = piece.strides(strides)
+            out_steps = None if in_place else steps
+            groups = _groups(part, piece)
+            axes = [
+                tuple(i for i, axis in enumerate(piece.axes) if arm.arm.owners[axis] == level)
+                for level in part.levels
+            ]
+            if part.kind == "chain":
+                yield self._chain(part, axes, dtype, piece.shape, steps, out_steps, groups)
+                continue
+            weight_steps = None if own is None else piece.strides(own)
+            name = part.last.node.groups
+            labels = None if name is None else self.outline.labels[name]
+            walk = walk_groups(
+                ball_of(part, nonneg), dtype, piece.shape, steps, axes[0], out_steps,
+                weight_steps, labels,
+            )  # fmt: skip
+            if labels is not None:
+                groups *= int(labels.max(initial=-1)) + 1
+            yield Sweep(piece.shape, dtype, groups, walk=walk)
+
+    def _weight_strides(self, part: Part) -> tuple[int, ...]:
+        """In elements: of the weights that are given, else of C order."""
+        arm, name = part.arm, part.last.node.weights
+        assert arm is not None
+        if name not in self.given:
+            return c_strides(arm.shape)
+        bound, level = self.outline.bound, part.levels[-1]
+        weights = level_weights(bound, part.last, level, self.given)
+        return tuple(stride // weights.itemsize for stride in weights.strides)
+
+    def _joined(self, part: Part) -> tuple[int, ...]:
+        bound, level = self.outline.bound, part.levels[-1]
+        outer = bound.arms_of(part.last)[0].dims(level - 1)
+        inner = (bound.arms_of(child.places[0])[0].dims(level)[-1] for child in part.children)
+        return (*outer, sum(inner))
+
+    def _junction(self, part: Part, shape: tuple[int, ...]) -> Sweep:
+        strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        groups = math.prod(shape[: part.top + 1])
+        if part.kind == "chain":
+            axes = [(level + 1,) for level in part.levels]
+            return self._chain(part, axes, "float64", shape, strides, strides, groups)
+        own = strides if is_weighted(part.last) else None
+        walk = walk_groups(
+            ball_of(part, False), "float64", shape, strides, (len(shape) - 1,), strides, own, None
+        )
+        return Sweep(shape, "float64", groups, walk=walk)
+
+    def _chain(
+        self,
+        part: Part,
+        axes: Sequence[tuple[int, ...]],
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        groups: int,
+    ) -> Sweep:
+        binding = bind(chain_of(part, tuple(axes)), len(shape))
+        compiled = compile_binding(
+            binding, shape, dtype, strides, out_strides, in_place=out_strides is None
+        )
+        return Sweep(shape, dtype, groups, binding, compiled)
+
+
+def _groups(part: Part, piece: Piece) -> int:
+    """How many values the part gives for a piece; of labels, for each label."""
+    assert part.arm is not None
+    owners = part.arm.arm.owners
+    extents = zip(piece.axes, piece.shape, strict=True)
+    return math.prod(extent for axis, extent in extents if owners[axis] < part.top)
+
+
+def _level(node: Any) -> str:
+    arguments = ", ".join(node._arguments())
+    return f"{node.norm}({arguments})" if arguments else node.norm
+
+
+def described(part: PartPlan) -> str:
+    """``part 1 (enc)``."""
+    return f"part {part.number} ({part.subject})"
+
+
+def _facts(part: PartPlan) -> str:
+    return f"on {part.subject}, {format_shape(part.shape)}"
+
+
+def _title(sweep: Sweep) -> str:
+    kernel = sweep.kernel
+    in_place = sweep.compiled.plan.in_place if sweep.compiled else sweep.walk.kernel.in_place  # type: ignore[union-attr]
+    kind = "chain" if sweep.compiled else "group"
+    return f"{kind} {kernel.title}, {sweep.dtype}, {'in place' if in_place else 'y -> x'}"
+
+
+def _drawn(root: PartPlan, lead: str = "", below: str = "") -> Iterator[tuple[PartPlan, str, str]]:
+    """The parts as a tree: each with what stands before its first line, and before the others."""
+    has_children = bool(root.children)
+    yield root, lead, below + ("│  " if has_children else "   ")
+    for remaining, child in zip(range(len(root.children))[::-1], root.children, strict=True):
+        branch, rest = ("├─ ", "│  ") if remaining else ("└─ ", "   ")
+        yield from _drawn(child, below + branch, below + rest)
+
+
+def _listed(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"part {numbers[0]}"
+    if len(numbers) > 3:
+        return f"{len(numbers)} parts"
+    return f"parts {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _wrapped(names: list[str], width: int = 60) -> str:
+    """The names, in comment lines of about `width` characters."""
+    lines, line = [], ""
+    for index, name in enumerate(names):
+        piece = name + (", " if index + 1 < len(names) else "")
+        if line and len(line) + len(piece) > width:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+    return "\n#   ".join([*lines, line])
+
+
+__all__ = ["PartPlan", "Sweep", "TreePlan", "described", "plan_tree"]
