@@ -355,13 +355,22 @@ def step(excesses, counts, blocks, v0, radius, limit, count, theta, intercept, s
                 theta[b] = found if first else max(theta[b], found)
         first = False
     searching = moved and grown
+    intercept[:] = 0
     for i0 in range(0, n0):
         for i1 in range(0, n1):
             g = i0 * s0 + i1 * s1
             b = i0
             if count[g] >= 0:
-                goal = max(m[g] - theta[b] * c[g], 0.0)
-                limit[g] = goal if searching else down(goal)
+                m[g] = max(m[g] - theta[b] * c[g], 0.0)  # the limit itself from here on
+                intercept[b] += m[g]
+    for b in range(theta.size):  # limits that are small beside theta add up with its rounding errors
+        slope[b] = radius[b] / intercept[b] if intercept[b] > radius[b] else 1.0
+    for i0 in range(0, n0):
+        for i1 in range(0, n1):
+            g = i0 * s0 + i1 * s1
+            b = i0
+            if count[g] >= 0:
+                limit[g] = m[g] if searching else down(m[g] * slope[b])
     return 1 if searching else 0
 
 

@@ -126,6 +126,15 @@ def test_radii() -> None:
     assert abs(np.abs(x).max(axis=1).sum() / 1e299 - 1) < 1e-12
 
 
+def test_the_limits_add_up_to_a_small_radius() -> None:
+    """Where they are differences of numbers that are far larger."""
+    y = 1 + np.arange(1200).reshape(40, 30) * 1e-14
+    p = projgen.build(SPEC, exact=True)
+    for part in (1e-9, 1e-6, 1e-3):
+        radius = part * p.norm(y)
+        assert np.abs(p(y, radius)).max(axis=1).sum() <= radius * (1 + 1e-14)
+
+
 CHAINS = [
     "l1(linf)", "l1(linf(axis=0))", "l1(linf(axis=(0, 2)), axis=1)", "l1(linf(axis=1), axis=2)",
     "l1(linf(linf))", "l1(linf(axis=0), axis=2)", "l1(linf(axis=2), axis=(0, 1))",
