@@ -272,7 +272,7 @@ def newton_0(row, v, u, guess):
 
 
 @register_jitable(fastmath=FAST)
-def start_0(v0, total, radius, limit, count, scratch, axes):
+def start_0(v0, total, radius, limit, count, warm, scratch, axes):
     """Where the search for the thresholds of level 0, l1 of v0 starts."""
     n0 = axes[0]
     for g in range(total.size):
@@ -286,10 +286,11 @@ def start_0(v0, total, radius, limit, count, scratch, axes):
             limit[g] = np.inf
             count[g] = -2
         else:
-            limit[g] = (v - u) / (n0)
+            last = np.float64(limit[g]) if warm else 0.0  # of the last call
+            limit[g] = max((v - u) / (n0), last if last < v else 0.0)
     # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
     sample = scratch.view(np.float64)[:4096]
-    if n0 >= 65536:
+    if n0 >= 65536 and not warm:
         g = 0
         if count[g] == -1:
             at = 0
@@ -523,9 +524,11 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
-    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
+
+    A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
+    swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
     cells = carray(geometry, 47)
     y_size = cells[0]
@@ -561,6 +564,7 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
+    warm = read(desk, 2) != 0
     y = carray(y_at, y_size)
     memory = carray(work, memory_size)
     radius = memory[radius_at : radius_end]
@@ -604,7 +608,7 @@ def project(y_at, x_at, geometry, work, desk):
     if last_one:
         status = check(total, radius)
         if status == 0:
-            start_0(v0, total, radius, limit_0, count_0, scratch, axes_0)
+            start_0(v0, total, radius, limit_0, count_0, warm, scratch, axes_0)
         release(desk, 2, status)
     status = wait(desk, 2)
     if status != 0:

@@ -295,9 +295,11 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
-    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
+
+    A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
+    swept for them again.
     """
     cells = carray(geometry, 50)
     y_size = cells[0]

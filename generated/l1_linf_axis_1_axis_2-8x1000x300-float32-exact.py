@@ -176,8 +176,8 @@ def aggregate_0(v0, total, axes):
 
 
 @register_jitable(fastmath=FAST)
-def start(v0, total, radius, limit, count, theta, axes):
-    """Where the search for the limits starts; a count of -1 says that a group's is found."""
+def start(v0, total, radius, limit, count, theta, warm, axes):
+    """Where the search starts: if warm, from the limits that are there. A count of -1: found."""
     n0, n1, s0, s1 = axes[0], axes[1], axes[2], axes[3]
     theta[:] = 0
     for i0 in range(0, n0):
@@ -190,8 +190,9 @@ def start(v0, total, radius, limit, count, theta, axes):
             elif radius[b] <= 0:
                 limit[g] = 0
                 count[g] = -1
-            else:  # each group's part of the radius, by its value
-                limit[g] = v0[g] * (radius[b] / total[b])
+            else:
+                if not (warm and 0 < limit[g] < v0[g]):
+                    limit[g] = v0[g] * (radius[b] / total[b])  # its part of the radius, by its value
                 count[g] = 0
 
 
@@ -349,9 +350,9 @@ def step(excesses, counts, blocks, v0, radius, limit, count, theta, intercept, s
                     slope[b] += c[g]
         for b in range(theta.size):
             if slope[b] > 0:
-                found = (intercept[b] - radius[b]) / slope[b]
+                found = max((intercept[b] - radius[b]) / slope[b], 0.0)  # 0: all tangents are far too low
                 rising = rising or first or found > theta[b]
-                grown = grown or found > theta[b]
+                grown = grown or found > theta[b] or found == 0
                 theta[b] = found if first else max(theta[b], found)
         first = False
     searching = moved and grown
@@ -405,9 +406,11 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
-    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
+
+    A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
+    swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
     cells = carray(geometry, 57)
     y_size = cells[0]
@@ -445,6 +448,7 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
+    warm = read(desk, 2) != 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -478,7 +482,7 @@ def project(y_at, x_at, geometry, work, desk):
     if last_one:
         status = check(total, radius)
         if status == 0:
-            start(v0, total, radius, limit_1, count_1, theta, axes_0)
+            start(v0, total, radius, limit_1, count_1, theta, warm, axes_0)
         release(desk, 1, status)
     status = wait(desk, 1)
     if status != 0:

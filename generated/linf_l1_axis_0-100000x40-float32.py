@@ -194,7 +194,7 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @register_jitable(fastmath=FAST)
-def start_1(v0, u0, limit, count, axes):
+def start_1(v0, u0, limit, count, warm, axes):
     """Where the search for the thresholds of level 1, l1 of y starts."""
     n0 = axes[0]
     for g in range(v0.size):
@@ -208,7 +208,8 @@ def start_1(v0, u0, limit, count, axes):
             limit[g] = np.inf
             count[g] = -2
         else:
-            limit[g] = (v - u) / (n0)
+            last = np.float64(limit[g]) if warm else 0.0  # of the last call
+            limit[g] = max((v - u) / (n0), last if last < v else 0.0)
 
 
 @register_jitable(fastmath=FINITE)
@@ -293,9 +294,11 @@ def project(y_at, x_at, geometry, work, desk):
     """Take part in one projection; any number of threads may, with the same arguments.
 
     `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
-    zeros; but for a 1 in cell 1 if `work` has the norms already, from a call for them alone, so that
-    y is not swept for them again. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
+    zeros. Returns 0 when x is written, 1 when y is inside its ball, 2 when its norm is out of
     range: then nothing is written.
+
+    A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
+    swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
     cells = carray(geometry, 45)
     y_size = cells[0]
@@ -327,6 +330,7 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
+    warm = read(desk, 2) != 0
     y = carray(y_at, y_size)
     x = carray(x_at, x_size)
     memory = carray(work, memory_size)
@@ -358,7 +362,7 @@ def project(y_at, x_at, geometry, work, desk):
         status = check(total, radius)
         if status == 0:
             project_0(v0, u0, total, radius, axes_0)
-            start_1(v0, u0, limit_1, count_1, axes_1)
+            start_1(v0, u0, limit_1, count_1, warm, axes_1)
         release(desk, 1, status)
     status = wait(desk, 1)
     if status != 0:

@@ -18,6 +18,7 @@ def build(
     check_finite: bool | None = None,
     unmatched: Unmatched = "error",
     exact: bool = False,
+    warm_start: bool = False,
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
@@ -33,6 +34,9 @@ def build(
             names: ``"error"``, or ``"pass"`` to give them back as they are.
         exact: the nearest point of the ball, where an algorithm for it is known: `is_euclidean`
             trees, l1(linf) and l1(l1) of one array on the CPU.
+        warm_start: whether searches for thresholds may start where the last call of the same form
+            ended, which is quicker if the array has changed little. The last bits of a result
+            may then depend on the calls before.
 
     Raises:
         SpecError: the spec is wrong; the message points at the place.
@@ -46,7 +50,7 @@ def build(
     if unmatched not in get_args(Unmatched):
         raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
     check = None if check_finite is None else bool(check_finite)
-    return Projection(tree, backend, threads, check, unmatched, bool(exact))
+    return Projection(tree, backend, threads, check, unmatched, bool(exact), bool(warm_start))
 
 
 def project(

@@ -50,6 +50,7 @@ class Projection:
         "_tree",
         "_unmatched",
         "_walked",
+        "_warm_start",
     )
     _tree: NormTree
     _backend: Backend
@@ -57,6 +58,7 @@ class Projection:
     _check_finite: bool | None
     _unmatched: Unmatched
     _exact: bool
+    _warm_start: bool
     _walked: NormTree  # what is projected on: `_tree`, or for exact=True one with the same ball
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
@@ -71,6 +73,7 @@ class Projection:
         check_finite: bool | None,
         unmatched: Unmatched = "error",
         exact: bool = False,
+        warm_start: bool = False,
     ) -> None:
         set_ = object.__setattr__
         set_(self, "_tree", tree)
@@ -79,6 +82,7 @@ class Projection:
         set_(self, "_check_finite", check_finite)
         set_(self, "_unmatched", unmatched)
         set_(self, "_exact", exact)
+        set_(self, "_warm_start", warm_start)
         set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
@@ -342,7 +346,7 @@ class Projection:
 
     def _state(self) -> tuple[Any, ...]:
         own = self._backend, self._threads, self._check_finite, self._unmatched, self._exact
-        return self._tree, *own
+        return self._tree, *own, self._warm_start
 
     def __repr__(self) -> str:
         options = "".join(
@@ -353,6 +357,7 @@ class Projection:
                 ("check_finite", self._check_finite, None),
                 ("unmatched", self._unmatched, "error"),
                 ("exact", self._exact, False),
+                ("warm_start", self._warm_start, False),
             )
             if value != default
         )
@@ -366,8 +371,10 @@ def _rebuild(
     check_finite: bool | None,
     unmatched: Unmatched,
     exact: bool,
+    warm_start: bool,
 ) -> Projection:
-    return Projection(parse_tree(spec), backend, threads, check_finite, unmatched, exact)
+    own = backend, threads, check_finite, unmatched, exact, warm_start
+    return Projection(parse_tree(spec), *own)
 
 
 @lru_cache(maxsize=1024)

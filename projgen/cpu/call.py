@@ -30,13 +30,14 @@ _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 class Workspace:
     """The memory of one running call: the levels' values, and the desk of its threads."""
 
-    __slots__ = ("desk", "desk_at", "memory", "memory_at")
+    __slots__ = ("desk", "desk_at", "memory", "memory_at", "warm")
 
     def __init__(self, memory: int, desk: int) -> None:
         self.memory = _aligned(memory, np.float64)
         self.desk = _aligned(desk, np.int64)
         self.memory_at = int(self.memory.ctypes.data)
         self.desk_at = int(self.desk.ctypes.data)
+        self.warm = False  # whether it has the limits of an earlier call
 
 
 class Call:
@@ -46,10 +47,12 @@ class Call:
     PROJECTED, INSIDE, OUT_OF_RANGE = 0, 1, 2
     VANISHING = 1e-130  # norms below it may have lost squares that float64 has no room for
 
-    def __init__(self, compiled: Compiled, threads: int) -> None:
+    def __init__(self, compiled: Compiled, threads: int, warm: bool = False) -> None:
+        """`warm`: searches for thresholds start where those of the last call ended."""
         plan = compiled.plan
         self.plan = plan
         self.compiled = compiled
+        self._warm = warm and compiled.kernel.starts
         self._module = load_kernel(compiled)  # keeps the machine code alive
         self._address = int(self._module.project.address)
         self._entry = _ENTRY(self._address)
@@ -80,6 +83,7 @@ class Call:
         work = self._borrow()
         work.memory[: self._batch] = radius
         verdict = self._run(y, out, work, self._sharing)
+        work.warm = self._warm and verdict == self.PROJECTED
         self._idle.append(work)
         return verdict
 
@@ -129,6 +133,7 @@ class Call:
         """`project`, from where `begin` stopped."""
         begun.memory[: self._batch] = radius
         verdict = self._run(y, out, begun, self._sharing_end, resumes=True)
+        begun.warm = self._warm and verdict == self.PROJECTED
         self._idle.append(begun)
         return verdict
 
@@ -147,6 +152,7 @@ class Call:
     ) -> int:
         work.desk.fill(0)
         work.desk[1] = resumes
+        work.desk[2] = work.warm
         arguments = (
             y + self._offset,
             out + self._out_offset,

@@ -54,7 +54,13 @@ class LeafPart:
     """A part at a leaf: it sweeps an array."""
 
     def __init__(
-        self, part: Part, like: Operand, weights: Array | None, labels: Array | None, threads: int
+        self,
+        part: Part,
+        like: Operand,
+        weights: Array | None,
+        labels: Array | None,
+        threads: int,
+        warm: bool,
     ) -> None:
         arm = part.arm
         assert arm is not None
@@ -66,7 +72,7 @@ class LeafPart:
         self._back = tuple(np.argsort(self._order))
         self._numbers = self._axis_of_numbers()
         self._walks = [
-            _Walk(piece, self._kernel(piece, like, weights, labels, threads))
+            _Walk(piece, self._kernel(piece, like, weights, labels, threads, warm))
             for piece in pieces(arm)
         ]
         self._straight = (
@@ -84,6 +90,7 @@ class LeafPart:
         weights: Array | None,
         labels: Array | None,
         threads: int,
+        warm: bool,
     ) -> Chain | Group:
         y, out, part = like.y, like.out, self.part
         strides = piece.strides(_in_elements(y))
@@ -99,7 +106,7 @@ class LeafPart:
                 "without weights. Use y.astype(np.float32)"
             )
         if part.kind == "chain":
-            return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads)
+            return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads, warm)
         own = None if weights is None else piece.strides(_in_elements(weights))
         ball = ball_of(part, nonneg=any(node.nonneg for node in self.arm.arm.nodes))
         return Group(
@@ -173,6 +180,7 @@ class JoinedPart:
         bound: BoundTree,
         weighted: bool,
         threads: int,
+        warm: bool,
     ) -> None:
         self.part = part
         level = part.levels[-1]
@@ -188,7 +196,7 @@ class JoinedPart:
             return
         if part.kind == "chain":
             axes = [(level + 1,) for level in part.levels]
-            self._kernel = Chain(part, axes, "float64", self.shape, strides, strides, threads)
+            self._kernel = Chain(part, axes, "float64", self.shape, strides, strides, threads, warm)
         else:
             own = strides if weighted else None
             self._kernel = Group(
@@ -238,6 +246,7 @@ class Composition:
         given: Weights,
         labels: Mapping[str, Array],
         threads: int,
+        warm: bool,
     ) -> None:
         self.bound = bound
         self.ways = ways  # from a call's arrays to operands
@@ -249,13 +258,13 @@ class Composition:
             if weighted:
                 self._weighted.add(id(part))
             if part.arm is None:
-                self._runs[id(part)] = JoinedPart(part, bound, weighted, threads)
+                self._runs[id(part)] = JoinedPart(part, bound, weighted, threads, warm)
                 continue
             node = part.last.node
             weights = level_weights(bound, part.last, part.levels[-1], given) if weighted else None
             own = labels[node.groups] if node.groups is not None else None
             operand = operands[part.arm.key]
-            self._runs[id(part)] = LeafPart(part, operand, weights, own, threads)
+            self._runs[id(part)] = LeafPart(part, operand, weights, own, threads, warm)
 
     def norms(self, arrays: Mapping[Key, Array], given: Weights) -> Radii:
         """The norm of each index of the batch."""

@@ -124,6 +124,11 @@ class Kernel:
         return self.leaf.joint
 
     @property
+    def starts(self) -> bool:
+        """Whether a search may start from an earlier call's limits."""
+        return self.joint or any(s.threshold == "sweep" for s in self.stages)
+
+    @property
     def projected(self) -> tuple[StageCode, ...]:
         """Those of `functions` whose groups are projected one by one."""
         return tuple(s for s in self.functions if s.leaf or not self.joint)

@@ -35,13 +35,14 @@ class Chain:
         strides: tuple[int, ...],
         out_strides: tuple[int, ...] | None,
         threads: int,
+        warm: bool,
     ) -> None:
         self._binding = bind(chain_of(part, tuple(axes)), len(shape))
         in_place = out_strides is None
         compiled = compile_binding(
             self._binding, shape, dtype, strides, out_strides, in_place=in_place
         )
-        self._call = Call(compiled, threads)
+        self._call = Call(compiled, threads, warm)
         self._shape = shape
         batch = self._call.plan.layout.batch
         self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)

@@ -122,7 +122,7 @@ def _call(
             in_place=out is None,
             exact=projection.is_joint,
         )
-        call = Call(compiled, projection._threads or default_threads())
+        call = Call(compiled, projection._threads or default_threads(), projection._warm_start)
         if len(projection._calls) >= REMEMBERED:
             projection._calls.clear()
         projection._calls[key] = call

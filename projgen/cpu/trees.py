@@ -99,7 +99,9 @@ def _composition(
         }
         operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
         threads = projection._threads or default_threads()
-        ready.made = Composition(ready.bound, operands, ways, given.arrays, given.labels, threads)
+        ready.made = Composition(
+            ready.bound, operands, ways, given.arrays, given.labels, threads, projection._warm_start
+        )
     made: Composition = ready.made
     return made
 
