@@ -194,13 +194,14 @@ def _read(
         ready = _remember(
             projection._ready, known, _checked(projection, place, arrays, targets, given)
         )
-    elif out is not None and out is not y:
+    elif out is not None:
         for leaf, target in zip(place.arms, targets.values(), strict=True):
             if not target.flags.writeable:
                 with _Named(leaf, "out "):
                     check_out(arrays[leaf.key], target)
     if out is not None:
         _check_apart(ready, arrays, targets)
+        given = given.apart_from(list(targets.values()))
     return _Call(ready, arrays, wraps, given, targets)
 
 
@@ -247,8 +248,6 @@ def _reach(array: Array) -> tuple[int, int]:
 
 def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key, Array]) -> None:
     """A ValueError if a result would be written to where another array is."""
-    if len(targets) == 1:
-        return  # the one pair has been compared
     spans: list[tuple[int, int]] = []
     reaches = zip(arrays.values(), ready.reaches, targets.values(), ready.out_reaches, strict=True)
     for array, (low, high), target, (out_low, out_high) in reaches:

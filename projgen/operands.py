@@ -109,6 +109,8 @@ def same_directions(y: Array, out: Array) -> bool:
 
 
 def is_finite(y: Array) -> bool:
+    if y.size == 0:
+        return True
     # NaN comes out of both; no array of booleans is made.
     with np.errstate(invalid="ignore"):  # which bfloat16 would warn of
         return bool(np.isfinite(y.max()) and np.isfinite(y.min()))

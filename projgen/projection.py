@@ -127,6 +127,7 @@ class Projection:
 
     def __call__(
         self,
+        /,
         y: Any = None,
         radius: Any = None,
         *,
@@ -224,7 +225,7 @@ class Projection:
             np.copyto(target, y)
         return target
 
-    def norm(self, y: Any = None, **arrays: Any) -> Any:
+    def norm(self, /, y: Any = None, **arrays: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
         if arrays or not self._is_plain:
             from projgen import calls
@@ -247,7 +248,7 @@ class Projection:
             norms = project.norms(self, binding, source)
         return wrap(norms) if binding.batch else float(norms)
 
-    def active(self, x: Any = None, **arrays: Any) -> Any:
+    def active(self, x: Any = None, /, **arrays: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes.
 
         A structure of such arrays for a tree with branches.

@@ -8,6 +8,7 @@ and matches the dotted names of the arrays in it. The first pattern that matches
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -75,7 +76,13 @@ def _place(node: Node, y: Any, key: Key, lenient: bool) -> Place:
     if node.is_patterned:
         if found is None:
             raise _wrong_kind(node, key, y, "a dict of arrays, as of a model's parameters")
-        names = {dotted(path): (*key, *path) for path, _ in flat(y)}
+        names: dict[str, Key] = {}
+        for path, _ in flat(y):
+            if names.setdefault(dotted(path), (*key, *path)) != (*key, *path):
+                raise ValueError(
+                    f"{_subject(key)} has two arrays of the name {quote(dotted(path))}: patterns "
+                    "cannot tell them apart"
+                )
         taken: set[str] = set()
         place = _patterned(node, names, key, taken)
         left = [name for name in names if name not in taken]
@@ -176,7 +183,7 @@ def outline(y: Any) -> Any:
     """What `places` goes by, hashable: kinds and names, without the arrays."""
     found = entries(y)
     if found is None:
-        return None
+        return y is not None
     return type(y), tuple((name, outline(value)) for name, value in found.items())
 
 
@@ -198,6 +205,8 @@ def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
     if found is None:
         return y
     values = {name: rebuilt(value, results, (*key, name)) for name, value in found.items()}
+    if isinstance(y, defaultdict):
+        return type(y)(y.default_factory, values)
     if isinstance(y, Mapping):
         try:
             return type(y)(values)  # type: ignore[call-arg]
@@ -207,7 +216,12 @@ def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
         return type(y)(*values.values())
     if isinstance(y, (list, tuple)):
         return type(y)(values.values())
-    return dataclasses.replace(y, **values)
+    given = {field.name for field in dataclasses.fields(y) if field.init}
+    made = dataclasses.replace(y, **{name: values[name] for name in given})
+    for name in values.keys() - given:
+        if values[name] is not found[name]:  # the others are made with the rest
+            object.__setattr__(made, name, values[name])
+    return made
 
 
 def dotted(key: Sequence[str | int]) -> str:

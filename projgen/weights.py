@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from projgen.arrays import detached, view
 from projgen.errors import quote
-from projgen.structure import Place, at, dotted, entries, flat
+from projgen.structure import Key, Place, at, dotted, entries, flat, rebuilt
 from projgen.tree import NormTree
 from projgen.trees import BoundArm, BoundTree
 
@@ -28,6 +30,25 @@ class Given:
     arrays: Mapping[str, Any]
     labels: Mapping[str, Array]
     signature: Hashable
+
+    def apart_from(self, outs: Sequence[Array]) -> Given:
+        """The same, with copies of the weights that lie where results will be written.
+
+        `outs` do not overlap one another.
+        """
+        spans = sorted(byte_bounds(out) for out in outs)
+        arrays = dict(self.arrays)
+        for name in self.arrays.keys() - self.labels.keys():
+            copies: dict[Key, Array] = {}
+            for key, weights in flat(self.arrays[name]):
+                array = view(detached(weights))[0]
+                low, high = byte_bounds(array)
+                before = bisect_left(spans, (high, high)) - 1  # the last one that begins below
+                if before >= 0 and spans[before][1] > low:
+                    copies[key] = array.copy()
+            if copies:
+                arrays[name] = rebuilt(self.arrays[name], copies)
+        return replace(self, arrays=arrays)
 
 
 def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:

@@ -1,0 +1,107 @@
+"""Calls whose arguments look like those of an earlier one: what may have changed is looked at."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Array, rehearsals
+
+import projgen
+
+
+@pytest.fixture(autouse=True)
+def _python() -> Iterator[None]:
+    with rehearsals():
+        yield
+
+
+def _normal(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape)
+
+
+ONES = np.ones(6)
+
+
+def test_out_that_overlaps_at_the_second_call() -> None:
+    p = projgen.build("l1(linf(axis=1), w=w)")
+    y = _normal(8, 5)
+    p(y[:6], 1.0, out=np.empty((6, 5)), w=ONES)
+    with pytest.raises(ValueError, match="overlaps y"):
+        p(y[:6], 1.0, out=y[1:7], w=ONES)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_out_that_is_read_only_at_the_second_call(tree: bool) -> None:
+    p = projgen.build("l1(linf(axis=1) @ '*')" if tree else "l1(linf(axis=1), w=w)")
+    given = {} if tree else {"w": ONES}
+    for writeable in (True, False):
+        array = _normal(6, 5)
+        y = {"a": array} if tree else array
+        array.flags.writeable = writeable
+        if writeable:
+            p(y, 1.0, out=y, **given)
+            continue
+        with pytest.raises(ValueError, match="read-only"):
+            p(y, 1.0, out=y, **given)
+        np.testing.assert_array_equal(array, _normal(6, 5))
+
+
+def test_weights_that_lie_in_out() -> None:
+    p = projgen.build("linf(l1(axis=1, w=w))")
+    y, out = _normal(6, 5), np.abs(_normal(6, 5))
+    expected = p(y, 1.0, w=out[0].copy())
+    np.testing.assert_array_equal(p(y, 1.0, out=out, w=out[0]), expected)
+
+
+def test_a_place_that_was_none_at_the_first_call() -> None:
+    p = projgen.build("l1(linf(axis=1) @ '*')")
+    a, b = _normal(3, 4), _normal(3, 4)
+    assert p({"a": a, "b": None}, 1.0)["b"] is None
+    x = p({"a": a, "b": b}, 1.0)
+    assert p.norm(x) == pytest.approx(1.0)
+    assert p({"a": a, "b": None}, 1.0)["b"] is None
+
+
+@pytest.mark.parametrize("names", [({"a": {"b": 0}, "a.b": 0}), {1: 0, "1": 0}])
+def test_patterns_refuse_two_arrays_of_one_name(names: dict[Any, Any]) -> None:
+    p = projgen.build("l1(linf(axis=1) @ '*')")
+    y = {key: _normal(3, 4) if value == 0 else {"b": _normal(3, 4)} for key, value in names.items()}
+    with pytest.raises(ValueError, match="two arrays of the name"):
+        p(y, 1.0)
+
+
+@dataclass
+class _Layers:
+    a: Any
+    b: Any
+    rows: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.a)
+
+
+def test_structures_that_are_made_in_ways_of_their_own() -> None:
+    a, b = _normal(3, 4), _normal(5)
+    p = projgen.build("l1(a=linf(axis=1), b=l2)", unmatched="pass")
+    x = p(defaultdict(list, a=a, b=b), 1.0)
+    assert type(x) is defaultdict
+    assert x.default_factory is list
+    assert p(_Layers(a, b), 1.0).rows == 3
+
+
+def test_names_that_methods_have_for_themselves() -> None:
+    p = projgen.build("l1(self=l1, x=l2)")
+    a, b = _normal(4), _normal(5)
+    x = p(self=a, x=b, radius=1.0)
+    assert p.norm(**x) == pytest.approx(1.0)
+    assert set(p.active(**x)) == {"self", "x"}
+
+
+def test_the_reference_takes_empty_arrays() -> None:
+    p = projgen.build("l1(linf(axis=1), linf(axis=1))", backend="numpy")
+    x = p([np.empty((0, 4)), _normal(3, 4)], 1.0)
+    assert x[0].shape == (0, 4)
+    assert p.norm(x) == pytest.approx(1.0)
