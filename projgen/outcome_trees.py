@@ -54,7 +54,7 @@ class ArrayOutcome:
 
 @dataclass(frozen=True, slots=True)
 class TreeOutcome:
-    """All arrays of a tree, before and after. Norms and radii: numbers, or lists over a batch."""
+    """All arrays of a tree, before and after. Numbers are lists where there is a batch."""
 
     radius: Any
     norm_before: Any
