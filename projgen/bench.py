@@ -20,6 +20,7 @@ from projgen.bind import Binding, bind
 from projgen.dtypes import arithmetic, bfloat16
 from projgen.outcome import Radius
 from projgen.references import REFERENCES
+from projgen.shapes import outline_of
 from projgen.terminal import (
     Terminal,
     format_bytes,
@@ -152,16 +153,16 @@ def bench(
 
     `threads`: how many may share a call; each count is a contestant, and another in place.
     """
-    binding = bind(tree, len(shape), shape)
     stored = bfloat16() if dtype == "bfloat16" else dtype
     y: Array = np.random.default_rng(0).standard_normal(shape).astype(stored, order="C")
     y = np.asfortranarray(y) if order == "F" else y
+    given: dict[str, Any] = {} if tree.is_plain else _examples(tree, y)
     out, work = np.empty_like(y), np.empty_like(y)
     contestants = [Contestant("np.copyto", partial(np.copyto, out, y))]
-    radii = radius.of(build(tree).norm(y))
+    radii = None if tree.root.k is not None else radius.of(build(tree).norm(y, **given))
     with progress(f"compiling {tree.spec}"):
         for count in threads:
-            projection = build(tree, threads=count)
+            projection = partial(build(tree, threads=count), **given)
             label = f"projgen, {format_count(count, 'thread')}"
             restore = partial(np.copyto, work, y)
             contestants += [
@@ -174,15 +175,33 @@ def bench(
             contestants[-1].call()
             contestants[-2].call()
     wide = y.astype(arithmetic(dtype), copy=False)  # NumPy's sums of halves are halves
-    expected = numpy_projection(binding, wide, radii)
+    name = "NumPy" if wide is y else f"NumPy, {wide.dtype}"
+    if tree.is_plain:
+        rival = partial(numpy_projection, bind(tree, len(shape), shape), wide, radii)
+    else:  # what is timed is the reference, which is written to be read
+        name = "NumPy reference"
+        rival = partial(build(tree, backend="numpy"), y, radii, **given)
+    expected = rival()
     largest = float(np.max(np.abs(y), initial=0.0)) or 1.0
     difference = max(float(np.max(np.abs(x - expected))) / largest for x in (out, work))
-    name = "NumPy" if wide is y else f"NumPy, {wide.dtype}"
-    contestants.append(Contestant(name, partial(numpy_projection, binding, wide, radii)))
+    contestants.append(Contestant(name, rival))
     with progress(f"timing {tree.spec}"):
         _take_turns(contestants, seconds)
-    nbytes = y.nbytes
-    return Result(tree.spec, shape, dtype, order, radius, nbytes, tuple(contestants), difference)
+    nbytes, limit = y.nbytes, radius if radii is not None else Radius(float(tree.root.k or 0))
+    return Result(tree.spec, shape, dtype, order, limit, nbytes, tuple(contestants), difference)
+
+
+def _examples(tree: NormTree, y: Array) -> dict[str, Any]:
+    """Labels that make blocks of equal size, and random weights, for the names of the spec."""
+    outline = outline_of(tree, y.shape, y.dtype)
+    (arm,) = outline.bound.arms
+    given: dict[str, Any] = dict(outline.labels)
+    random = np.random.default_rng(1)
+    for level, node in enumerate(arm.arm.nodes):
+        if node.weights is not None:
+            leaf = level == len(arm.arm.nodes) - 1
+            given[node.weights] = random.uniform(0.5, 1.5, y.shape if leaf else arm.natural(level))
+    return given
 
 
 def _take_turns(contestants: Sequence[Contestant], seconds: float) -> None:

@@ -121,7 +121,7 @@ def project(
     Raises:
         SpecError, TypeError, ValueError: as `Projection` does.
     """
-    radii = None if radius is None else radius.of(projection.norm(y, **given))
+    radii: Any = None if radius is None else radius.of(projection.norm(y, **given))
     x = y.copy(order="K")
     # In place, as the norm's kernel is: one to compile, not two.
     if projection.tree.is_plain and radii is not None:

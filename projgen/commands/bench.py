@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from projgen.bench import bench
@@ -11,15 +12,36 @@ from projgen.check import parse_tree
 from projgen.commands.compile import compiled_for
 from projgen.commands.output import print_json
 from projgen.cpu.pool import default_threads
+from projgen.errors import SpecError
+from projgen.shapes import outline_of
 from projgen.terminal import Terminal
+from projgen.tree import NormTree
 
 
 def run_bench(args: argparse.Namespace) -> int:
     tree = parse_tree(args.spec)
-    compiled_for(bind(tree, len(args.shape), args.shape), args.shape, args)  # rejects empty shapes
+    if tree.is_plain:  # rejects empty shapes, and ranks that do not fit
+        compiled_for(bind(tree, len(args.shape), args.shape), args.shape, args)
+    else:
+        _check_special(tree, args)
     threads = args.threads or [default_threads()]
     result = bench(tree, args.shape, args.dtype, args.order, args.radius, threads, args.seconds)
     if args.json:
         return print_json(result.to_json())
     result.draw(Terminal(sys.stdout))
     return 0
+
+
+def _check_special(tree: NormTree, args: argparse.Namespace) -> None:
+    branch = next((node for node in tree.levels if node.is_branch), None)
+    if branch is not None:
+        raise SpecError(
+            f"{tree} takes several arrays, and bench times projections of one",
+            *filter(None, [branch.span]),
+            hint="time its children one by one",
+        )
+    if args.dtype not in ("float32", "float64"):
+        raise ValueError(f"the CPU's kernels take float32 and float64, not {args.dtype}")
+    if math.prod(args.shape) == 0:
+        raise ValueError(f"an array of shape {args.shape} has no elements")
+    outline_of(tree, args.shape)
