@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 from projgen.explain import steps_of
@@ -16,11 +17,8 @@ from projgen.terminal import (
     format_count,
     format_shape,
 )
-from projgen.tree import Node
+from projgen.tree import Node, NormTree
 from projgen.tree_plan import PartPlan, TreePlan
-
-_SUBJECT = 26  # columns of the arrays' names, where the page is narrow
-_WAYS = {"up": "up", "down": "down", "search": "search"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,9 @@ class TreeExplanation:
         """For people, as wide as the terminal."""
         sections = (_title, _tree, _arrays, _parts, _memory, _cost, _nearest)
         for number, section in enumerate(sections):
-            terminal.write(*([""] if number else []), *section(self, terminal))
+            terminal.write(*([""] if number else []))
+            for line in section(self, terminal):
+                terminal.write(*_sentence(line, terminal.width))
 
 
 def explain_tree(plan: TreePlan, order: str) -> TreeExplanation:
@@ -163,6 +163,14 @@ def _longest(part: PartPlan, notes: tuple[PartNote, ...]) -> tuple[int, int]:
 # The sections of the drawing. Levels of the tree keep their colours throughout.
 
 
+def _sentence(line: str, width: int) -> list[str]:
+    """A line of words in as many lines as it takes; one with colours has been fitted already."""
+    if len(line) <= width or "\x1b" in line:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return wrap(line, width, subsequent_indent=indent, replace_whitespace=False)
+
+
 def _title(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
     arrays = e.plan.outline.bound.arms
     yield from _folded(e.plan.tree.spec, terminal)
@@ -193,33 +201,33 @@ def _tree(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
 
 
 def _drawn(node: Node, terminal: Terminal, depth: int, lead: str, below: str) -> Iterator[str]:
-    head, *_ = node_lines(node)
+    head, *_ = NormTree(node).pretty().splitlines()
     yield lead + terminal.level(depth, head)
     for remaining, child in zip(range(len(node.children))[::-1], node.children, strict=True):
         branch, rest = ("├─ ", "│  ") if remaining else ("└─ ", "   ")
         yield from _drawn(child, terminal, depth + 1, below + branch, below + rest)
 
 
-def node_lines(node: Node) -> list[str]:
-    from projgen.tree import NormTree
-
-    return NormTree(node).pretty().splitlines()
-
-
 def _arrays(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
     yield terminal.heading("ARRAYS", "which level has which axes", terminal.width)
     arms = e.plan.outline.bound.arms
-    room = max(20, terminal.width - 50)
-    width = min(max(len(arm.arm.label) for arm in arms), room)
-    for arm in arms:
-        shape = f"{format_shape(arm.shape)} {e.plan.outline.dtypes[arm.key]}"
+    shapes = [f"{format_shape(arm.shape)} {e.plan.outline.dtypes[arm.key]}" for arm in arms]
+    wide = max(map(len, shapes))
+    names = min(max(len(arm.arm.label) for arm in arms), terminal.width - wide - 6)
+    for arm, shape in zip(arms, shapes, strict=True):
         levels = []
         for level, node in enumerate(arm.arm.nodes):
             axes = sorted({arm.arm.sources[axis] for axis in arm.arm.axes(level)})
             if axes:
-                text = f"{node.norm} {_axes(axes)}"
-                levels.append(terminal.level(level, text))
-        yield f"  {_short(arm.arm.label, width):{width}}  {shape:24}  {', '.join(levels)}"
+                levels.append((level, f"{node.norm} {_axes(axes)}"))
+        head = f"  {_short(arm.arm.label, names):{names}}  {shape:{wide}}"
+        text = ", ".join(text for _, text in levels)
+        painted = ", ".join(terminal.level(level, text) for level, text in levels)
+        if len(head) + 2 + len(text) <= terminal.width:
+            yield f"{head}  {painted}"
+        else:
+            yield head
+            yield f"      {painted}"
 
 
 def _axes(axes: list[int]) -> str:
@@ -228,9 +236,11 @@ def _axes(axes: list[int]) -> str:
 
 def _parts(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
     yield terminal.heading("SWEEPS", "each part up, then down", terminal.width)
-    room = terminal.width - 2 - 5 - 18 - 7
-    levels = min(max(6, *(len(part.levels) for part in e.parts)), room // 2)
-    names = min(max(7, *(len(part.subject) for part in e.parts)), room - levels - 2)
+    room = terminal.width - 34  # for two columns of text; the others have numbers
+    longest = max(6, *(len(part.levels) for part in e.parts))
+    names = max(7, *(len(part.subject) for part in e.parts))
+    levels = min(longest, max(room // 2, room - names))
+    names = min(names, room - levels)
     yield terminal.paint(
         f"  {'part':>4} {'levels':{levels}}  {'sweeps':{names}} {'reads':>8}{'writes':>9} kernel",
         "dim",

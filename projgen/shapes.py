@@ -146,16 +146,23 @@ def _is_shape(value: Any) -> bool:
 
 def example_shapes(tree: NormTree, rank: int | None = None) -> dict[str, tuple[int, ...]]:
     """A shape for each array that `tree` takes, by its dotted name: of the smallest ranks that
-    fit, or of `rank`; of patterns, one array that is named like it. All extents are equal, so that
-    arrays fit one another."""
+    fit, or all of `rank`; of patterns, one array that is named like it. All extents are equal, so
+    that arrays fit one another. A ValueError if no ranks fit that are as simple as that."""
     from projgen.projection import example_shape
 
     found: dict[str, int] = {}
     paths = _paths(tree.root, ())
     for slot, path in zip(slots(tree), paths, strict=True):
         found[slot.name] = _smallest(path, slot.name or "y") if rank is None else rank
-    extent = example_shape(max(found.values()))[0]
-    return {name: (extent,) * rank for name, rank in found.items()}
+    most = max(found.values())
+    extent = example_shape(most)[0]
+    try:
+        shapes = {name: (extent,) * rank for name, rank in found.items()}
+        outline_of(tree, arrange(tree, shapes))
+    except ValueError:  # arrays that meet have different axes above them: equal ranks may not
+        shapes = dict.fromkeys(found, (extent,) * most)
+        outline_of(tree, arrange(tree, shapes))
+    return shapes
 
 
 def _paths(node: Node, above: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
