@@ -92,10 +92,23 @@ class _Walk:
     labels: Mapping[str, Array]
 
     def __post_init__(self) -> None:
-        signed = [self._signed(arm).reshape(arm.dims(-1)[0], -1) for arm in self.bound.arms]
+        signed: list[Array] = []
+        for arm in self.bound.arms:
+            own = self._signed(arm)
+            entries = arm.dims(-1)[0]
+            signed.append(own.reshape(entries, own.size // max(1, entries)))
         finite = [np.where(np.isfinite(each), np.abs(each), 0.0) for each in signed]
         tops = [each.max(axis=1, initial=0.0) for each in finite]
-        self.exponent = np.frexp(np.max(tops, axis=0))[1] - _TOP  # for each index of the batch
+        room = max(_TOP - self._reach(self.bound.place, 0), -_TOP)
+        self.exponent = np.frexp(np.max(tops, axis=0))[1] - room  # for each index of the batch
+
+    def _reach(self, place: Place, level: int) -> int:
+        """Weights take values up by no more than 2 to this, all levels together."""
+        beneath = max((self._reach(child, level + 1) for child in place.children), default=0)
+        if not is_weighted(place):
+            return beneath
+        weights = level_weights(self.bound, place, level, self.given)
+        return beneath + max(0, int(np.frexp(weights.max(initial=0.0))[1]))
 
     def value(self, place: Place, level: int) -> Array:
         """Upward: the norm of each of the level's groups."""

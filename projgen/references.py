@@ -71,32 +71,40 @@ def _l1_ball(
     descending = np.sort(_rows(below, axes), axis=-1)[..., ::-1]
     counts = np.arange(1, descending.shape[-1] + 1)
     thresholds = (np.cumsum(descending, axis=-1) - _rows(radius, axes)) / counts
-    remains = below - thresholds.max(axis=-1).reshape(radius.shape)
+    remains = below - thresholds.max(axis=-1, initial=-np.inf).reshape(radius.shape)
     return np.asarray(np.clip(remains, 0.0, a))
 
 
 def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Array:
-    """Subtract t times the weights: entries vanish in the order of a / w.
+    """Subtract t times the weights: entries vanish in the order of their ends, a / w.
 
-    The t of the k largest of these is (sum w a - radius) / sum w^2, and again the largest is right.
+    Where t is the k-th end, those before it still add up to their sum of w^2 (end - t). That grows
+    with k; the last k for which it is below the radius tells which entries stay, and t lies below
+    that end by what is missing. Differences from that end alone are used, and lose nothing.
     """
     real = weights > 0
     w = np.where(real, weights, 0.0)
-    _, exponent = np.frexp(_linf(w, axes))
-    w = np.ldexp(w, -exponent)  # to square
-    ends = np.where(real, a, 0.0) / np.where(w > 0, w, 1.0)
-    top = _linf(ends, axes)
-    lengths = _rows(np.where(w > 0, ends - top, -np.inf), axes)
-    order = np.argsort(-lengths, axis=-1, kind="stable")
-    squares = np.take_along_axis(_rows(w**2, axes), order, -1)
-    sums = np.cumsum(squares * np.take_along_axis(np.maximum(lengths, -1e308), order, -1), axis=-1)
-    total = np.cumsum(squares, axis=-1)
-    goal = _rows(np.ldexp(radius, -exponent), axes)
-    steps = np.where(total > 0, (sums - goal) / np.where(total > 0, total, 1.0), -np.inf)
-    t = top + steps.max(axis=-1, initial=-np.inf).reshape(radius.shape)
-    t = np.where(np.isfinite(t), t, 0.0)  # a group in which all are free
+    _, heavy = np.frexp(_linf(w, axes))
+    w = np.ldexp(w, -heavy)  # to square
+    _, exponent = np.frexp(_linf(a, axes))
+    ends = np.where(w > 0, np.ldexp(a, -exponent) / np.where(w > 0, w, 1.0), 0.0)
+    rows = _rows(ends, axes)
+    order = np.argsort(-rows, axis=-1, kind="stable")
+    descending = np.take_along_axis(rows, order, -1)
+    squares = np.cumsum(np.take_along_axis(_rows(w**2, axes), order, -1), axis=-1)
+    gaps = descending[..., :-1] - descending[..., 1:]
+    sums = np.cumsum(np.where(gaps > 0, squares[..., :-1] * gaps, 0.0), axis=-1)
+    sums = np.concatenate([np.zeros((*sums.shape[:-1], min(1, rows.shape[-1]))), sums], axis=-1)
+    goal = _rows(np.ldexp(radius, -heavy - exponent), axes)
+    last = np.maximum((sums < goal).sum(axis=-1, keepdims=True) - 1, 0)
+    if rows.shape[-1] == 0:
+        return a
+    end, below, square = (np.take_along_axis(v, last, -1) for v in (descending, sums, squares))
+    missing = (goal - below) / np.where(square > 0, square, 1.0)  # 0: all are free
+    kept = w * ((ends - end.reshape(radius.shape)) + missing.reshape(radius.shape))
+    x = np.clip(np.ldexp(kept, exponent), 0.0, a)
     free = ~real | ((w == 0) & (radius > 0))  # of weight 0, or so small that it does not matter
-    return np.where(free, a, np.clip(w * (ends - t), 0.0, a))
+    return np.where(free, a, np.where(radius > 0, x, 0.0))
 
 
 def _l2_ball(

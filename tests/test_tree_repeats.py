@@ -100,6 +100,39 @@ def test_names_that_methods_have_for_themselves() -> None:
     assert set(p.active(**x)) == {"self", "x"}
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("part", [1e-9, 0.1, 0.9])
+def test_weights_of_very_different_sizes(backend: Any, part: float) -> None:
+    """The conditions of the nearest point: x = max(a - t w, 0), and on the sphere."""
+    rng = np.random.default_rng(5)
+    a, w = np.abs(rng.standard_normal(30)), 10.0 ** rng.uniform(-8, 8, 30)
+    radius = part * float(w @ a)
+    x = projgen.build("l1(w=w)", backend=backend)(a, radius, w=w)
+    assert w @ x == pytest.approx(radius, rel=1e-12, abs=1e-15 * float(w @ a))
+    left = (x > 0) & (x < 0.5 * a)
+    if left.any():
+        t = float(((a - x) / w)[left].min())
+        np.testing.assert_allclose(x, np.maximum(a - t * w, 0), rtol=0, atol=1e-12 * a.max())
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("norm", ["l1(w=w)", "l2(w=w)", "linf(w=w)", "lp(p=3, w=w)"])
+def test_weights_that_take_values_out_of_range(backend: Any, norm: str) -> None:
+    p = projgen.build(norm, backend=backend)
+    weights = np.array([1e120, 1.0])
+    np.testing.assert_allclose(p(np.full(2, 1e200), 1e300, w=weights), [1e180, 1e200])
+    np.testing.assert_allclose(p(np.full(2, 1e-300), 1e-220, w=weights), [0, 1e-300], atol=1e-312)
+
+
+def test_empty_axes_and_batches() -> None:
+    p = projgen.build("l1(l1(axis=1, w=w))")
+    assert p(np.empty((3, 0)), 0.0, w=np.ones(1)).shape == (3, 0)
+    p = projgen.build("l1(l1(axis=2), lp(axis=2, p=3), axis=1)")
+    y = [np.empty((0, 3, 4)), np.empty((0, 2, 4))]
+    x, _ = p(y, np.empty(0), return_info=True)
+    assert x[1].shape == (0, 2, 4)
+
+
 def test_the_reference_takes_empty_arrays() -> None:
     p = projgen.build("l1(linf(axis=1), linf(axis=1))", backend="numpy")
     x = p([np.empty((0, 4)), _normal(3, 4)], 1.0)
