@@ -54,12 +54,16 @@ class Groups:
         self.own = 0 if weights is None else weights.ctypes.data
 
     def norms(self) -> Any:
-        return self.call.norms(self.y.ctypes.data, self.own)
+        begun = self.call.begin(self.y.ctypes.data, self.own)
+        values = self.call.values(begun)
+        self.call.abandon(begun)
+        return values
 
     def project(self, radii: Any) -> Array:
         target = self.y if self.out is None else self.out
         radii = np.broadcast_to(np.asarray(radii, np.float64), self.call.values_shape)
-        self.call.project(self.y.ctypes.data, target.ctypes.data, radii, self.own)
+        begun = self.call.begin(self.y.ctypes.data, self.own)
+        self.call.end(begun, self.y.ctypes.data, target.ctypes.data, radii, self.own)
         return target
 
 

@@ -69,13 +69,18 @@ class Ball:
 
 @dataclass(frozen=True)
 class GroupKernel:
-    """A kernel; equal ones have equal sources. ``units``: arrays whose runs have a step of 1."""
+    """A kernel; equal ones have equal sources.
+
+    ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
+    of them, and is worked on where it lies.
+    """
 
     ball: Ball
     dtype: str
     in_place: bool
     lanes: int
     contiguous: frozenset[str]
+    direct: bool = False
 
     shares_cell: int = field(default=32, init=False)
     version: int = field(default=VERSION, init=False)
@@ -95,6 +100,8 @@ class GroupKernel:
             )
         if self.ball.ragged:
             return ("the elements of a group lie anywhere along an axis: each has an offset",)
+        if self.direct:
+            return ("a group is contiguous in memory, and is worked on where it lies",)
         if "y" in self.contiguous:
             return ("a group's runs are contiguous in memory",)
         return ("a group's runs have a step between elements",)
@@ -153,6 +160,35 @@ class GroupKernel:
         """Whether groups inside their ball may change as well."""
         return self.ball.nonneg or self.ball.norm == "simplex"
 
+    def load(self, x: str) -> str:
+        """An element as its ball counts it, in float64."""
+        if not self.direct:
+            return x  # it was gathered so
+        if self.ball.norm == "simplex":
+            return f"np.float64({x})"
+        return f"positive({x})" if self.ball.nonneg else f"abs(np.float64({x}))"
+
+    def store(self, value: str, x: str) -> str:
+        """What is written for a projected `value` of element `x`."""
+        signless = self.always or not self.direct
+        return value if signless else f"math.copysign({value}, {x})"
+
+    @property
+    def target(self) -> str:
+        """Where `solve` writes to."""
+        return "target" if self.direct and not self.in_place else "row"
+
+    @property
+    def solved(self) -> str:
+        """The first arguments of `solve`."""
+        names = ["row"] + ["target"] * (self.target == "target") + ["w"] * self.ball.weighted
+        return ", ".join(names + ["spare"] * self.spare)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether `solve` starts from a guess, which the last group gives."""
+        return self.ball.norm == "l1" or (self.ball.norm == "l2" and self.ball.weighted)
+
     @property
     def spare(self) -> bool:
         return self.spare_size(1) > 0
@@ -163,12 +199,13 @@ class GroupKernel:
             return 256
         if self.ball.norm == "lp":
             return 4 * longest
-        return longest if self.ball.norm == "l2" and self.ball.weighted else 0
+        return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
     @property
     def near(self) -> str:
-        """The step of lp's inner search after which Newton's error is some 1e-14."""
-        assert self.ball.p is not None
+        """The step of l2's search, or lp's inner one, that needs no other one after it."""
+        if self.ball.p is None:
+            return "1e-5" if self.dtype == "float32" else "1e-8"
         bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
         return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
 

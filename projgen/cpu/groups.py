@@ -20,7 +20,7 @@ __all__ = ["Ball", "GroupCall", "walk_groups"]
 Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
-BLOCK = 16384  # elements, about, that a thread draws together
+BLOCK = 32768  # elements, about, that a thread draws together
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
@@ -72,7 +72,10 @@ def walk_groups(
     contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
     if labels is not None:
         contiguous = frozenset()
-    kernel = GroupKernel(ball, dtype, out_strides is None, LANES if tiled else 1, contiguous)
+    direct = len(loops) <= 1 and contiguous == steps.keys() and ball.norm not in ("l0", "lp")
+    kernel = GroupKernel(
+        ball, dtype, out_strides is None, LANES if tiled else 1, contiguous, direct
+    )
 
     if labels is not None:
         order = np.argsort(labels, kind="stable")
@@ -111,7 +114,8 @@ def walk_groups(
         "extent": extent,
         "run": run,
         "w_lane": steps["w"][batch[-1]] if "w" in steps and batch else 0,
-        "scratch_size": pitch * kernel.lanes * (1 + ball.weighted) + kernel.spare_size(longest),
+        "scratch_size": (0 if direct else pitch * kernel.lanes * (1 + ball.weighted))
+        + kernel.spare_size(longest),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
     }
@@ -205,37 +209,47 @@ class GroupCall:
         self._sharing = {False: Sharing(), True: Sharing()}  # by whether a call projects
         self._idle: list[cpu.Workspace] = []
 
-    def norms(self, y: int, weights: int) -> NDArray[np.float64] | None:
-        """The value of each group of the array at address `y`; None if one is not finite.
+    def begin(self, y: int, weights: int) -> cpu.Workspace | None:
+        """Find the values of the groups of the array at address `y`; what to end the call with.
 
-        `weights` is the address of the weights, or unused.
+        `weights` is the address of the weights, or unused. None for an array without elements.
         """
-        walk = self._walk
-        if walk is None:
-            return np.zeros(self.values_shape)
+        if self._walk is None:
+            return None
         work = self._borrow()
         work.memory[self._groups] = -1.0
         self._run(y, y, weights, work, projects=False)
-        walked = work.memory[: self._groups].reshape(self._walked)
-        values = walked.transpose(self._natural).copy(order="C")
-        self._idle.append(work)
-        return values if np.isfinite(values).all() else None
+        return work
 
-    def project(self, y: int, out: int, radii: Array, weights: int) -> int:
+    def values(self, begun: cpu.Workspace | None) -> NDArray[np.float64] | None:
+        """The value of each group; None if one is not finite."""
+        if self._walk is None or begun is None:
+            return np.zeros(self.values_shape)
+        walked = begun.memory[: self._groups]
+        if not np.isfinite(walked).all():
+            return None
+        return walked.reshape(self._walked).transpose(self._natural).copy(order="C")
+
+    def end(
+        self, begun: cpu.Workspace | None, y: int, out: int, radii: Array, weights: int
+    ) -> None:
         """Project the array at address `y`, whose values are finite, into that at `out`.
 
         `radii` have the shape of the values. A group whose value is no more than its radius keeps
-        its elements. Returns `Call.PROJECTED`: `out` is written.
+        its elements.
         """
-        walk = self._walk
-        if walk is not None:
-            work = self._borrow()
-            ordered = np.asarray(radii, np.float64).reshape(self.values_shape)
-            to = work.memory[self._groups : 2 * self._groups].reshape(self._walked)
-            to[...] = ordered.transpose(self._memory)
-            self._run(y, out, weights, work, projects=True)
-            self._idle.append(work)
-        return cpu.Call.PROJECTED
+        if self._walk is None or begun is None:
+            return
+        ordered = np.asarray(radii, np.float64).reshape(self.values_shape)
+        to = begun.memory[self._groups : 2 * self._groups].reshape(self._walked)
+        to[...] = ordered.transpose(self._memory)
+        self._run(y, out, weights, begun, projects=True)
+        self.abandon(begun)
+
+    def abandon(self, begun: cpu.Workspace | None) -> None:
+        """Give back what was begun and is not to be ended."""
+        if begun is not None:
+            self._idle.append(begun)
 
     def _borrow(self) -> cpu.Workspace:
         try:

@@ -87,14 +87,17 @@ class Group:
         )
         self.orderly = True
 
-    def begin(self, y: int, weights: int) -> tuple[None, Radii]:
-        norms = self._call.norms(y, weights)
+    def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
+        begun = self._call.begin(y, weights)
+        norms = self._call.values(begun)
         if norms is None:
+            self._call.abandon(begun)
             raise OutOfRangeError
-        return None, norms
+        return begun, norms
 
-    def end(self, begun: None, y: int, out: int, radii: Radii, weights: int) -> bool:
-        return self._call.project(y, out, np.ascontiguousarray(radii), weights) == Call.PROJECTED
+    def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
+        self._call.end(begun, y, out, radii, weights)
+        return True
 
-    def abandon(self, begun: None) -> None:
-        pass
+    def abandon(self, begun: Any) -> None:
+        self._call.abandon(begun)
