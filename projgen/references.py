@@ -101,7 +101,8 @@ def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Ar
         return a
     end, below, square = (np.take_along_axis(v, last, -1) for v in (descending, sums, squares))
     missing = (goal - below) / np.where(square > 0, square, 1.0)  # 0: all are free
-    kept = w * ((ends - end.reshape(radius.shape)) + missing.reshape(radius.shape))
+    with np.errstate(invalid="ignore"):  # of weight 0 where all are free
+        kept = w * ((ends - end.reshape(radius.shape)) + missing.reshape(radius.shape))
     x = np.clip(np.ldexp(kept, exponent), 0.0, a)
     free = ~real | ((w == 0) & (radius > 0))  # of weight 0, or so small that it does not matter
     return np.where(free, a, np.where(radius > 0, x, 0.0))
