@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from projgen.references import REFERENCES
 from projgen.structure import Key, Place
-from projgen.trees import BoundArm, BoundTree
+from projgen.trees import BoundArm, BoundTree, longest_block
 from projgen.weights import is_weighted, level_weights
 
 Array = NDArray[Any]
@@ -213,10 +213,11 @@ def entries_of(arm: BoundArm, labels: Mapping[str, Array]) -> NDArray[np.int64]:
         extent = arm.shape[axis]
         numbers = np.arange(extent) // cut.block if cut.block else labels[cut.groups or ""]
         count = int(numbers.max(initial=-1)) + 1
-        table = np.full((count, cut.block or extent), _EMPTY, np.int64)
-        for number, row in enumerate(table):
-            places = np.flatnonzero(numbers == number)
-            row[: places.size] = places
+        table = np.full((count, longest_block(cut, extent, labels)), _EMPTY, np.int64)
+        order = np.argsort(numbers, kind="stable")
+        groups = numbers[order]
+        starts = np.searchsorted(groups, np.arange(count))
+        table[groups, np.arange(extent) - starts[groups]] = order
         taken = np.take(index, np.maximum(table, 0), axis=axis)
         shape = [1] * index.ndim
         shape[axis : axis + 1] = table.shape

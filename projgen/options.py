@@ -41,6 +41,9 @@ OF_A_CALL = (
 )  # names that calls have for themselves
 
 
+_INFINITE = 1e17  # an exponent from which on lp of any array is linf, to the last bit
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a node says, besides its children: see `projgen.tree.Node`."""
@@ -135,7 +138,7 @@ def _exponent(norm: str, name: Span, argument: Argument | None) -> float | None:
             value.span,
             hint="l0(k=...) keeps a given number of groups" if number >= 0 else None,
         )
-    return float(number)
+    return float(number) if number < _INFINITE else math.inf
 
 
 def _block(

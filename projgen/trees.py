@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from projgen.arms import BATCH, Arm, Cut, bind_arm
@@ -117,12 +118,19 @@ def _extents(arm: Arm, shape: Sequence[int], labels: Mapping[str, Array]) -> tup
         if cut is None:
             extents.append(shape[source])
         elif axis != arm.number_axis(cut):
-            extents.append(cut.block or shape[source])
+            extents.append(longest_block(cut, shape[source], labels))
         elif cut.groups is None:
             extents.append(-(-shape[source] // cut.block))
         else:
             extents.append(_count(labels[cut.groups], cut.groups, shape[source], arm, source))
     return tuple(extents)
+
+
+def longest_block(cut: Cut, extent: int, labels: Mapping[str, Array]) -> int:
+    """How many places the longest block, or group, of an axis has."""
+    if cut.groups is None:
+        return min(cut.block, extent)
+    return int(np.bincount(labels[cut.groups]).max(initial=0))
 
 
 def _count(labels: Array, name: str, extent: int, arm: Arm, axis: int) -> int:

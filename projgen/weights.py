@@ -163,7 +163,7 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
     try:
-        fitted = np.broadcast_to(np.ascontiguousarray(array, np.float64), shape)
+        fitted = np.broadcast_to(np.asarray(array, np.float64, order="C"), shape)
     except ValueError:
         raise ValueError(
             f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "

@@ -138,3 +138,30 @@ def test_the_reference_takes_empty_arrays() -> None:
     x = p([np.empty((0, 4)), _normal(3, 4)], 1.0)
     assert x[0].shape == (0, 4)
     assert p.norm(x) == pytest.approx(1.0)
+
+
+def test_a_weight_of_a_value_that_has_no_axes() -> None:
+    p = projgen.build("l2(linf @ 'a', l1 @ 'b', w=w)")
+    y = {"a": _normal(3), "b": _normal(4)}
+    expected = projgen.build("l2(3.0*linf @ 'a', l1 @ 'b')")(y, 1.0)
+    x = p(y, 1.0, w={"a": np.array(3.0), "b": 1.0})
+    for name, array in expected.items():
+        np.testing.assert_array_equal(x[name], array)
+
+
+def test_an_account_of_many_groups_needs_little_memory() -> None:
+    """A table of 20,000 groups by 20,000 places, or of blocks of 10^12, would need far more."""
+    p = projgen.build("l1(l2(axis=0, groups=g))")
+    order = np.random.default_rng(3).permutation(20_000)
+    assert p.active(np.ones(20_000), g=order).all()
+    p = projgen.build("l1(linf(axis=1, block=1000000000000))")
+    assert p.active(np.ones((3, 4))).shape == (3, 1)
+    _, info = p(np.ones((3, 4)), 1.5, return_info=True)
+    assert info.distance == pytest.approx(np.sqrt(3.0))
+
+
+def test_an_exponent_that_is_as_good_as_infinite() -> None:
+    assert projgen.build("lp(p=1e300)") == projgen.build("linf")
+    for exponent in ("1e6", "1e12", "1e16"):
+        x = projgen.build(f"lp(p={exponent})")(np.arange(1.0, 4.0), 1.0)
+        np.testing.assert_allclose(x, np.ones(3), rtol=50 / float(exponent) + 1e-10)
