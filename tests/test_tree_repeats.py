@@ -165,3 +165,18 @@ def test_an_exponent_that_is_as_good_as_infinite() -> None:
     for exponent in ("1e6", "1e12", "1e16"):
         x = projgen.build(f"lp(p={exponent})")(np.arange(1.0, 4.0), 1.0)
         np.testing.assert_allclose(x, np.ones(3), rtol=50 / float(exponent) + 1e-10)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([1e17, 1e17, 0.0], [0.5, 0.5, 0.0]),
+        ([-1e308, -1e308, -1.7e308], [0.5, 0.5, 0.0]),
+        ([1e308, -1e308, 1.0], [1.0, 0.0, 0.0]),
+        ([1e9, 1e9 + 0.5, -1e9], [0.25, 0.75, 0.0]),
+    ],
+)
+def test_a_simplex_far_from_the_array(backend: Any, y: list[float], expected: list[float]) -> None:
+    x = projgen.build("simplex", backend=backend)(np.array(y), 1.0)
+    np.testing.assert_allclose(x, expected, rtol=1e-15)
