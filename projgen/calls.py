@@ -26,7 +26,7 @@ from projgen.arrays import (
 )
 from projgen.dtypes import put
 from projgen.operands import check_out, check_radii, overlap, same_memory
-from projgen.structure import Key, Place, at, dotted, outline, places, rebuilt
+from projgen.structure import Key, Place, at, dotted, flat, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
 from projgen.weights import Given, read_given
 
@@ -132,10 +132,11 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
 
 
 def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
-    """For each array, which groups of its leaf level are not all zero."""
+    """For each array, which groups of its leaf level are not all zero; None for one that passes."""
     x, given = _split(projection, x, named)
     call = _read(projection, x, given, None, "active")
-    results: dict[Key, Any] = {}
+    passes = projection.unmatched == "pass"
+    results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(x)) if passes else {}
     for arm, wrap in zip(call.bound.arms, call.wraps, strict=True):
         nonzero = counted(arm, call.arrays[arm.key] != 0, call.given.labels)
         axes = arm.arm.axes(arm.arm.depth - 1)

@@ -251,7 +251,7 @@ class Projection:
     def active(self, x: Any = None, /, **arrays: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes.
 
-        A structure of such arrays for a tree with branches.
+        A structure of such arrays for a tree with branches; with None for what passes unmatched.
         """
         if arrays or not self._is_plain:
             from projgen import calls
@@ -260,7 +260,7 @@ class Projection:
         if gpu := self._gpu(x):
             return gpu.active(self, detached(x))
         source, wrap = view(detached(x))  # bools have no gradients
-        axes = self._bind(source).levels[-1].axes
+        axes = bind(self._tree, source.ndim, source.shape).levels[-1].axes
         active = np.any(source != 0, axis=axes)
         return wrap(active) if isinstance(active, np.ndarray) else bool(active)
 

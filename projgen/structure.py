@@ -180,7 +180,7 @@ def flat(y: Any) -> Iterator[tuple[Key, Any]]:
 
 
 def outline(y: Any) -> Any:
-    """What `places` goes by, hashable: kinds and names, without the arrays."""
+    """What `places` goes by, hashable: kinds, names and where there is no array."""
     found = entries(y)
     if found is None:
         return y is not None

@@ -88,7 +88,7 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
 
 def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
     """A TypeError for an argument of the call that the spec does not name."""
-    children = {child.name for node in tree.levels for child in node.children}
+    children = {child.name for child in tree.root.children}
     for name in given:
         if name in children:
             raise TypeError(f"{quote(name)} is given by its name, and so is y: give one of them")

@@ -206,3 +206,9 @@ def test_a_projection_knows_that_it_is_exact() -> None:
     assert np.isnan(info.threshold)
     assert info.norm_after == pytest.approx(1.0)
     assert "nearest point" in p.source(2)
+
+
+def test_groups_are_those_of_the_spec() -> None:
+    p = projgen.build("l1(l1(axis=1))", exact=True)
+    x = p(np.diag([3.0, 1.0, 2.0]), 2.0)
+    assert p.active(x).tolist() == [True, False, True]

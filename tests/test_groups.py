@@ -1,5 +1,6 @@
 """One level of any norm: its kernels against the references, and what makes a point the nearest."""
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,23 @@ def test_lp_meets_the_conditions_of_the_nearest_point(p: float) -> None:
                 assert spread_of_t <= 1e-9 * max(1.0, p), (scale, part)
                 compared += len(logs) - 1 if len(logs) else 0
     assert compared > 10
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0, 20.0])
+def test_the_reference_of_weighted_l1_keeps_its_digits(spread: float) -> None:
+    rng = np.random.default_rng(3)
+    for part in (1e-9, 1e-3, 0.3, 0.999):
+        a, w = np.exp(rng.uniform(-1, 1, 40)), np.exp(rng.uniform(-spread, spread, 40))
+        radius = part * float(w @ a)
+        pairs = [(Fraction(x), Fraction(y)) for x, y in zip(a, w, strict=True)]
+        threshold = total = squares = Fraction(0)
+        for value, weight in sorted(pairs, key=lambda pair: -pair[0] / pair[1]):
+            total, squares = total + weight * value, squares + weight**2
+            threshold = max(threshold, (total - Fraction(radius)) / squares)
+        exact = [float(max(x - y * threshold, 0)) for x, y in pairs]
+        found = REFERENCES["l1"].ball(a, (0,), np.array([radius]), weights=w)
+        assert np.abs(found - exact).max() <= 1e-15 * a.max(), part
+        assert float(w @ found) == pytest.approx(radius, rel=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])

@@ -226,3 +226,52 @@ def test_tensors_stay_tensors() -> None:
     x = projgen.project(y, "l1(weight=linf(axis=1), bias=l2)", 1.0)
     assert isinstance(x["weight"], torch.Tensor)
     assert isinstance(x["bias"], np.ndarray)
+
+
+def test_an_array_where_there_was_none_is_projected_too() -> None:
+    p = projgen.build('l1(linf(axis=1) @ "*")')
+    y = {"enc": ENC, "dec": None}
+    assert p(y, 1.0)["dec"] is None
+    assert_tree_projected(p.spec, {**y, "dec": DEC}, 1.0, p({**y, "dec": DEC}, 1.0))
+    assert p(y, 1.0)["dec"] is None
+
+
+def test_read_only_arrays_stay_as_they_are_after_others_in_place() -> None:
+    p = projgen.build("l1(enc=linf(axis=1), dec=linf(axis=0))")
+    y = {"enc": ENC.copy(), "dec": DEC.copy()}
+    p(y, 1.0, out=y)
+    y = {"enc": ENC.copy(), "dec": DEC.copy()}
+    y["enc"].flags.writeable = False
+    with pytest.raises(ValueError, match="out enc: out is read-only"):
+        p(y, 1.0, out=y)
+    assert np.array_equal(y["enc"], ENC) and np.array_equal(y["dec"], DEC)
+
+
+def test_names_that_only_look_alike() -> None:
+    y = {"a": {"b": normal(3), "c": normal(4)}, "d": normal(3), "self": normal(2)}
+    spec = "l1(a=l1(b=linf, c=linf), d=l1(w=b), self=l2)"
+    weights = np.array([1.0, 2.0, 0.5])
+    p = projgen.build(spec)
+    assert_tree_projected(spec, y, 0.5, p(y, 0.5, b=weights), b=weights)
+    flat_p = projgen.build("l1(self=l2, other=l1)")
+    x = flat_p(radius=0.5, self=y["self"], other=y["d"])
+    assert flat_p.norm(**x) == pytest.approx(0.5)
+    assert list(flat_p.active(**x)) == ["self", "other"]
+    with pytest.raises(ValueError, match=r"two arrays of the name 'a\.b'"):
+        projgen.build('l1(linf @ "*")')({"a.b": normal(3), "a": {"b": normal(3)}}, 1.0)
+
+
+def test_what_passes_unmatched_has_no_groups() -> None:
+    p = projgen.build('l1(linf(axis=1) @ "enc")', unmatched="pass")
+    active = p.active({"enc": ENC, "dec": DEC})
+    assert active["dec"] is None and active["enc"].all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_of_what_is_restricted_too_what_is_not_finite_is_noticed(value: float) -> None:
+    p = projgen.build("l1(linf(axis=1), nonneg=True)")
+    y = normal(5, 4, dtype="float32")
+    assert_tree_projected(p.spec, y, 0.5, p(y, 0.5))
+    y[2, 1] = value
+    with pytest.raises(ValueError, match=r"at index \(2, 1\)"):
+        p(y, 0.5)

@@ -120,7 +120,10 @@ def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:
 
 def _positive(y: Array, out: Array) -> Operand:
     with np.errstate(invalid="ignore"):
-        return Operand(np.where(y > 0, y, y * 0 + 0), None)  # -inf becomes NaN, and is noticed
+        positive = np.maximum(y, y.dtype.type(0))
+        if np.min(y, initial=y.dtype.type(0)) == -np.inf:
+            positive[y == -np.inf] = np.nan  # to be noticed
+        return Operand(positive, None)
 
 
 def _copied(y: Array, out: Array) -> Operand:
