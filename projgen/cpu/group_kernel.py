@@ -16,6 +16,7 @@ from projgen.cpu.lower import VERSION
 from projgen.render import render_group
 
 LANES = 16  # of float32 a cache line, and of float64 two
+ABREAST = 64  # groups that are swept together where they lie
 
 CELLS = (
     "index_size",
@@ -94,6 +95,11 @@ class GroupKernel:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        if self.abreast:
+            return (
+                f"groups lie side by side in memory: {self.lanes} are worked on together, "
+                "where they lie",
+            )
         if self.lanes > 1:
             return (
                 f"groups lie side by side in memory: tiles of {self.lanes} are gathered together",
@@ -181,8 +187,48 @@ class GroupKernel:
     @property
     def solved(self) -> str:
         """The first arguments of `solve`."""
-        names = ["row"] + ["target"] * (self.target == "target") + ["w"] * self.ball.weighted
+        return self.arguments("row", "target", "w")
+
+    def arguments(self, row: str, target: str, weights: str) -> str:
+        """The same, by other names."""
+        names = [row] + [target] * (self.target == "target") + [weights] * self.ball.weighted
         return ", ".join(names + ["spare"] * self.spare)
+
+    @property
+    def abreast(self) -> bool:
+        """Whether groups that lie side by side are worked on where they lie."""
+        return self.direct and self.lanes > 1
+
+    @property
+    def tile(self) -> str:
+        """What tells the functions of a tile where it lies."""
+        weighted = self.ball.weighted
+        names = ["y", *["w"] * weighted, "begin", "end", "base_y", *["base_w"] * weighted]
+        return ", ".join([*names, "width", "index", "axes"])
+
+    @property
+    def searches(self) -> bool:
+        """Whether the levels of a tile are searched for."""
+        return self.guesses and self.abreast
+
+    @property
+    def rescues(self) -> bool:
+        """Whether some of a tile's groups may be worked on alone."""
+        squares = self.ball.norm == "l2" or (self.ball.norm == "l1" and self.ball.weighted)
+        return squares and self.abreast
+
+    @property
+    def lane_vectors(self) -> tuple[str, ...]:
+        """What is known of each group of a tile."""
+        if not self.searches:
+            return ("sums", "level")
+        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes")
+        return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
+
+    def limit(self, x: str) -> str:
+        """A limit of an unweighted linf, in the array's type."""
+        down = self.dtype == "float32" and not self.ball.weighted
+        return f"np.float64(down({x}))" if down else x
 
     @property
     def guesses(self) -> bool:
@@ -201,11 +247,22 @@ class GroupKernel:
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
+    def scratch_size(self, pitch: int, longest: int) -> int:
+        """The room that a thread needs for groups of up to `longest` elements."""
+        own = 1 + self.ball.weighted
+        if not self.direct:
+            room = pitch * self.lanes * own
+        elif self.lanes > 1:
+            room = len(self.lane_vectors) * self.lanes + pitch * own
+        else:
+            room = 0
+        return room + self.spare_size(longest)
+
     @property
     def near(self) -> str:
         """The step of l2's search, or lp's inner one, that needs no other one after it."""
         if self.ball.p is None:
-            return "1e-5" if self.dtype == "float32" else "1e-8"
+            return "3e-4" if self.dtype == "float32" else "3e-8"
         bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
         return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
-from projgen.cpu.group_kernel import CELLS, LANES, Ball, GroupKernel
+from projgen.cpu.group_kernel import ABREAST, CELLS, LANES, Ball, GroupKernel
 from projgen.cpu.sharing import Sharing
 
 __all__ = ["Ball", "GroupCall", "walk_groups"]
@@ -72,11 +72,15 @@ def walk_groups(
     contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
     if labels is not None:
         contiguous = frozenset()
-    direct = len(loops) <= 1 and contiguous == steps.keys() and ball.norm not in ("l0", "lp")
-    kernel = GroupKernel(
-        ball, dtype, out_strides is None, LANES if tiled else 1, contiguous, direct
-    )
-
+    swept = ball.norm in ("l1", "l2", "linf")
+    if tiled and swept and ("w" not in steps or steps["w"][batch[-1]] in (0, 1)):
+        contiguous = frozenset(name for name in steps if steps[name][batch[-1]] == 1)
+        direct = True
+    else:
+        whole = len(loops) <= 1 and contiguous == steps.keys()
+        direct = whole and (swept or ball.norm == "simplex")
+    lanes = 1 if not tiled else ABREAST if direct else LANES
+    kernel = GroupKernel(ball, dtype, out_strides is None, lanes, contiguous, direct)
     if labels is not None:
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
@@ -114,8 +118,7 @@ def walk_groups(
         "extent": extent,
         "run": run,
         "w_lane": steps["w"][batch[-1]] if "w" in steps and batch else 0,
-        "scratch_size": (0 if direct else pitch * kernel.lanes * (1 + ball.weighted))
-        + kernel.spare_size(longest),
+        "scratch_size": kernel.scratch_size(pitch, longest),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
     }
