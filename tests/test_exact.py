@@ -181,7 +181,7 @@ def test_what_is_euclidean_anyway_stays_as_it_is() -> None:
     y = normal(20, 30)
     for spec in ("l1(l2)", "linf(l1(axis=1))", "l2"):
         assert np.array_equal(
-            projgen.project(y, spec, 1.0, exact=True), projgen.project(y, spec, 1.0)
+            projgen.build(spec, exact=True)(y, 1.0), projgen.build(spec)(y, 1.0)
         )
 
 
