@@ -164,8 +164,13 @@ class _Walk:
             array = np.maximum(array, 0.0)
         return self._arranged(arm, array, -np.inf if simplex else 0.0)
 
+    def _is_scaled(self, arm: BoundArm) -> bool:
+        """Not where the array is counted, nor beside counts, where radii stay as they are."""
+        norms = [node.norm for node in arm.arm.nodes]
+        return "l0" in norms[:-1] or not _counts(self.bound)
+
     def _scaled(self, arm: BoundArm, a: Array) -> Array:
-        if _counts(self.bound) and arm.arm.nodes[-1].norm == "l0":
+        if not self._is_scaled(arm):
             return a
         exponent = self.exponent.reshape(-1, *(1 for _ in arm.arm.nodes))
         scaled: Array = np.ldexp(a, -exponent)
@@ -187,8 +192,7 @@ class _Walk:
         exponent = np.broadcast_to(
             self.exponent.reshape(-1, *(1 for _ in arm.arm.nodes)), index.shape
         )
-        counts = _counts(self.bound) and arm.arm.nodes[-1].norm == "l0"
-        back = u if counts else np.ldexp(u, exponent)
+        back = np.ldexp(u, exponent) if self._is_scaled(arm) else u
         x = kept.copy().reshape(-1)
         entries = x[index[real]]
         changed = np.broadcast_to(u != a, index.shape)[real]

@@ -180,3 +180,15 @@ def test_an_exponent_that_is_as_good_as_infinite() -> None:
 def test_a_simplex_far_from_the_array(backend: Any, y: list[float], expected: list[float]) -> None:
     x = projgen.build("simplex", backend=backend)(np.array(y), 1.0)
     np.testing.assert_allclose(x, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+def test_counts_and_magnitudes_side_by_side(backend: Any) -> None:
+    """With a value out of the kernels' range beside them, which the reference projects."""
+    p = projgen.build("linf(a=l0, b=linf, c=l0(l1(axis=1)))", backend=backend)
+    c = np.array([[1.0, 2.0], [0.0, 1.0]])
+    for large in (3.0, 1.5e308):
+        x = p({"a": np.array([1.0, 3.0]), "b": np.array([large, -0.5, large]), "c": c}, 1.0)
+        np.testing.assert_array_equal(x["a"], [0.0, 3.0])
+        np.testing.assert_array_equal(x["b"], [1.0, -0.5, 1.0])
+        np.testing.assert_array_equal(x["c"], [[1.0, 2.0], [0.0, 0.0]])
