@@ -34,7 +34,8 @@ from projgen.stage import Stage, Walk
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
-GROUP_TEMPLATES = {"cpu/groups.py.j2", *(name for name in NAMES if name.startswith("cpu/balls/"))}
+GROUP_TEMPLATES = {"cpu/groups.py.j2", "cpu/abreast.py.j2"}
+GROUP_TEMPLATES |= {name for name in NAMES if name.startswith("cpu/balls/")}
 IDS = [exhibit.name for exhibit in CANON]
 
 
