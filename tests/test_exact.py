@@ -180,9 +180,7 @@ def test_flat_l1() -> None:
 def test_what_is_euclidean_anyway_stays_as_it_is() -> None:
     y = normal(20, 30)
     for spec in ("l1(l2)", "linf(l1(axis=1))", "l2"):
-        assert np.array_equal(
-            projgen.build(spec, exact=True)(y, 1.0), projgen.build(spec)(y, 1.0)
-        )
+        assert np.array_equal(projgen.build(spec, exact=True)(y, 1.0), projgen.build(spec)(y, 1.0))
 
 
 @pytest.mark.parametrize("spec", ["l2(linf)", "l1(l2(linf))", "linf(l1(linf))", "l1(a=linf, b=l2)"])

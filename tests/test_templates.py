@@ -35,7 +35,7 @@ TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
-GROUPS = {"cpu/groups.py.j2", *BALLS}  # of the kernel of one level
+GROUPS = {"cpu/groups.py.j2", "cpu/abreast.py.j2", *BALLS}  # of the kernel of one level
 IDS = [exhibit.name for exhibit in CANON]
 
 

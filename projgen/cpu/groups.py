@@ -105,6 +105,8 @@ def walk_groups(
     items = rows // extent * tiles * numbers
     average = max(1, starts[-1] * run // max(1, numbers)) * kernel.lanes
     block_size = max(1, BLOCK // int(average))
+    if kernel.searches:  # each search starts from what the last one found
+        block_size = max(block_size, min(4, items // 16))
     pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
     cells = {
         "spare_size": kernel.spare_size(longest),
