@@ -79,7 +79,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
 
         for arm in call.bound.arms:
             projection._finite(call.arrays[arm.key], arm.arm.label)
-        results = interpret_trees.project(
+        results = interpret_trees.project_any(
             call.bound, call.arrays, radii, call.given.arrays, call.given.labels
         )
         for key, x in results.items():

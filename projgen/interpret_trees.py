@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.operands import is_finite
 from projgen.references import REFERENCES
 from projgen.structure import Key, Place
 from projgen.trees import BoundArm, BoundTree, longest_block
@@ -58,6 +59,20 @@ def project(
     results: dict[Key, Array] = {}
     walk.project(bound.place, 0, scaled, results)
     return results
+
+
+def project_any(
+    bound: BoundTree,
+    arrays: Mapping[Key, Any],
+    radius: Any,
+    given: Mapping[str, Any],
+    labels: Mapping[str, Array],
+) -> dict[Key, Array]:
+    """As `project`; an index of the batch at which an array is not finite becomes NaN in all."""
+    finite = _finite_entries(bound, arrays)
+    tame = {arm.key: np.where(_spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
+    results = project(bound, tame, radius, given, labels)
+    return {arm.key: np.where(_spread(arm, finite), results[arm.key], np.nan) for arm in bound.arms}
 
 
 @np.errstate(over="ignore", under="ignore")
@@ -231,3 +246,25 @@ def entries_of(arm: BoundArm, labels: Mapping[str, Array]) -> NDArray[np.int64]:
 
 def _is_nonneg(arm: BoundArm) -> bool:
     return any(node.nonneg for node in arm.arm.nodes)
+
+
+def _finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:
+    """For each index of the batch, whether all its values in all arrays are finite."""
+    finite = np.ones(bound.batch, bool)
+    for arm in bound.arms:
+        array = arrays[arm.key]
+        if is_finite(array):
+            continue
+        if any(cut.axis in arm.arm.batch for cut in arm.arm.cuts):
+            raise ValueError("arrays that are cut into blocks must be finite")
+        axes = tuple(axis for axis in range(array.ndim) if axis not in arm.arm.batch)
+        finite &= np.isfinite(array).all(axis=axes)
+    return finite
+
+
+def _spread(arm: BoundArm, entries: Array) -> Array:
+    """What holds for each index of the batch, in a shape that broadcasts over the arm's array."""
+    if any(cut.axis in arm.arm.batch for cut in arm.arm.cuts):
+        return np.ones((), bool)
+    shape = [arm.shape[axis] if axis in arm.arm.batch else 1 for axis in range(len(arm.shape))]
+    return entries.reshape(shape)

@@ -192,3 +192,16 @@ def test_counts_and_magnitudes_side_by_side(backend: Any) -> None:
         np.testing.assert_array_equal(x["a"], [0.0, 3.0])
         np.testing.assert_array_equal(x["b"], [1.0, -0.5, 1.0])
         np.testing.assert_array_equal(x["c"], [[1.0, 2.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_reference_spoils_the_batch_entry_alone(value: float) -> None:
+    p = projgen.build(
+        "l1(axis=1, a=l2(axis=2), b=l1(axis=2, nonneg=True))", backend="numpy", check_finite=False
+    )
+    y = {"a": _normal(3, 4, 5), "b": _normal(3, 4, 2)}
+    expected = p(y, 1.0)
+    y["b"][1, 0, 0] = value
+    for name, x in p(y, 1.0).items():
+        assert np.isnan(x[1]).all()
+        np.testing.assert_array_equal(x[::2], expected[name][::2])

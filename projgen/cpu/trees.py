@@ -13,10 +13,10 @@ from projgen.cpu.compose import Composition, Operand
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import put
-from projgen.operands import is_finite, same_directions, same_memory, walkable
+from projgen.operands import same_directions, same_memory, walkable
 from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key
-from projgen.trees import BoundArm, BoundTree
+from projgen.trees import BoundTree
 from projgen.weights import Given
 
 if TYPE_CHECKING:
@@ -151,31 +151,6 @@ def _rescue(
     which scales them. Rare, and not fast."""
     for arm in bound.arms:
         projection._finite(arrays[arm.key], arm.arm.label)
-    finite = _finite_entries(bound, arrays)
-    tame = {arm.key: np.where(_spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
-    results = interpret_trees.project(bound, tame, radii, given.arrays, given.labels)
-    for arm in bound.arms:
-        x = np.where(_spread(arm, finite), results[arm.key], np.nan)
-        put(outs[arm.key], x)
-
-
-def _finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:
-    """For each index of the batch, whether all its values in all arrays are finite."""
-    finite = np.ones(bound.batch, bool)
-    for arm in bound.arms:
-        array = arrays[arm.key]
-        if is_finite(array):
-            continue
-        if any(cut.axis in arm.arm.batch for cut in arm.arm.cuts):
-            raise ValueError("arrays that are cut into blocks must be finite")
-        axes = tuple(axis for axis in range(array.ndim) if axis not in arm.arm.batch)
-        finite &= np.isfinite(array).all(axis=axes)
-    return finite
-
-
-def _spread(arm: BoundArm, entries: Array) -> Array:
-    """What holds for each index of the batch, in a shape that broadcasts over the arm's array."""
-    if any(cut.axis in arm.arm.batch for cut in arm.arm.cuts):
-        return np.ones((), bool)
-    shape = [arm.shape[axis] if axis in arm.arm.batch else 1 for axis in range(len(arm.shape))]
-    return entries.reshape(shape)
+    results = interpret_trees.project_any(bound, arrays, radii, given.arrays, given.labels)
+    for key, x in results.items():
+        put(outs[key], x)
