@@ -169,7 +169,7 @@ def _read(
     place = projection._places.get(form)
     if place is None:
         place = places(projection.tree, y, projection.unmatched)
-        place = _remember(projection._places, form, place)
+        place = remember(projection._places, form, place)
     arrays: dict[Key, Array] = {}
     wraps: list[Wrap] = []
     targets: dict[Key, Array] = {}
@@ -192,7 +192,7 @@ def _read(
     known = tuple(forms)
     ready = projection._ready.get(known)
     if ready is None:
-        ready = _remember(
+        ready = remember(
             projection._ready, known, _checked(projection, place, arrays, targets, given)
         )
     elif out is not None:
@@ -235,7 +235,7 @@ def _checked(
     )
 
 
-def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
     if len(memory) >= REMEMBERED:
         memory.clear()
     memory[key] = value

@@ -9,7 +9,7 @@ import numpy as np
 
 from projgen import interpret_trees, measure
 from projgen.arrays import Array
-from projgen.calls import Ready
+from projgen.calls import Ready, remember
 from projgen.compare import Level, Subject, summarise
 from projgen.info import Info
 from projgen.structure import Key, Place
@@ -70,7 +70,8 @@ def _ready(
     pairs = ((arrays[key], like[key]) for key in arrays)
     layouts = tuple((a.strides, a.flags.aligned, b.strides, b.flags.aligned) for a, b in pairs)
     known = "info", bound, layouts, given.signature
-    return projection._ready.setdefault(known, Ready(bound, [], []))
+    found = projection._ready.get(known)
+    return found or remember(projection._ready, known, Ready(bound, [], []))
 
 
 def _subject(arm: BoundArm, y: Array, x: Array, given: Given) -> Subject:

@@ -169,6 +169,6 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
             f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "
             f"the values that it weighs, {shape}"
         ) from None
-    if not np.all((array >= 0) & np.isfinite(array)):
+    if array.size and not (array.min() >= 0 and np.isfinite(array.max())):  # NaN is in both
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
