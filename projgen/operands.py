@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from projgen.plan import Plan
 
 
+_LARGE = 10**308
+
+
 def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:
     """A float, or an array of the batch axes' shape; a ValueError for a negative one or NaN."""
     if type(radius) is float and radius >= 0:
@@ -23,6 +26,8 @@ def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float
 
 def check_radii(radius: Any, batch: tuple[int, ...], what: str) -> float | Array:
     """`check_radius` for a batch of this shape; `what` the radius is for, in words."""
+    if type(radius) is int:  # of any size, which NumPy's are not
+        radius = float(min(max(radius, -_LARGE), _LARGE))
     if type(radius) is not float:
         given = np.asarray(radius)
         if given.dtype.kind not in "fiu":

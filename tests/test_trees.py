@@ -152,6 +152,16 @@ def test_two_of_four() -> None:
     assert np.array_equal(ragged[:, 12:], y[:, 12:14])
 
 
+def test_whole_numbers_of_any_size_are_radii() -> None:
+    y = normal(4, 3)
+    with rehearsals():
+        assert np.array_equal(projgen.build(f"l0(k={10**20}, l2(axis=1))")(y), y)
+        for spec in ("l1", "l1(linf, nonneg=False)", "l0"):
+            assert np.array_equal(projgen.build(spec)(y, 10**400), y)
+            with pytest.raises(ValueError, match="at least 0"):
+                projgen.build(spec)(y, -(10**400))
+
+
 def test_the_longest_rows() -> None:
     y = normal(20, 6)
     x = projgen.project(y, "l0(k=5, l2(axis=1))")
