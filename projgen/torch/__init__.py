@@ -1,0 +1,56 @@
+"""Training with projections, in PyTorch: constraints on an optimiser's parameters, and reports.
+
+    >>> import projgen.torch
+    >>> constraint = projgen.torch.constrain(
+    ...     optimizer, model, {"encoder.0.weight": "l1(linf(axis=0))"}, radius=1.0
+    ... )
+
+See docs/training.md. It needs PyTorch: ``pip install "projgen[torch]"``.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from projgen.torch.constraint import Constraint, constrain
+    from projgen.torch.history import Watch, watch
+    from projgen.torch.reports import Report, report
+    from projgen.torch.schedule import Ramp, cosine, geometric, linear
+
+if find_spec("torch") is None:  # the top-level package: this one is projgen.torch
+    raise ImportError('projgen.torch needs PyTorch: pip install "projgen[torch]"', name="torch")
+
+__all__ = [
+    "Constraint",
+    "Ramp",
+    "Report",
+    "Watch",
+    "constrain",
+    "cosine",
+    "geometric",
+    "linear",
+    "report",
+    "watch",
+]
+
+# No module has the name of what is taken from it: importing it would put it in that one's place.
+_LATER = {
+    "Constraint": "constraint",
+    "Ramp": "schedule",
+    "Report": "reports",
+    "Watch": "history",
+    "constrain": "constraint",
+    "cosine": "schedule",
+    "geometric": "schedule",
+    "linear": "schedule",
+    "report": "reports",
+    "watch": "history",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PyTorch takes seconds to import, so it comes with the first name that is used."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"projgen.torch.{_LATER[name]}"), name)

@@ -1,0 +1,224 @@
+"""A budget: a projection, the parameters that share its radius, and what the radius is when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from projgen.api import build
+from projgen.arrays import writable_view
+from projgen.errors import SpecError, quote
+from projgen.operands import check_out
+from projgen.projection import Projection
+from projgen.structure import dotted, flat, places, rebuilt
+from projgen.torch.names import Names, listed
+from projgen.torch.schedule import radius_at, read_radius
+from projgen.tree import NormTree
+
+Lookup = Callable[[str], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """How a budget stands: ``norm`` is that of its parameters now, ``radius`` what it is projected
+    on next, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
+    are not all zero. Norms and radii are arrays over batch axes, if there are any."""
+
+    key: str
+    spec: str
+    names: tuple[str, ...]
+    radius: Any
+    norm: Any
+    active: int
+    groups: int
+
+
+@dataclass(slots=True, eq=False)
+class Budget:
+    """One projection of a constraint.
+
+    ``key`` is the parameter's name, or of several under one budget the spec; ``where`` the name, or
+    a structure of names like that of the arrays which the projection takes; ``given`` the weights
+    and labels that its spec names; ``norm`` the norm in the beginning.
+    """
+
+    key: str
+    projection: Projection
+    where: Any
+    radius: Any
+    given: Mapping[str, Any]
+    norm: Any = field(default=0.0)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, name in flat(self.where)]
+
+    def tensors(self, tensor: Lookup) -> Any:
+        """The parameters, in the structure of ``where``."""
+        if type(self.where) is str:
+            return tensor(self.where)
+        return rebuilt(self.where, {key: tensor(name) for key, name in flat(self.where)})
+
+    def begin(self, tensor: Lookup) -> None:
+        """Check that the parameters can be projected, and note their norm.
+
+        Kernels are compiled here, before the training. SpecError, TypeError, ValueError: as the
+        call of a `Projection`; with the names of the parameters.
+        """
+        for name in self.names:
+            found = tensor(name)
+            if torch.nn.parameter.is_lazy(found):
+                raise ValueError(f"{quote(name, 80)} has no shape yet: run the model once before")
+            if not found.is_cuda:
+                with named(name):
+                    array = writable_view(found)
+                    check_out(array, array)
+        with named(self.key):
+            self.norm = self.projection.norm(self.tensors(tensor), **self.given)
+            self.radius_after(0)
+
+    def radius_after(self, step: int) -> Any:
+        """The radius after `step` steps; a TypeError where there is none, or one too many."""
+        radius = radius_at(self.radius, step, self.norm)
+        if (radius is None) != (self.projection.tree.root.k is not None):
+            raise TypeError(
+                "a radius is missing" if radius is None else
+                f"{self.projection.spec} says how many groups are kept: it takes no radius"
+            )  # fmt: skip
+        return radius
+
+    def project(self, tensor: Lookup, step: int) -> None:
+        """Project in place; an error leaves the parameters as they were."""
+        y = self.tensors(tensor)
+        self.projection(y, self.radius_after(step), out=y, **self.given)
+
+    def standing(self, tensor: Lookup, step: int) -> Standing:
+        """See `Standing`."""
+        y = self.tensors(tensor)
+        leaves = [
+            torch.as_tensor(leaf) for _, leaf in flat(self.projection.active(y, **self.given))
+        ]
+        return Standing(
+            self.key,
+            self.projection.spec,
+            tuple(self.names),
+            self.radius_after(step),
+            self.projection.norm(y, **self.given),
+            sum(int(leaf.sum()) for leaf in leaves),
+            sum(leaf.numel() for leaf in leaves),
+        )
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Errors about a parameter, which the projection knows as y, say its name."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{name}: {error.message}", *error.spans, hint=error.hint) from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def budgets(
+    names: Names, constraints: Any, where: Any, radius: Any, arrays: Mapping[str, Any]
+) -> list[Budget]:
+    """The budgets that `constrain` is asked for: see there."""
+    if isinstance(constraints, Mapping):
+        if where is not None:
+            raise TypeError("where= is for a single spec: the keys say where already")
+        chosen = {str(key): _projection(spec) for key, spec in constraints.items()}
+        return list(_one_by_one(names, chosen, radius, arrays))
+    projection = _projection(constraints)
+    if not any(node.is_branch for node in projection.tree.levels):
+        keys = [where] if isinstance(where, str) else where
+        if not isinstance(keys, Sequence) or not all(isinstance(key, str) for key in keys):
+            raise TypeError(
+                f"which parameters? constrain(optimizer, model, {{NAME: {projection.spec!r}}}), "
+                f"where a name may be a pattern; there are {listed(list(names))}"
+            )
+        return list(_one_by_one(names, dict.fromkeys(keys, projection), radius, arrays))
+    if isinstance(radius, Mapping):
+        raise TypeError("several parameters under one budget have one radius")
+    return [
+        Budget(
+            projection.spec,
+            projection,
+            _under_one_budget(names, projection, where),
+            read_radius(radius),
+            _given(projection, arrays),
+        )
+    ]
+
+
+def _one_by_one(
+    names: Names, chosen: Mapping[str, Projection], radius: Any, arrays: Mapping[str, Any]
+) -> Iterator[Budget]:
+    """A budget for each parameter. The first key that matches a parameter takes it."""
+    if not chosen:
+        raise ValueError(f"there is nothing to constrain; there are {listed(list(names))}")
+    radii = radius if isinstance(radius, Mapping) else dict.fromkeys(chosen, radius)
+    if set(radii) != set(chosen):
+        strange = [str(key) for key in [*radii, *chosen] if (key in radii) != (key in chosen)]
+        raise ValueError(f"the radii must have the keys of the constraints, {listed([*chosen])}; "
+                         f"it is otherwise with {listed(strange)}")  # fmt: skip
+    taken: set[int] = set()
+    for key, projection in chosen.items():
+        if any(node.is_branch for node in projection.tree.levels):
+            raise TypeError(f"{projection.spec} takes several arrays: pass it by itself, and say "
+                            "which with patterns in it, or with where=")  # fmt: skip
+        fresh = [name for name in names.unique(names.find(key))
+                 if id(names.tensor(name)) not in taken]  # fmt: skip
+        if not fresh:
+            raise ValueError(f"{quote(key, 80)} matches nothing that no earlier key took")
+        for name in fresh:
+            taken.add(id(names.tensor(name)))
+            yield Budget(
+                name, projection, name, read_radius(radii[key]), _given(projection, arrays)
+            )
+
+
+def _under_one_budget(names: Names, projection: Projection, where: Any) -> Any:
+    """The names of the parameters of a tree with branches, in a structure that it takes."""
+    if not projection.tree.root.is_patterned:
+        if where is None:
+            raise TypeError(f"{projection.spec} takes several arrays: where= says which "
+                            "parameters, as in where={'enc': 'encoder.0.weight', …}")  # fmt: skip
+        found = {key: _one(names, name, dotted(key)) for key, name in flat(where)}
+        if len(names.unique(found.values())) < len(found):
+            raise ValueError(f"of {listed(list(found.values()))} two are the same parameter")
+        return rebuilt(where, found)
+    if where is not None:
+        raise TypeError("where= is for trees without patterns, which say themselves what they take")
+    arms = places(projection.tree, {name: name for name in names}, "pass").arms
+    return {name: name for name in names.unique(dotted(arm.key) for arm in arms)}
+
+
+def _one(names: Names, name: Any, key: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"where[{key!r}] must be a name, not {type(name).__name__}")
+    found = names.find(name)
+    if len(found) > 1:
+        raise ValueError(f"where[{key!r}]: {quote(name, 80)} matches {listed(found)}: name one")
+    return found[0]
+
+
+def _projection(spec: Any) -> Projection:
+    if isinstance(spec, Projection):
+        return spec
+    if isinstance(spec, (str, NormTree)):
+        return build(spec)
+    raise TypeError(f"a spec, such as 'l1(linf(axis=1))', or what projgen.build made of one; got "
+                    f"{type(spec).__name__}")  # fmt: skip
+
+
+def _given(projection: Projection, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    names = projection.tree.bound_names
+    return {name: array for name, array in arrays.items() if name in names}
+
+
+__all__ = ["Budget", "Standing", "budgets", "named"]

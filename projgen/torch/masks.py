@@ -1,0 +1,58 @@
+"""Zeros that stay: which entries of parameters are held at zero, in the optimiser's state too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from projgen.torch.names import Names
+
+Tensor = torch.Tensor
+
+
+class Masks:
+    """``frozen`` has, for each parameter that is held, a bool tensor: true where it stays zero."""
+
+    def __init__(self, names: Names, optimizer: torch.optim.Optimizer) -> None:
+        self.frozen: dict[str, Tensor] = {}
+        self._names = names
+        self._optimizer = optimizer
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Hold every entry of these parameters that is zero now.
+
+        Entries, whatever the spec: a group that vanished is all its entries, and balls of l1 make
+        single ones vanish. What was held before is zero, so it goes on being held.
+        """
+        self.frozen |= {name: self._names.tensor(name).detach() == 0 for name in names}
+
+    def hold(self) -> None:
+        """Zero what is frozen, in the parameters and in the optimiser's state."""
+        self.hold_parameters()
+        self.hold_state()
+
+    def hold_parameters(self) -> None:
+        """Zero what is frozen in the parameters."""
+        for name in self.frozen:
+            tensor = self._names.tensor(name)
+            tensor.masked_fill_(self._frozen(name, tensor), 0)
+
+    def hold_state(self) -> None:
+        """Zero what is frozen in all that the optimiser keeps in a parameter's shape: momenta, and
+        means of squares. Nothing is left that would move it once the mask is gone."""
+        for name in self.frozen:
+            tensor = self._names.tensor(name)
+            for key, value in self._optimizer.state.get(tensor, {}).items():
+                kept = isinstance(value, Tensor) and value.shape == tensor.shape
+                if kept and key != "step":  # of a parameter that is a number, this has its shape
+                    value.masked_fill_(self._frozen(name, tensor), 0)
+
+    def _frozen(self, name: str, tensor: Tensor) -> Tensor:
+        frozen = self.frozen[name]
+        if frozen.device != tensor.device:  # the model has moved
+            frozen = self.frozen[name] = frozen.to(tensor.device)
+        return frozen
+
+
+__all__ = ["Masks"]
