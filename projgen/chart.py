@@ -1,9 +1,9 @@
-"""A regularisation path for a terminal: bars, and zero patterns in shades."""
+"""Regularisation paths and training for a terminal: bars, and what is not zero in shades."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,24 @@ def draw(path: Path, name: str, terminal: Terminal, at: int | None = None) -> No
         note = radii if number == 0 else note
         note = note if len(title) + len(note) + 10 < width else ""
         terminal.write("", terminal.heading(title, note, width), *lines)
+
+
+def training(
+    steps: Sequence[int], curves: Mapping[str, Sequence[float]], what: str, terminal: Terminal
+) -> None:
+    """Of each parameter the fraction of `what` that was zero while it was trained."""
+    width = terminal.width
+    longest = max(map(len, curves), default=0)
+    room = max(8, width - min(longest, width // 2) - 12)
+    chosen = np.linspace(0, len(steps) - 1, min(len(steps), room)).round().astype(int)
+    note = f"steps {steps[0]:,} to {steps[-1]:,}; blank: zero"
+    terminal.write(terminal.heading(f"ZERO {what.upper()}", note, width))
+    for name, zero in curves.items():
+        alive = 1 - np.asarray(zero)[chosen]
+        (drawn,) = _shaded(alive[np.newaxis], room)
+        label = name if len(name) <= width // 2 else "…" + name[1 - width // 2 :]
+        terminal.write(f"{label:{min(longest, width // 2)}} │{terminal.level(0, drawn)}│ "
+                       f"{f'{100 * zero[-1]:.1f}%':>{_NUMBER}}")  # fmt: skip
 
 
 Section = tuple[str, str, Iterator[str]]
@@ -129,4 +147,4 @@ def _range(value: float | Sequence[float] | Array) -> str:
     return f"{flat[0]:.6g}" if flat.size == 1 else f"{flat.min():.6g} to {flat.max():.6g}"
 
 
-__all__ = ["draw"]
+__all__ = ["draw", "training"]

@@ -1,9 +1,9 @@
-"""A regularisation path in Matplotlib: the only module that imports it."""
+"""Regularisation paths and training in Matplotlib: the only module that imports it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -154,6 +154,29 @@ def _pattern(path: Path, ax: Any, index: int) -> None:
     ax.set_title(f"Entries that are not zero (dark) at {at}: {share:.1f}% are zero")
 
 
+def training(
+    steps: Sequence[int], curves: Mapping[str, Sequence[float]], what: str, ax: Any = None
+) -> Any:
+    """Of each parameter the fraction of `what` that was zero, against the steps: on `ax`, or a
+    new figure."""
+    with matplotlib().rc_context(_STYLE):
+        made = None
+        if ax is None:
+            made = matplotlib("pyplot").figure(figsize=(7, 4), layout="constrained")
+            ax = made.subplots()
+        for i, (name, zero) in enumerate(curves.items()):
+            style = ("-", "--", ":", "-.")[i // len(_LINES) % 4]
+            colour = _LINES[i % len(_LINES)]
+            ax.plot(steps, 100 * np.asarray(zero), style, color=colour, label=name)
+        ax.set_ylim(-3, 103)
+        ax.set_xlabel("step")
+        ax.set_ylabel(f"{what} that are zero (%)")
+        ax.set_title("Sparsity while training")
+        ax.grid(alpha=0.25, lw=0.5)
+        ax.legend(loc="best")
+    return ax if made is None else made
+
+
 def abscissa(path: Path) -> tuple[Array, str]:
     """The radii to draw against, and their name: of a batch whose radii differ, parts of norms."""
     first = path.radii.reshape(len(path.radii), -1)
@@ -256,4 +279,13 @@ def _colours() -> Any:
     return matplotlib("colors").LinearSegmentedColormap.from_list("zeros", [_PAPER, _INK])
 
 
-__all__ = ["abscissa", "as_matrix", "check_target", "figure", "save", "shades", "sparsity"]
+__all__ = [
+    "abscissa",
+    "as_matrix",
+    "check_target",
+    "figure",
+    "save",
+    "shades",
+    "sparsity",
+    "training",
+]
