@@ -36,16 +36,16 @@ __all__ = [
 
 # No module has the name of what is taken from it: importing it would put it in that one's place.
 _LATER = {
-    "Constraint": "constraint",
-    "Ramp": "schedule",
-    "Report": "reports",
-    "Watch": "history",
-    "constrain": "constraint",
-    "cosine": "schedule",
-    "geometric": "schedule",
-    "linear": "schedule",
-    "report": "reports",
-    "watch": "history",
+    "Constraint": "projgen.torch.constraint",
+    "Ramp": "projgen.torch.schedule",
+    "Report": "projgen.torch.reports",
+    "Watch": "projgen.torch.history",
+    "constrain": "projgen.torch.constraint",
+    "cosine": "projgen.torch.schedule",
+    "geometric": "projgen.torch.schedule",
+    "linear": "projgen.torch.schedule",
+    "report": "projgen.torch.reports",
+    "watch": "projgen.torch.history",
 }
 
 
@@ -53,4 +53,4 @@ def __getattr__(name: str) -> Any:
     """PyTorch takes seconds to import, so it comes with the first name that is used."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"projgen.torch.{_LATER[name]}"), name)
+    return getattr(import_module(_LATER[name]), name)

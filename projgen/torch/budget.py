@@ -25,7 +25,7 @@ Lookup = Callable[[str], torch.Tensor]
 @dataclass(frozen=True, slots=True, eq=False)
 class Standing:
     """How a budget stands: ``norm`` is that of its parameters now, ``radius`` what it is projected
-    on next, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
+    on now, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
     are not all zero. Norms and radii are arrays over batch axes, if there are any."""
 
     key: str
@@ -79,7 +79,7 @@ class Budget:
                     check_out(array, array)
         with named(self.key):
             self.norm = self.projection.norm(self.tensors(tensor), **self.given)
-            self.radius_after(0)
+            self.radius_after(1)
 
     def radius_after(self, step: int) -> Any:
         """The radius after `step` steps; a TypeError where there is none, or one too many."""

@@ -11,14 +11,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from projgen.errors import quote
 from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
 from projgen.torch.names import Names, like_model, listed, members
 from projgen.torch.schedule import RadiusLike, When
-
-Tensor = torch.Tensor
 
 IN_OPTIMIZER = "projgen"  # where an optimiser's state_dict has those of its constraints
 
@@ -93,20 +92,18 @@ class Constraint:
     def standings(self) -> list[Standing]:
         """How each budget stands: radius, norm, groups that are left."""
         with torch.no_grad():
-            since = max(0, self.clock - self.when.start)
-            return [budget.standing(self._tensor, since) for budget in self._budgets]
+            return [budget.standing(self._tensor, self._since) for budget in self._budgets]
 
     def project(self) -> None:
         """Project now, on the present radius, whatever `every`, `start` and `stop` say.
 
         ValueError: a parameter is not finite; it is untouched then, as are those after it.
         """
-        since = max(0, self.clock - self.when.start)
         with torch.no_grad():
             self._masks.hold_parameters()
             for budget in self._budgets:
                 try:
-                    budget.project(self._tensor, since)
+                    budget.project(self._tensor, self._since)
                 except (TypeError, ValueError) as error:
                     self._explain(budget, error)
             if self._freeze_zeros:
@@ -264,6 +261,11 @@ class Constraint:
             with torch.no_grad():
                 self._masks.hold()
 
+    @property
+    def _since(self) -> int:
+        """What schedules are asked for: 1 after the first step that counts, and before it."""
+        return max(1, self.clock - self.when.start)
+
     def _is_due(self) -> bool:
         return self._projects and self.when.is_due(self.clock)
 
@@ -367,7 +369,7 @@ def constrain(
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.device == b.device and a.data_ptr() == b.data_ptr()
+    return bool(a.device == b.device and a.data_ptr() == b.data_ptr())
 
 
 __all__ = ["Constraint", "Standing", "constrain"]

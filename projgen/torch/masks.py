@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from projgen.torch.names import Names
-
-Tensor = torch.Tensor
 
 
 class Masks:

@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from projgen.errors import quote
-
-Tensor = torch.Tensor
 
 COMPILED = "_orig_mod"  # what torch.compile puts into the names of a model's parameters
 

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from projgen.info import numbers, percent
 from projgen.terminal import format_count, format_shape
 from projgen.torch.budget import Standing
 from projgen.torch.constraint import Constraint
 from projgen.torch.names import plain_name
-
-Tensor = torch.Tensor
 
 # What a module's weight has as its outputs (neurons, filters) and inputs (features, channels).
 _SWAPPED = (
