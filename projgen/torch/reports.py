@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -158,9 +159,12 @@ def _row(name: str, tensor: Tensor, swapped: bool) -> Row:
         zero = nonzero.numel() - int(torch.count_nonzero(nonzero))
         sides = [_slices(nonzero, axis) for axis in ((1, 0) if swapped else (0, 1))]
         outputs, inputs = sides if len(shape) > 1 else (None, None)
-        magnitudes = values.abs().to(torch.float64)
-        length = float(torch.linalg.vector_norm(magnitudes))
-        largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
+        if not (values.is_floating_point() or values.is_complex()):
+            values = values.to(torch.float64)
+        wide = torch.complex128 if values.is_complex() else torch.float64
+        length = float(torch.linalg.vector_norm(values, dtype=wide))
+        top = torch.linalg.vector_norm(values, math.inf, dtype=wide) if values.numel() else 0
+        largest = float(top)
     return Row(name, shape, dtype, nonzero.numel(), zero, outputs, inputs, length, largest)
 
 
