@@ -187,14 +187,16 @@ class Constraint:
         }
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        if state["specs"] != self.specs:
-            raise ValueError(f"this state is that of another constraint: of {state['specs']}, and "
-                             f"here are {self.specs}")  # fmt: skip
+        if state.get("specs") != self.specs:
+            raise ValueError(f"this state is that of another constraint: of {state.get('specs')}, "
+                             f"and here are {self.specs}")  # fmt: skip
+        shapes = {name: tuple(self._tensor(name).shape) for name in self.names}
         for name, frozen in state["frozen"].items():
-            if frozen.shape != self._tensor(name).shape:
-                raise ValueError(f"this state is that of another model: {quote(name, 80)} has "
-                                 f"shape {tuple(self._tensor(name).shape)} here, and "
-                                 f"{tuple(frozen.shape)} there")  # fmt: skip
+            if shapes.get(name) != tuple(frozen.shape):
+                raise ValueError(
+                    f"this state is that of another model: {quote(name, 80)} has shape "
+                    f"{tuple(frozen.shape)} there, and {shapes.get(name, 'no constraint')} here"
+                )
 
     def _save(self, optimizer: Any, state: dict[str, Any]) -> None:
         state.setdefault(IN_OPTIMIZER, []).append(self.state_dict())

@@ -25,7 +25,8 @@ class Names:
     def __init__(self, model: torch.nn.Module) -> None:
         found = model.named_parameters(remove_duplicate=False)
         self._paths = {plain_name(path): path for path, _ in found}
-        self._modules = {plain_name(path): module for path, module in model.named_modules()}
+        modules = model.named_modules(remove_duplicate=False)
+        self._modules = {plain_name(path) for path, _ in modules}
         self._model = model
 
     def __iter__(self) -> Iterator[str]:
