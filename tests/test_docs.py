@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support import rehearsals
 
+import projgen
+
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+\.\d+")
@@ -51,3 +53,12 @@ def test_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 assert_alike(printed, body)
                 printed = ""
     assert not printed
+
+
+@pytest.mark.parametrize("page", ["training.md", "trees.md"])
+def test_specs_in_the_text(page: str) -> None:
+    text = FENCE.sub("", (DOCS / page).read_text(encoding="utf-8"))
+    specs = re.findall(r"`((?:l0|l1|l2|linf|lp)\([^`…]*\))`", text)
+    assert len(specs) > 5
+    for spec in specs:
+        projgen.build(spec)
