@@ -361,6 +361,15 @@ def test_tied_parameters_are_projected_once(key: str) -> None:
         pt.constrain(optimizer, model, {"encoder": ROWS, "decoder": ROWS}, 1.0)
 
 
+def test_a_module_that_is_there_twice() -> None:
+    layer = nn.Linear(5, 5)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pt.constrain(optimizer, model, {"2": ROWS}, radius=0.5)
+    optimizer.step()
+    assert norm(ROWS, layer.weight) == pytest.approx(0.5, rel=1e-6)
+
+
 def test_parameter_groups() -> None:
     model = network()
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1].parameters()}]
@@ -515,8 +524,10 @@ def test_zeros_may_come_back_unless_asked() -> None:
     assert not optimizer.state[other[0].weight]["momentum_buffer"][0].any()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adafactor"])
 def test_frozen_zeros_have_no_momentum(name: str) -> None:
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this PyTorch has no {name}")
     model = network()
     options = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"amsgrad": True}}
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.05, **options.get(name, {}))
@@ -529,12 +540,26 @@ def test_frozen_zeros_have_no_momentum(name: str) -> None:
     assert torch.equal(frozen, weight == 0)
     for seed in range(3):
         train(model, optimizer, seed=seed)
-        state = optimizer.state[weight]
-        kept = [value for key, value in state.items() if key != "step" and value is not None]
-        assert kept
+        state = optimizer.state[weight]  # Adafactor's has sums over rows and columns
+        kept = [value for value in state.values() if getattr(value, "shape", 0) == weight.shape]
+        assert bool(kept) is (name != "Adafactor")
         assert all(not value[frozen].any() for value in [weight, *kept])
-        assert all(value[~frozen].all() for value in [weight])
+        assert weight[~frozen].all()
     assert norm(ROWS, weight) > handle.standings()[0].radius  # it trains freely beneath the mask
+
+
+def test_a_number_that_is_frozen() -> None:
+    """Its count of steps has its shape, and is none of its momenta."""
+    model = nn.Module()
+    model.register_parameter("scale", nn.Parameter(torch.tensor(0.0)))
+    optimizer = adam(model)
+    handle = pt.constrain(optimizer, model, {"scale": "l1"}, 1.0)
+    handle.freeze()
+    for _ in range(3):
+        model.scale.grad = torch.tensor(1.0)
+        optimizer.step()
+    state = optimizer.state[model.scale]
+    assert (model.scale, state["exp_avg"], state["step"]) == (0, 0, 3)
 
 
 def test_frozen_zeros_under_the_constraint() -> None:
@@ -596,15 +621,15 @@ def test_double_descent() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(own: bool) -> None:
-    def begin() -> tuple[Any, Any, Any]:
-        model = network()
+    def begin(seed: int) -> tuple[Any, Any, Any]:
+        model = network(seed)
         optimizer = adam(model)
         specs = {"0.0": COLUMNS, "1": "l1(axis=1)"}
         handle = pt.constrain(optimizer, model, specs, pt.cosine("100%", "20%", 8), every=2,
                               start=1, freeze_zeros=True)  # fmt: skip
         return model, optimizer, handle
 
-    model, optimizer, handle = begin()
+    model, optimizer, handle = begin(0)
     train(model, optimizer, 5)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     if own:
@@ -617,8 +642,8 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(own: bool) -> None:
 
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    again, second, resumed = begin()
-    train(again, second, 2, seed=3)  # the initial norms are those of the first run
+    again, second, resumed = begin(1)  # percentages are those of the first run's norms
+    train(again, second, 2, seed=3)
     again.load_state_dict(state["model"])
     second.load_state_dict(state["optimizer"])
     if own:
@@ -628,6 +653,23 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(own: bool) -> None:
     assert same(model, again)
     assert resumed.standings()[0].radius == handle.standings()[0].radius
     assert torch.equal(handle.frozen["0.0.weight"], resumed.frozen["0.0.weight"])
+
+
+def test_a_checkpoint_of_the_second_phase() -> None:
+    model = network()
+    optimizer = adam(model)
+    handle = pt.constrain(optimizer, model, {"0.0": COLUMNS}, 0.2)
+    train(model, optimizer, 8)
+    handle.freeze()
+    again = network(1)
+    second = adam(again)
+    pt.constrain(second, again, {"0.0": COLUMNS}, 0.2)
+    again.load_state_dict(model.state_dict())
+    second.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, 4)
+    train(again, second, 4)
+    assert same(model, again)
+    assert norm(COLUMNS, again[0][0].weight) > 0.2
 
 
 def test_states_of_others() -> None:
