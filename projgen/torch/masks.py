@@ -42,9 +42,8 @@ class Masks:
         means of squares. Nothing is left that would move it once the mask is gone."""
         for name in self.frozen:
             tensor = self._names.tensor(name)
-            for key, value in self._optimizer.state.get(tensor, {}).items():
-                kept = isinstance(value, Tensor) and value.shape == tensor.shape
-                if kept and key != "step":  # of a parameter that is a number, this has its shape
+            for value in self._optimizer.state.get(tensor, {}).values():
+                if isinstance(value, Tensor) and value.shape == tensor.shape:
                     value.masked_fill_(self._frozen(name, tensor), 0)
 
     def _frozen(self, name: str, tensor: Tensor) -> Tensor:
