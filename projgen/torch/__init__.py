@@ -1,11 +1,11 @@
-"""Training with projections, in PyTorch: constraints on an optimiser's parameters, and reports.
+"""Training with projections, in PyTorch: constraints, reports, and smaller models.
 
     >>> import projgen.torch
     >>> constraint = projgen.torch.constrain(
     ...     optimizer, model, {"encoder.0.weight": "l1(linf(axis=0))"}, radius=1.0
     ... )
 
-See docs/training.md. It needs PyTorch: ``pip install "projgen[torch]"``.
+See docs/training.md and docs/shrinking.md. It needs PyTorch: ``pip install "projgen[torch]"``.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from projgen.torch.history import Watch, watch
     from projgen.torch.reports import Report, report
     from projgen.torch.schedule import Ramp, cosine, geometric, linear
+    from projgen.torch.shrinking import Shrunk, shrink
 
 if find_spec("torch") is None:  # the top-level package: this one is projgen.torch
     raise ImportError('projgen.torch needs PyTorch: pip install "projgen[torch]"', name="torch")
@@ -25,12 +26,14 @@ __all__ = [
     "Constraint",
     "Ramp",
     "Report",
+    "Shrunk",
     "Watch",
     "constrain",
     "cosine",
     "geometric",
     "linear",
     "report",
+    "shrink",
     "watch",
 ]
 
@@ -39,12 +42,14 @@ _LATER = {
     "Constraint": "projgen.torch.constraint",
     "Ramp": "projgen.torch.schedule",
     "Report": "projgen.torch.reports",
+    "Shrunk": "projgen.torch.shrinking",
     "Watch": "projgen.torch.history",
     "constrain": "projgen.torch.constraint",
     "cosine": "projgen.torch.schedule",
     "geometric": "projgen.torch.schedule",
     "linear": "projgen.torch.schedule",
     "report": "projgen.torch.reports",
+    "shrink": "projgen.torch.shrinking",
     "watch": "projgen.torch.history",
 }
 

@@ -1,0 +1,146 @@
+"""Which units of a group make no difference, and what takes their place.
+
+A channel that a layer reads is *spare* if it can go from there: the weights on it are zero, or it
+is a constant that the layer's bias can hold. A unit is spare if all of its channels are.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from projgen.torch.shrinking.coupling import Couplings, Group, Member
+from projgen.torch.shrinking.taint import is_affine
+
+Constants = Mapping[nn.Module, Tensor]
+
+
+def unread(module: nn.Module) -> Tensor:
+    """Which of the channels that an affine layer reads have only zero weights."""
+    return ~_by_input(module).flatten(1).any(1)
+
+
+def fold(module: nn.Module, channels: Tensor, known: Constants) -> None:
+    """Let `module`'s bias hold what it reads of the constant `channels`."""
+    if module not in known:
+        return
+    values = known[module][channels].double()
+    weight = _by_input(module)[channels].double()
+    weight = weight.reshape(*weight.shape[:2], -1).sum(2)  # at all offsets of a convolution
+    values = values.where(weight.any(1), 0.0)  # what nothing reads need not be a constant
+    if not values.any():
+        return
+    held = values @ weight
+    if module.bias is not None:
+        held += module.bias.detach()
+    module.bias = nn.Parameter(held.to(module.weight.dtype))
+
+
+def best(couplings: Couplings, group: Group, known: Constants) -> Group | None:
+    """The largest part of `group` found that can go, and leaves no layer empty."""
+    units = _units(group, {m.module: _spare(m.module, known) for m in group.having("reads")})
+    if len(units) == group.width:
+        units = units[1:]
+    if not units:
+        return None
+    part = couplings.narrowed(group, units)
+    if _fits(part, known):
+        return part
+    # Some units take others along, or a layer's last channels: add them one by one.
+    chosen: list[int] = []
+    for unit in units:
+        if unit not in chosen:
+            part = couplings.narrowed(group, [*chosen, unit])
+            if _fits(part, known):
+                chosen = list(part.members[0].indices)
+    return couplings.narrowed(group, chosen) if chosen else None
+
+
+def spare_inputs(group: Group) -> set[int]:
+    """The units of what is coupled with the model's input that no layer reads."""
+    if group.obstacle:
+        return set()
+    return set(_units(group, {m.module: unread(m.module) for m in group.having("reads")}))
+
+
+def idle(group: Group, known: Constants) -> list[int]:
+    """The units that are zero as far as anyone can see: nobody writes, or nobody reads them."""
+    readers = [
+        m
+        for m in group.having("reads")
+        if is_affine(m.module) and getattr(m.module, "groups", 1) == 1
+    ]
+    writers = [m for m in group.having("writes") if hasattr(m.module, "weight")]
+    found = set(_units(group, {m.module: _constant(m.module, known) for m in readers}, readers))
+    if not readers:
+        found = set()
+    silent = {m.module: _unwritten(m.module) for m in writers}
+    return sorted(found | set(_units(group, silent, writers)))
+
+
+def why(group: Group, known: Constants) -> str:
+    """Why units stay that are idle, where nothing is in the way of others."""
+    for member in group.having("reads"):
+        lost = _constant(member.module, known) & ~_spare(member.module, known)
+        if lost[list(member.indices)].any():
+            return (
+                f"{member.name} reads a constant that is not zero, and pads with zeros: its bias "
+                "cannot hold it (set the biases of dead channels to zero in training)"
+            )
+    return "a layer needs at least one channel"
+
+
+def _fits(part: Group, known: Constants) -> bool:
+    """Whether all that `part` takes is spare, and something is left of each layer."""
+    return all(len(m.indices) < m.width for m in part.members) and all(
+        bool(_spare(m.module, known)[list(m.indices)].all()) for m in part.having("reads")
+    )
+
+
+def _units(
+    group: Group, mask: Mapping[nn.Module, Tensor], members: Iterable[Member] | None = None
+) -> list[int]:
+    """The units whose channels are all in `mask`."""
+    bad: set[int] = set()
+    for member in group.having("reads") if members is None else members:
+        good = mask[member.module][list(member.indices)].tolist()
+        bad |= {unit for unit, fine in zip(member.units, good, strict=True) if not fine}
+    return [unit for unit in range(group.width) if unit not in bad]
+
+
+def _constant(module: nn.Module, known: Constants) -> Tensor:
+    free = unread(module)
+    return free | known[module].isfinite() if module in known else free
+
+
+def _spare(module: nn.Module, known: Constants) -> Tensor:
+    free = unread(module)
+    if module not in known:
+        return free
+    value = known[module]
+    return free | (value.isfinite() if _is_uniform(module) else value == 0)
+
+
+def _is_uniform(module: nn.Module) -> bool:
+    """Whether constants give the same at every position of what `module` writes."""
+    if not isinstance(module, _ConvNd):
+        return True
+    padded = module.padding != "valid" and any(x != 0 for x in module.padding)
+    return not isinstance(module, _ConvTransposeNd) and (
+        not padded or module.padding_mode != "zeros"
+    )
+
+
+def _unwritten(module: nn.Module) -> Tensor:
+    weight: Tensor = module.weight.detach()
+    by_output = (
+        weight.movedim(1, 0) if isinstance(module, (nn.Embedding, _ConvTransposeNd)) else weight
+    )
+    return ~by_output.flatten(1).any(1)
+
+
+def _by_input(module: nn.Module) -> Tensor:
+    """The weights of an affine layer, of shape (inputs, outputs, ...)."""
+    weight: Tensor = module.weight.detach()
+    return weight if isinstance(module, _ConvTransposeNd) else weight.movedim(1, 0)
