@@ -47,16 +47,24 @@ def copied(model: nn.Module, example: Inputs) -> nn.Module:
             for module, mode in modes.items():
                 module.training = mode
         small = _deepcopy(model, memo)
-    for module in list(small.modules()):
+    _make_plain(small)
+    return small
+
+
+def _make_plain(model: nn.Module) -> None:
+    """Put weights in the place of parametrizations and masks."""
+    for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            kind = type(module)  # which copies share, and which is changed below
+            mode, kind = module.training, type(module)
+            # The class, which copies share, is about to change.
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            module.eval()  # some parametrizations learn when they are read in training
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            module.train(mode)
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
-    return small
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from projgen.torch.shrinking.taint import Inputs, is_plain
 
 try:
     import torch_pruning
-    from torch_pruning.ops import OPTYPE, module2type
+    from torch_pruning.ops import OPTYPE
 except ImportError as error:
     raise ImportError(
         'shrinking needs Torch-Pruning: pip install "projgen[shrink]", or pip install torch-pruning'
@@ -86,8 +86,15 @@ class Couplings:
     @property
     def readers(self) -> list[nn.Module]:
         """The layers that read channels with weights of their own."""
-        nodes = self._graph.module2node.values()
-        return [n.module for n in nodes if n.type in (OPTYPE.CONV, OPTYPE.LINEAR)]
+        return self._having(OPTYPE.CONV, OPTYPE.LINEAR)
+
+    @property
+    def first_layers(self) -> list[nn.Module]:
+        """The layers that may read the model's input and become smaller with it."""
+        return self._having(OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.BN)
+
+    def _having(self, *kinds: Any) -> list[nn.Module]:
+        return [n.module for n in self._graph.module2node.values() if n.type in kinds]
 
     def groups(self) -> list[Group]:
         """Every group that a linear layer, a convolution or an embedding writes."""
@@ -115,7 +122,8 @@ class Couplings:
         pruner = self._graph.get_pruner_of_module(module)
         function = function or pruner.prune_out_channels
         handle = self._graph.get_pruning_group(module, function, list(units))
-        members, obstacles = [], []
+        members: list[Member] = []
+        obstacles: list[str] = []
         for item in handle:
             node, indices = item.dep.target, tuple(item.idxs)
             if node.type in _WITHOUT_CHANNELS:
@@ -148,7 +156,8 @@ class Couplings:
             return
         if kind != OPTYPE.PARAMETER:
             if not is_plain(module):
-                yield f"{name} ({type(module).__name__}) is not PyTorch's own layer with its own weight"
+                kind = type(module).__name__
+                yield f"{name} ({kind}) is not PyTorch's own layer with a weight of its own"
             groups = getattr(module, "groups", 1)
             if groups > 1 and not groups == module.in_channels == module.out_channels:
                 yield f"{name} is a convolution in {groups} groups, which have to stay alike"
@@ -162,11 +171,6 @@ class Couplings:
 def remove(group: Group) -> None:
     """Take all of `group`'s units out of its model."""
     group.handle.prune(record_history=False)
-
-
-def has_channels(module: nn.Module) -> bool:
-    """Whether a graph knows how to shrink `module`'s input."""
-    return module2type(module) in {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.BN}
 
 
 def _recorded(outputs: Any) -> list[Tensor]:

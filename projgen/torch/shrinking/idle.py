@@ -6,7 +6,6 @@ is a constant that the layer's bias can hold. A unit is spare if all of its chan
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -39,7 +38,7 @@ def fold(module: nn.Module, channels: Tensor, known: Constants) -> None:
 
 def best(couplings: Couplings, group: Group, known: Constants) -> Group | None:
     """The largest part of `group` found that can go, and leaves no layer empty."""
-    units = _units(group, {m.module: _spare(m.module, known) for m in group.having("reads")})
+    units = _spare_units(group, known)
     if len(units) == group.width:
         units = units[1:]
     if not units:
@@ -88,7 +87,9 @@ def why(group: Group, known: Constants) -> str:
                 f"{member.name} reads a constant that is not zero, and pads with zeros: its bias "
                 "cannot hold it (set the biases of dead channels to zero in training)"
             )
-    return "a layer needs at least one channel"
+    if len(_spare_units(group, known)) == group.width:
+        return "a layer needs at least one channel"
+    return "they are coupled with channels in use"
 
 
 def _fits(part: Group, known: Constants) -> bool:
@@ -107,6 +108,10 @@ def _units(
         good = mask[member.module][list(member.indices)].tolist()
         bad |= {unit for unit, fine in zip(member.units, good, strict=True) if not fine}
     return [unit for unit in range(group.width) if unit not in bad]
+
+
+def _spare_units(group: Group, known: Constants) -> list[int]:
+    return _units(group, {m.module: _spare(m.module, known) for m in group.having("reads")})
 
 
 def _constant(module: nn.Module, known: Constants) -> Tensor:

@@ -1,6 +1,6 @@
 """The rounds in which a model becomes smaller, until nothing more in it is idle."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,8 +18,8 @@ from projgen.torch.shrinking.copies import (
     unwrapped,
     working,
 )
-from projgen.torch.shrinking.coupling import Couplings, Group, Member, Role, has_channels, remove
-from projgen.torch.shrinking.idle import best, fold, idle, spare_inputs, why
+from projgen.torch.shrinking.coupling import Couplings, Group, Member, Role, remove
+from projgen.torch.shrinking.idle import Constants, best, fold, idle, spare_inputs, why
 from projgen.torch.shrinking.report import Kept, Layer, Shrunk
 from projgen.torch.shrinking.taint import (
     Inputs,
@@ -54,7 +54,8 @@ def shrink(
         example_inputs: What `model` takes: a tensor, a tuple of positional arguments, or a dict
             of keyword arguments. The batch may be of any size.
         inputs: Also drop features (channels) of the input that nothing reads. The new model takes
-            ``x[:, report.inputs]``. For models of one tensor whose first layers read it directly.
+            ``x[:, report.inputs]`` (``x[..., report.inputs]`` if a linear layer reads sequences).
+            For models of one tensor whose first layers read it directly.
         keep: Names of layers to leave alone, or patterns (``"head.*"``).
         tolerance: How much outputs may differ, in units of the largest one; rounding alone makes
             some 1e-6 in float32, and the default is 500 units in the last place (8 for halves).
@@ -92,8 +93,8 @@ class _Shrinking:
             self.expected = [run(model, example)]
         except Exception as error:
             raise ValueError(
-                f"the model does not run on example_inputs ({error}); give what it takes: a tensor, "
-                "a tuple of positional arguments, or a dict of keyword arguments"
+                f"the model does not run on example_inputs ({error}); give what it takes: a "
+                "tensor, a tuple of positional arguments, or a dict of keyword arguments"
             ) from error
         self.examples = [example]
         other = another(example)
@@ -139,12 +140,10 @@ class _Shrinking:
     def _constants(self, couplings: Couplings) -> dict[nn.Module, Tensor]:
         try:
             return constants(self.model, self.examples, couplings.readers)
-        except (
-            Exception
-        ):  # a model that looks at its values and does not take NaN: nothing is known
+        except Exception:  # this model looks at its values, and does not run on NaN
             return {}
 
-    def _plan(self, couplings: Couplings, known: Mapping[nn.Module, Tensor]) -> list[Group]:
+    def _plan(self, couplings: Couplings, known: Constants) -> list[Group]:
         """What can go now, each channel of a layer at most once; `kept` is what cannot."""
         plan: list[Group] = []
         busy: set[tuple[Any, bool]] = set()
@@ -168,12 +167,23 @@ class _Shrinking:
         name = next(names, None)
         return None if name is None else f"{name} is to be kept"
 
-    def _attempt(self, plan: Sequence[Group], known: Mapping[nn.Module, Tensor]) -> str | None:
-        """Take `plan` out of the model; if that makes a difference, undo it and say which."""
-        members = [member for group in plan for member in group.members]
+    def _attempt(
+        self,
+        groups: Sequence[Group],
+        known: Constants,
+        start: Inputs | None = None,
+        examples: Sequence[Inputs] | None = None,
+    ) -> str | None:
+        """Take `groups` out of the model; if that makes a difference, undo it and say which.
+
+        Where they are features of the input, `start` has NaN for them, and `examples` is without.
+        """
+        start = self.examples[0] if start is None else start
+        examples = self.examples if examples is None else examples
+        members = [member for group in groups for member in group.members]
         written, read = (_indices(members, role) for role in ("writes", "reads"))
         try:
-            if leaks(self.model, self.examples[0], self.expected[0], written, read):
+            if leaks(self.model, start, self.expected[0], written, read):
                 return "more depends on them than the layers that read them"
         except Exception as error:
             return f"the model does not run on NaN ({error})"
@@ -181,9 +191,9 @@ class _Shrinking:
         for module, indices in read.items():
             fold(module, indices, known)
         try:
-            for group in plan:
+            for group in groups:
                 remove(group)
-            problem = self._compare(self.examples)
+            problem = self._compare(examples)
         except Exception as error:
             problem = f"the model does not run without them ({error})"
         if problem is not None:
@@ -220,6 +230,9 @@ class _Shrinking:
             self.kept.append(Kept("the input", 0, "no layer reads it as it is"))
             return None
         axis = channel_axis(readers[0], x)
+        if any(channel_axis(reader, x) != axis for reader in readers):
+            self.kept.append(Kept("the input", 0, "layers read it along several axes"))
+            return None
         width = x.shape[axis]
         every = torch.arange(width, device=x.device)
         spare = set(range(width))
@@ -231,28 +244,16 @@ class _Shrinking:
             return every
         gone = torch.tensor(sorted(spare), device=x.device)
         left = every[~torch.isin(every, gone)]
-        groups = [couplings.reading(reader, gone.tolist()) for reader in readers]
-        members = [member for group in groups for member in group.members]
-        tainted = ((x.index_fill(axis, gone, float("nan")),), {})
-        undo = memory(self.model)
-        try:
-            if leaks(self.model, tainted, self.expected[0], {}, _indices(members, "reads")):
-                problem = "more depends on its idle features than the layers that read them"
-            else:
-                for group in groups:
-                    remove(group)
-                problem = self._compare(
-                    [((a[0].index_select(axis, left),), {}) for a, _ in self.examples]
-                )
-        except Exception as error:
-            problem = f"the model does not run without its idle features ({error})"
-        if problem is not None:
-            undo()
-            self.kept.append(Kept("the input", len(spare), problem))
-            return every
-        for member in members:
-            self._forget(member)
-        return left
+        problem = self._attempt(
+            [couplings.reading(reader, gone.tolist()) for reader in readers],
+            {},
+            ((x.index_fill(axis, gone, float("nan")),), {}),
+            [((args[0].index_select(axis, left),), {}) for args, _ in self.examples],
+        )
+        if problem is None:
+            return left
+        self.kept.append(Kept("the input", len(spare), problem))
+        return every
 
     def _first(self, couplings: Couplings, x: Tensor) -> list[nn.Module]:
         """The layers that read `x` itself."""
@@ -264,7 +265,7 @@ class _Shrinking:
             return values
 
         with ExitStack() as stack:
-            watch(stack, [m for m in self.model.modules() if has_channels(m)], look)
+            watch(stack, couplings.first_layers, look)
             run(self.model, self.examples[0])
         return list(found)
 

@@ -33,15 +33,15 @@ _AFFINE = {
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
-    """What `model` returns, with no graph, the same random numbers each time, and its layers called.
+    """What `model` returns, without a graph, and with the same random numbers each time.
 
-    The last: in evaluation, attention has a shortcut that calls none of its layers.
+    Attention has a shortcut that calls none of its layers; here they are called.
     """
     quick = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             args, kwargs = pytree.tree_map(
                 lambda x: x.clone() if isinstance(x, Tensor) else x, inputs
             )
@@ -67,9 +67,10 @@ def is_plain(module: nn.Module) -> bool:
 
 def channel_axis(module: nn.Module, values: Tensor) -> int:
     """The axis of the channels in what a layer reads or writes."""
+    rank: int = values.ndim
     if isinstance(module, _ConvNd):
-        return values.ndim - 1 - len(module.kernel_size)
-    return min(1, values.ndim - 1) if isinstance(module, _BatchNorm) else values.ndim - 1
+        return rank - 1 - len(module.kernel_size)
+    return min(1, rank - 1) if isinstance(module, _BatchNorm) else rank - 1
 
 
 def constants(
@@ -283,4 +284,5 @@ def _more_nan(result: Any, expected: Any) -> bool:
 def undisturbed(model: nn.Module) -> AbstractContextManager[None]:
     """Random numbers as if `model` had not run."""
     devices = {x.device.index or 0 for x in model.parameters() if x.device.type == "cuda"}
-    return torch.random.fork_rng(sorted(devices))
+    state: AbstractContextManager[None] = torch.random.fork_rng(sorted(devices))
+    return state
