@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support import rehearsals
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
@@ -769,3 +774,16 @@ def test_a_model_that_cannot_be_traced():
 
     with pytest.raises(ValueError, match="cannot be traced"):
         shrink(Detached(), torch.randn(2, 4))
+
+
+def test_the_page_says_what_happens():
+    text = (Path(__file__).parents[1] / "docs" / "shrinking.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == text.count("```python")
+    names: dict[str, Any] = {}
+    with rehearsals():
+        for code, expected in snippets:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(code, names)
+            assert printed.getvalue() == expected

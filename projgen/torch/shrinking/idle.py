@@ -65,17 +65,13 @@ def spare_inputs(group: Group) -> set[int]:
 
 def idle(group: Group, known: Constants) -> list[int]:
     """The units that are zero as far as anyone can see: nobody writes, or nobody reads them."""
-    readers = [
-        m
-        for m in group.having("reads")
-        if is_affine(m.module) and getattr(m.module, "groups", 1) == 1
-    ]
-    writers = [m for m in group.having("writes") if hasattr(m.module, "weight")]
-    found = set(_units(group, {m.module: _constant(m.module, known) for m in readers}, readers))
-    if not readers:
-        found = set()
-    silent = {m.module: _unwritten(m.module) for m in writers}
-    return sorted(found | set(_units(group, silent, writers)))
+    written = {m.module: _unwritten(m.module) for m in group.having("writes")}
+    found = set(_units(group, written, _fitting(group.having("writes"), written)))
+    affine = [m for m in group.having("reads") if is_affine(m.module)]
+    read = {m.module: _constant(m.module, known) for m in affine}
+    if readers := _fitting(affine, read):
+        found |= set(_units(group, read, readers))
+    return sorted(found)
 
 
 def why(group: Group, known: Constants) -> str:
@@ -110,13 +106,20 @@ def _units(
     return [unit for unit in range(group.width) if unit not in bad]
 
 
+def _fitting(members: Iterable[Member], mask: Mapping[nn.Module, Tensor]) -> list[Member]:
+    """The members whose indices are channels: what is wrongly coupled is an obstacle."""
+    return [m for m in members if max(m.indices) < len(mask[m.module])]
+
+
 def _spare_units(group: Group, known: Constants) -> list[int]:
     return _units(group, {m.module: _spare(m.module, known) for m in group.having("reads")})
 
 
 def _constant(module: nn.Module, known: Constants) -> Tensor:
     free = unread(module)
-    return free | known[module].isfinite() if module in known else free
+    if module in known and len(known[module]) == len(free):  # not so for convolutions in groups
+        free = free | known[module].isfinite()
+    return free
 
 
 def _spare(module: nn.Module, known: Constants) -> Tensor:
