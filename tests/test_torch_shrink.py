@@ -463,6 +463,66 @@ def test_embeddings():
     assert "shares a parameter with" in str(report)
 
 
+def test_a_constant_at_some_positions_only_is_none():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.register_buffer("place", torch.tensor([[1.0], [2.0]]))
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.place)
+
+    model = Model()
+    kill(model.a, 0, bias=1.0)
+    kill(model.a, 1)
+    small, _ = same(model, torch.randn(2, 2, 4))
+    assert small.a.out_features == 2
+
+
+class Above(nn.Module):
+    def forward(self, x):
+        return torch.fmax(x, torch.full_like(x, -100.0))  # NaN gets lost in it
+
+
+def test_operators_that_lose_nan():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 6), Above(), nn.Softmax(1), Above(), nn.Linear(6, 2))
+    kill(model[0], 0)
+    with torch.no_grad():
+        model[4].weight[:, 1] = 0
+    small, report = same(model, torch.randn(3, 4))
+    assert small[0].out_features == 6
+    assert report.kept[0].reason == "more depends on them than the layers that read them"
+
+
+def test_what_is_a_constant_on_the_examples_alone_is_none():
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.b(torch.fmax(self.a(x) - 1000, torch.zeros(3)))  # 0 unless x is large
+
+    model = Clipped()
+    small, _ = shrink(model, torch.randn(3, 4))
+    assert small.a.out_features == 3
+
+
+def test_layers_with_a_forward_of_their_own_stay():
+    class Shifted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.sum(-1, keepdim=True)
+
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), Shifted(5, 3), nn.ReLU(), nn.Linear(3, 2))
+    kill(model[0], 0)
+    kill(model[2], 0)
+    small, report = same(model, torch.randn(3, 4))
+    assert (small[0].out_features, small[2].out_features) == (5, 3)
+    assert "2 (Shifted) is not PyTorch's own layer" in str(report)
+
+
 def test_what_comes_of_whole_numbers_is_no_constant():
     class Counts(nn.Module):
         def __init__(self) -> None:
