@@ -20,6 +20,7 @@ pytest.importorskip("torch_pruning")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize, prune  # noqa: E402
+from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
 from projgen.torch import Shrunk, shrink  # noqa: E402
 
@@ -508,6 +509,31 @@ def test_what_is_a_constant_on_the_examples_alone_is_none():
     model = Clipped()
     small, _ = shrink(model, torch.randn(3, 4))
     assert small.a.out_features == 3
+
+
+def test_a_program_that_takes_another_way_for_nan():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            hidden = self.a(x)
+            return self.b(hidden if hidden.sum() > -1e9 else torch.zeros_like(hidden))
+
+    small, report = same(Model(), torch.randn(3, 4))
+    assert small.a.out_features == 3
+    assert not report.kept
+
+
+def test_parametrizations_that_learn_in_training():
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].parametrizations.weight.original[0] = 0
+    small, _ = shrink(model.train(), torch.randn(3, 4))
+    assert small[0].out_features == 4
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(outputs(small, x), outputs(model, x))
 
 
 def test_layers_with_a_forward_of_their_own_stay():
