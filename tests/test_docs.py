@@ -31,10 +31,12 @@ def assert_alike(printed: str, shown: str) -> None:
     assert numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.05)
 
 
-@pytest.mark.parametrize("page", ["training.md"])
+@pytest.mark.parametrize("page", ["shrinking.md", "training.md"])
 def test_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 request: pytest.FixtureRequest) -> None:  # fmt: skip
     torch = pytest.importorskip("torch")
+    if page == "shrinking.md":
+        pytest.importorskip("torch_pruning")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small models: more would wait for each other
     request.addfinalizer(lambda: torch.set_num_threads(threads))

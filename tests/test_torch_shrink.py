@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import math
-import re
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support import rehearsals
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
@@ -22,6 +18,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize, prune  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
+import projgen.torch  # noqa: E402
 from projgen.torch import Shrunk, shrink  # noqa: E402
 
 
@@ -783,7 +780,7 @@ def test_keep():
     model = mlp()
     kill(model[0], 1)
     kill(model[2], 1)
-    small, report = same(model, torch.randn(2, 6), keep=["4"])
+    small, report = same(model, torch.randn(2, 6), keep="4")
     assert (small[0].out_features, small[2].out_features) == (7, 7)
     assert [str(kept) for kept in report.kept] == ["2: 1 idle stay: 4 is to be kept"]
 
@@ -841,6 +838,10 @@ def test_errors():
     x = torch.randn(2, 6)
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         shrink(lambda x: x, x)
+    with pytest.raises(ValueError, match="no layer is called '00'; did you mean '0'"):
+        shrink(mlp(), x, keep=["0", "00"])
+    with pytest.raises(ValueError, match="tolerance is nan; it must be 0 or more"):
+        shrink(mlp(), x, tolerance=math.nan)
     with pytest.raises(TypeError, match=r"shrink model\.module"):
         shrink(nn.DataParallel(mlp()), x)
     with pytest.raises(ValueError, match=r"does not run on example_inputs .*give what it takes"):
@@ -862,14 +863,19 @@ def test_a_model_that_cannot_be_traced():
         shrink(Detached(), torch.randn(2, 4))
 
 
-def test_the_page_says_what_happens():
-    text = (Path(__file__).parents[1] / "docs" / "shrinking.md").read_text(encoding="utf-8")
-    snippets = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == text.count("```python")
-    names: dict[str, Any] = {}
-    with rehearsals():
-        for code, expected in snippets:
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(code, names)
-            assert printed.getvalue() == expected
+def test_without_torch_pruning(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("projgen.torch.shrinking")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ImportError, match=r'pip install "projgen\[shrink\]"'):
+        _ = projgen.torch.shrink
+
+
+def test_an_input_that_no_layer_reads_as_it_is():
+    model = nn.Sequential(nn.Tanh(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[1].weight[:, 0] = 0
+    small, report = shrink(model, torch.randn(2, 4), inputs=True)
+    assert report.inputs is None
+    assert small[1].in_features == 4
+    assert "the input: no layer reads it as it is" in str(report)

@@ -34,14 +34,17 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """`units` channels that the layer `name` writes, which are idle and had to stay, and why."""
+    """`units` channels that the layer `name` writes, which are idle and had to stay, and why.
+
+    Features of the input have the name "the input".
+    """
 
     name: str
     units: int
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.units} idle stay: {self.reason}"
+        return f"{self.name}: {f'{self.units} idle stay: ' * (self.units > 0)}{self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

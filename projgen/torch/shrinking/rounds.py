@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from projgen.errors import quote
 from projgen.torch.shrinking.copies import (
     another,
     call,
@@ -37,7 +39,7 @@ def shrink(
     example_inputs: Any,
     *,
     inputs: bool = False,
-    keep: Iterable[str] = (),
+    keep: str | Iterable[str] = (),
     tolerance: float | None = None,
 ) -> tuple[nn.Module, Shrunk]:
     """A smaller model that computes what `model` computes in evaluation, and a report.
@@ -56,7 +58,7 @@ def shrink(
         inputs: Also drop features (channels) of the input that nothing reads. The new model takes
             ``x[:, report.inputs]`` (``x[..., report.inputs]`` if a linear layer reads sequences).
             For models of one tensor whose first layers read it directly.
-        keep: Names of layers to leave alone, or patterns (``"head.*"``).
+        keep: Names of layers to leave alone, or patterns (``"head.*"``), or one of these.
         tolerance: How much outputs may differ, in units of the largest one; rounding alone makes
             some 1e-6 in float32, and the default is 500 units in the last place (8 for halves).
 
@@ -66,15 +68,18 @@ def shrink(
 
     Raises:
         TypeError: `model` is no module, or one that cannot change.
-        ValueError: `model` does not run on `example_inputs`, or its operations cannot be traced.
+        ValueError: `model` does not run on `example_inputs`, its operations cannot be traced, or
+            nothing has a name in `keep`.
         ImportError: Torch-Pruning is not installed.
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be 0 or more")
     model = unwrapped(model)
     with torch.inference_mode(False), undisturbed(model):
         example = call(example_inputs)
         small = copied(model, example)
         with working(small):
-            shrinking = _Shrinking(small, example, tuple(keep), tolerance)
+            shrinking = _Shrinking(small, example, _patterns(keep, small), tolerance)
             shrinking.shrink()
             features = shrinking.drop_inputs() if inputs else None
             report = shrinking.report(features)
@@ -129,8 +134,6 @@ class _Shrinking:
     def _couplings(self) -> Couplings:
         try:
             return Couplings(self.model, self.examples[0])
-        except ImportError:
-            raise
         except Exception as error:
             raise ValueError(
                 f"the model's operations cannot be traced ({type(error).__name__}: {error}); "
@@ -283,6 +286,19 @@ class _Shrinking:
         return Shrunk(
             tuple(layers), tuple(self.kept), features, self.before, after, self.difference
         )
+
+
+def _patterns(keep: str | Iterable[str], model: nn.Module) -> tuple[str, ...]:
+    patterns = (keep,) if isinstance(keep, str) else tuple(keep)
+    names = [name for name, _ in [*model.named_modules(), *model.named_parameters()] if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, 1)
+            hint = (
+                f"did you mean {quote(near[0])}?" if near else "model.named_modules() has the names"
+            )
+            raise ValueError(f"keep: no layer is called {quote(pattern)}; {hint}")
+    return patterns
 
 
 def _indices(members: Iterable[Member], role: Role) -> dict[nn.Module, Tensor]:
