@@ -19,7 +19,7 @@ from projgen.bind import Binding, bind
 from projgen.compiler import Compiled, c_strides, compile_binding
 from projgen.cpu.compose import ball_of
 from projgen.cpu.groups import Walk, walk_groups
-from projgen.cpu.pieces import Piece, pieces
+from projgen.pieces import Piece, pieces
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.shapes import Outline, outline_of
 from projgen.terminal import format_bytes, format_count, format_shape

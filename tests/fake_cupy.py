@@ -71,6 +71,9 @@ class MemoryPointer:
     def ptr(self) -> int:
         return int(self.mem.ptr + self.offset)
 
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self.offset + offset)
+
 
 def _alloc(size: int) -> MemoryPointer:
     if state.capturing:
@@ -158,8 +161,12 @@ class ndarray:
     def ravel(self) -> ndarray:
         return asarray(self._a.ravel())
 
-    def reshape(self, shape: Any) -> ndarray:
-        return asarray(self._a.reshape(shape))
+    def reshape(self, *shape: Any) -> ndarray:
+        a = self._a.reshape(*shape)
+        return _view(self, a) if np.may_share_memory(a, self._a) else asarray(a)
+
+    def fill(self, value: float) -> None:
+        self._a.fill(value)
 
     def transpose(self, *axes: Any) -> ndarray:
         return _view(self, self._a.transpose(*axes))

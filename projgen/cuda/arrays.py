@@ -43,6 +43,11 @@ class DeviceArray:
     def pointer(self) -> int:
         return int(self.ghost.__array_interface__["data"][0])
 
+    @property
+    def lowest(self) -> int:
+        """The lowest address of an element."""
+        return int(np.lib.array_utils.byte_bounds(self.ghost)[0])
+
     def copy(self) -> DeviceArray:
         """A dense one with the same elements, made on CuPy's current stream."""
         made = self.cupy().copy()
