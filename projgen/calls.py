@@ -19,6 +19,7 @@ from projgen.arrays import (
     Wrap,
     check_dtype,
     detached,
+    on_gpu,
     view,
     writable_view,
     written,
@@ -81,6 +82,11 @@ class OnHost:
         self.outs: dict[Key, Array] = {}
 
     def take(self, leaf: Place, given: Any) -> tuple[Array, Wrap]:
+        if self.arrays and type(given) is not np.ndarray and on_gpu(given):
+            raise TypeError(
+                f"it lives on a GPU, and {dotted(next(iter(self.arrays)))} does not: a tree's "
+                "arrays lie in one place"
+            )
         array, wrap = view(given)
         self.arrays[leaf.key] = array
         return array, wrap

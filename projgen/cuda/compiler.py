@@ -29,6 +29,11 @@ class Compiled:
     source: str
     schedule: Schedule
 
+    @property
+    def title(self) -> str:
+        """What the kernel projects, for messages."""
+        return self.plan.spec
+
 
 def compile_binding(
     binding: Binding,

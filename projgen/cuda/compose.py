@@ -272,9 +272,7 @@ class Composition:
         self._climb(self.root, arrays, work, total)
         return total
 
-    def _climb(
-        self, part: Part, arrays: Mapping[Key, DeviceArray], work: Any, into: Any
-    ) -> None:
+    def _climb(self, part: Part, arrays: Mapping[Key, DeviceArray], work: Any, into: Any) -> None:
         run = self._runs[id(part)]
         if isinstance(run, LeafPart):
             run.up(arrays[run.arm.key], work, into)
@@ -303,7 +301,9 @@ class Composition:
     def _culprit(self, work: Any) -> str:
         for run in self._runs.values():
             if isinstance(run, LeafPart) and not run.finite(work):
-                return f"{run.arm.arm.label} has NaN or infinity in it, or its norm is beyond float64"
+                return (
+                    f"{run.arm.arm.label} has NaN or infinity in it, or its norm is beyond float64"
+                )
         return "the norm is beyond float64"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array, Wrap
+from projgen.arrays import Array, Wrap, on_gpu
 from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import on_stream, wait_for
 from projgen.cuda.compose import Composition, Operand, piece_of
@@ -39,6 +39,11 @@ class OnDevice:
         self._first = ""
 
     def take(self, leaf: Place, given: Any) -> tuple[Array, Wrap]:
+        if self.arrays and not on_gpu(given):
+            raise TypeError(
+                f"it does not live on a GPU, and {self._first} does: a tree's arrays lie in one "
+                "place"
+            )
         array = view(given)
         self._first = self._first or leaf.label
         if self.arrays and array.device != self.device:
