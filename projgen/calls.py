@@ -6,7 +6,7 @@ come back in the structure, and as the kinds of arrays, that were given.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,12 @@ from numpy.lib.array_utils import byte_bounds
 from projgen.arrays import (
     Array,
     Wrap,
-    check_dtype,
     detached,
-    on_gpu,
     view,
-    writable_view,
     written,
 )
 from projgen.dtypes import put
+from projgen.on_host import OnHost
 from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.shapes import require_gpu
 from projgen.structure import Key, Place, at, dotted, flat, outline, places, rebuilt
@@ -55,14 +53,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arrays of one call, by their keys, and what is known of such."""
+    """The arrays of one call, and what is known of such."""
 
     ready: Ready
     operands: OnHost | OnDevice
-    arrays: dict[Key, Array]
     wraps: list[Wrap]
     given: Given
-    targets: dict[Key, Array]
 
     @property
     def bound(self) -> BoundTree:
@@ -70,43 +66,24 @@ class _Call:
 
     @property
     def gpu(self) -> OnDevice | None:
-        """Where `arrays` and `targets`, which must not be read then, are on a GPU."""
+        """The operands, if they lie on a GPU."""
         return None if isinstance(self.operands, OnHost) else self.operands
 
+    @property
+    def arrays(self) -> dict[Key, Array]:
+        """By their keys; a TypeError if they lie on a GPU."""
+        return self._host.arrays
 
-class OnHost:
-    """The arrays of one call, and its results', as they are found: those that the CPU can read."""
+    @property
+    def targets(self) -> dict[Key, Array]:
+        """Where results go, if `out` says so."""
+        return self._host.outs
 
-    def __init__(self) -> None:
-        self.arrays: dict[Key, Array] = {}
-        self.outs: dict[Key, Array] = {}
-
-    def take(self, leaf: Place, given: Any) -> tuple[Array, Wrap]:
-        if self.arrays and type(given) is not np.ndarray and on_gpu(given):
-            raise TypeError(
-                f"it lives on a GPU, and {dotted(next(iter(self.arrays)))} does not: a tree's "
-                "arrays lie in one place"
-            )
-        array, wrap = view(given)
-        self.arrays[leaf.key] = array
-        return array, wrap
-
-    def take_out(self, leaf: Place, given: Any, same: bool) -> Array:
-        """`same`: what is given is the array itself."""
-        target = self.arrays[leaf.key] if same else writable_view(given)
-        self.outs[leaf.key] = target
-        return target
-
-    def form(self, leaf: Place, out: bool = False) -> Hashable:
-        """What kernels depend on."""
-        array = (self.outs if out else self.arrays)[leaf.key]
-        return array.dtype, array.shape, array.strides, array.flags.aligned
-
-    def check(self, leaf: Place) -> None:
-        check_dtype(self.arrays[leaf.key])
-
-    def check_out(self, leaf: Place) -> None:
-        check_out(self.arrays[leaf.key], self.outs[leaf.key])
+    @property
+    def _host(self) -> OnHost:
+        if not isinstance(self.operands, OnHost):
+            raise TypeError("this is done on the CPU alone, and the arrays lie on a GPU: copy them")
+        return self.operands
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
@@ -141,7 +118,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
 
 
 def _written(call: _Call, out: Any) -> Any:
-    for key in call.arrays:
+    for key in call.operands.arrays:
         written(at(out, key))
     return out
 
@@ -154,6 +131,16 @@ def with_info(
 
     given_y, given = _split(projection, y, named)
     call = _read(projection, given_y, given, out, "project")
+    if call.gpu:
+        from projgen.cuda.compare_trees import with_info as on_gpu
+
+        def read(arrays: Any) -> _Call:
+            return _read(projection, arrays, given, None, "norm")
+
+        def make() -> Any:
+            return project(projection, y, radius, out, named)
+
+        return on_gpu(projection, read(given_y), make, read, _required(projection, radius))
     radii = _radii(projection, radius, call.bound)
     before = dict(call.arrays)
     for key, target in call.targets.items():
@@ -261,7 +248,7 @@ def _read(
     if out is not None:
         _check_apart(ready, arrays, targets)
         given = given.apart_from(list(targets.values()))
-    return _Call(ready, operands, arrays, wraps, given, targets)
+    return _Call(ready, operands, wraps, given)
 
 
 def _operands(projection: Projection, first: Any) -> OnHost | OnDevice:

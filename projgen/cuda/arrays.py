@@ -54,7 +54,7 @@ class DeviceArray:
         ghost = _ghost(made.data.ptr, made.shape, made.strides, self.dtype)
         return replace(self, ghost=ghost, owner=made)
 
-    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
+    def read(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """A part of it, as the host knows it: bfloat16 as float32. CuPy's current stream waits."""
         part: NDArray[Any] = self.cupy()[index].get()
         if self.dtype == "bfloat16":

@@ -18,6 +18,7 @@ from projgen.cuda.cupy import cupy
 from projgen.cuda.plan import ACCESS
 from projgen.cuda.project import check_target, radii_for, view_out
 from projgen.operands import same_directions, same_memory, walkable
+from projgen.parts import Part
 from projgen.pieces import pieces
 from projgen.structure import Key, Place
 from projgen.trees import BoundArm
@@ -72,27 +73,27 @@ class OnDevice:
 
     @property
     def device(self) -> int:
-        return self._lead.device
+        return self.lead.device
 
     @property
-    def _lead(self) -> DeviceArray:
+    def lead(self) -> DeviceArray:
+        """The first array."""
         return next(iter(self.arrays.values()))
 
     @property
     def stream(self) -> int | None:
         """The handle of the stream that does the work; None is CuPy's current one."""
-        return self._lead.stream
+        return self.lead.stream
 
     def project(self, projection: Projection, ready: Ready, radius: Any) -> dict[Key, Any]:
         """The results by key; none if they go into `outs`."""
-        radii = radii_for(radius, ready.bound.batch, projection.spec, self._lead)
+        radii = radii_for(radius, ready.bound.batch, projection.spec, self.lead)
         made: dict[Key, Any] = {}
         with on_stream(self.device, self.stream):
             if not self.outs:
                 made = {key: array.empty() for key, array in self.arrays.items()}
         outs = self.outs or {key: view(array) for key, array in made.items()}
-        for stream in self._others():
-            wait_for(self.device, self.stream, stream)
+        self._wait()
         check = bool(projection._check_finite)
         with on_stream(self.device, self.stream):
             operands = {key: _operand(y, outs[key], check) for key, y in self.arrays.items()}
@@ -108,18 +109,33 @@ class OnDevice:
         wraps = ((key, self.arrays[key].wrap, x) for key, x in made.items())
         return {key: wrap(x) if isinstance(x, ndarray) else x for key, wrap, x in wraps}
 
-    def norm(self, ready: Ready) -> Any:
-        """A float, for which the stream waits, or a CuPy array over the batch axes."""
-        for stream in self._others():
-            wait_for(self.device, self.stream, stream)
+    def norms(self, ready: Ready) -> Any:
+        """A CuPy array over the batch axes, made on the stream."""
+        arrays, composition = self._readied(ready)
         with on_stream(self.device, self.stream):
-            operands = {}
-            for key, y in self.arrays.items():
-                whole = y if walkable(y.ghost) else y.copy()
-                operands[key] = Operand(whole, whole)
-            arrays = {key: operand.y for key, operand in operands.items()}
-            norms = self._composition(ready, operands).norms(arrays).reshape(ready.bound.batch)
+            return composition.norms(arrays).reshape(ready.bound.batch)
+
+    def norm(self, ready: Ready) -> Any:
+        """The same; without a batch a float, for which the stream waits."""
+        norms = self.norms(ready)
+        with on_stream(self.device, self.stream):
             return norms if norms.ndim else float(norms)
+
+    def root_values(self, ready: Ready) -> tuple[Part, Any] | None:
+        """The root's part and a CuPy array of what it joins, made on the stream; None if it
+        sweeps an array."""
+        arrays, composition = self._readied(ready)
+        with on_stream(self.device, self.stream):
+            values = composition.root_values(arrays)
+        return None if values is None else (composition.root, values)
+
+    def _readied(self, ready: Ready) -> tuple[dict[Key, DeviceArray], Composition]:
+        """The arrays as kernels can read them, and these."""
+        self._wait()
+        with on_stream(self.device, self.stream):
+            arrays = {key: y if walkable(y.ghost) else y.copy() for key, y in self.arrays.items()}
+            operands = {key: Operand(y, y) for key, y in arrays.items()}
+            return arrays, self._composition(ready, operands)
 
     def active(self, arm: BoundArm) -> Any:
         """Which groups of the leaf level are not all zero: a CuPy array, or a bool."""
@@ -135,6 +151,10 @@ class OnDevice:
                 where = tuple(place for place, owner in places if owner < level)
                 found[(*where, ...)] = (values != 0).any(axis=axes)
             return found if found.ndim else bool(found)
+
+    def _wait(self) -> None:
+        for stream in self._others():
+            wait_for(self.device, self.stream, stream)
 
     def _others(self) -> set[int | None]:
         """The streams that are not that of the first array."""
