@@ -46,7 +46,7 @@ def require_gpu(tree: NormTree) -> None:
                 f"{tree} runs on the CPU: {for_cpu}. A GPU takes trees of {', '.join(CHAINED)}, "
                 "with branches, blocks and weights of children",
                 *filter(None, [node.span]),
-                hint="leave the backend out, or say 'cpu'; arrays on a GPU have to be copied",
+                hint="leave the backend out, or say 'cpu', and give arrays that are not on a GPU",
             )
 
 

@@ -47,9 +47,9 @@ class Room:
         self.size = 0
 
     def take(self, size: int) -> int:
-        """Where `size` bytes begin."""
+        """Where `size` bytes begin; not even those of nothing lie beyond the end."""
         at = self.size
-        self.size += -(-size // ALIGNMENT) * ALIGNMENT
+        self.size += -(-max(1, size) // ALIGNMENT) * ALIGNMENT
         return at
 
 
