@@ -192,9 +192,10 @@ def test_radii_on_the_gpu_are_not_read(cp: Any) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("weight", ["", "2.0*", "0*"])
-def test_what_is_not_finite_spreads(cp: Any, bad: float, weight: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("root", ["l1", "l2", "linf"])
+def test_what_is_not_finite_spreads(cp: Any, bad: float, weight: str, root: str) -> None:  # noqa: F811
     """To all arrays; asked to check, a call raises, says where, and writes nothing."""
-    spec = f"l1(enc=linf(axis=1), dec={weight}linf(axis=0))"
+    spec = f"{root}(enc=linf(axis=1), dec={weight}linf(axis=0))"
     values = two()
     values["dec"][3, 4] = bad
     for radius in (2.0, 0.0, np.inf):
@@ -210,6 +211,18 @@ def test_what_is_not_finite_spreads(cp: Any, bad: float, weight: str) -> None:  
         p(turned, 2.0, out=out)
     for made in (y, out):
         assert all(np.array_equal(a.get(), values[k], equal_nan=True) for k, a in made.items())
+
+
+def test_only_the_batch_entry_that_is_not_finite_is_nan(cp: Any) -> None:  # noqa: F811
+    spec, values = "l1(a=linf(axis=2), b=2.0*linf(axis=2), axis=1)", dict(KINDS["a batch"][1])
+    values["b"] = values["b"].copy()
+    values["b"][1, 2, 3] = np.nan
+    x = moved(projgen.build(spec)(moved(values, to_gpu), 2.0), to_host)
+    for array in x.values():
+        assert np.isnan(array).all(axis=(1, 2)).tolist() == [False, True, False]
+    for part in (slice(1), slice(2, None)):
+        own, found = ({key: a[part] for key, a in arrays.items()} for arrays in (values, x))
+        assert_tree_projected(spec, own, 2.0, found)
 
 
 def test_checked_calls_project_what_is_finite(cp: Any) -> None:  # noqa: F811
