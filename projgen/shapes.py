@@ -44,7 +44,7 @@ def require_gpu(tree: NormTree) -> None:
         if for_cpu is not None:
             raise SpecError(
                 f"{tree} runs on the CPU: {for_cpu}. A GPU takes trees of {', '.join(CHAINED)}, "
-                "with branches, blocks and weights of children",
+                "with branches, blocks, weights of children and nonneg",
                 *filter(None, [node.span]),
                 hint="leave the backend out, or say 'cpu', and give arrays that are not on a GPU",
             )
@@ -60,8 +60,6 @@ def _for_cpu(node: Node) -> str | None:
         return f"w={node.weights} binds an array of weights"
     if node.groups is not None:
         return f"groups={node.groups} binds an array of labels"
-    if node.nonneg:
-        return "nonneg=True has no kernel for a GPU"
     if node.is_branch and node.norm not in BALLS and any(c.weight != 1 for c in node.children):
         return f"{node.norm} with weights has no kernel for a GPU"
     return None

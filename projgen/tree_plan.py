@@ -199,11 +199,10 @@ class Planner:
         if self.order == "F":
             strides = c_strides(arm.shape[::-1])[::-1]
         nonneg = any(node.nonneg for node in arm.arm.nodes)
-        in_place = self.in_place or (part.kind == "chain" and nonneg)  # on a copy without them
         own = self._weight_strides(part) if is_weighted(part.last) else None
         for piece in pieces(arm):
             steps = piece.strides(strides)
-            out_steps = None if in_place else steps
+            out_steps = None if self.in_place else steps
             groups = _groups(part, piece)
             axes = [
                 tuple(i for i, axis in enumerate(piece.axes) if arm.arm.owners[axis] == level)
@@ -211,7 +210,7 @@ class Planner:
             ]
             if part.kind == "chain":
                 binding = bind(chain_of(part, tuple(axes)), len(piece.shape))
-                yield self.chain(binding, piece.shape, dtype, steps, out_steps, groups)
+                yield self.chain(binding, piece.shape, dtype, steps, out_steps, groups, nonneg)
                 continue
             weight_steps = None if own is None else piece.strides(own)
             yield self._group(part, piece, axes[0], dtype, steps, out_steps, weight_steps, groups)
@@ -271,8 +270,12 @@ class Planner:
         strides: tuple[int, ...],
         out_strides: tuple[int, ...] | None,
         groups: int,
+        positive: bool = False,
     ) -> Sweep:
-        """A run of levels on an array that lies so; `out_strides` of None is in place."""
+        """A run of levels on an array that lies so; `out_strides` of None is in place, and so is
+        what has no negative values, on a copy without them."""
+        if positive:
+            out_strides = None
         in_place = out_strides is None
         compiled = compile_binding(binding, shape, dtype, strides, out_strides, in_place=in_place)
         return ChainSweep(shape, dtype, groups, compiled)

@@ -132,8 +132,8 @@ class ndarray:
     def __bool__(self) -> bool:
         return bool(self.get().item())
 
-    def __setitem__(self, key: Any, value: ndarray) -> None:
-        self._a[key] = value._a
+    def __setitem__(self, key: Any, value: ndarray | float) -> None:
+        self._a[key] = value._a if isinstance(value, ndarray) else value
 
     def __getitem__(self, key: Any) -> ndarray:
         return _view(self, self._a[key])

@@ -233,7 +233,7 @@ WRONG = [
     ["compile", AUTO, "--shape", "enc=5x5"],
     ["compile", AUTO, "--shape", "enx=5x5", "--shape", "dec=5x5"],
     ["compile", AUTO, "--shape", "enc=5x5", "--shape", "enc=5x5"],
-    ["compile", "l1(linf(axis=1), nonneg=True)", "--backend", "cuda"],
+    ["compile", "l0(k=2)", "--backend", "cuda"],
     ["compile", "l1(l2(axis=1, groups=g), w=v)", "--backend", "cuda"],
     ["compile", AUTO, "--arch", "sm_90"],
     ["compile", PATTERNS, "--shape", "fc.0.weight=5x5"],

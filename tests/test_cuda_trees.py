@@ -13,7 +13,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from cuda_support import loaded, needs_simt, stored
+from cuda_support import assert_half_projected, loaded, needs_simt, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Array
@@ -101,6 +101,8 @@ KINDS: dict[str, tuple[str, Any]] = {
         TWO,
         {"enc": normal(30, 21, dtype=np.float64).T.copy().T, "dec": normal(20, 31)[::-1, ::2]},
     ),
+    "no negative values": ("l1(enc=linf(axis=1, nonneg=True), dec=linf(axis=0))", two()),
+    "no negative values anywhere": ("l1(linf(axis=1, block=7), nonneg=True)", normal(30, 21)),
     "no values": (TWO, {"enc": normal(0, 21), "dec": normal(20, 31)}),
     "no values at all": (TWO, {"enc": normal(0, 21), "dec": normal(20, 0)}),
 }
@@ -124,7 +126,8 @@ def test_trees(cp: Any, kind: str) -> None:  # noqa: F811
     for (_, a), (_, b) in zip(flat(y), flat(x), strict=True):
         assert np.array_equal(to_host(a), to_host(b))
     more = p(moved(values, to_gpu), float(np.max(total)) * 1.01)
-    for (_, a), (_, b) in zip(flat(values), flat(moved(more, to_host)), strict=True):
+    inside = projgen.build(spec, backend="numpy")(values, np.max(total) * 1.01)  # y, or max(y, 0)
+    for (_, a), (_, b) in zip(flat(inside), flat(moved(more, to_host)), strict=True):
         assert np.array_equal(a, b)
 
 
@@ -283,9 +286,6 @@ def refusals(cp: Any) -> dict[str, Callable[[], Any]]:  # noqa: F811
         "radius must be at least 0": lambda: p(y, -1.0),
         "does not fit l1": lambda: p(y, cp.asarray(np.ones(3))),
         "radius is on GPU 1": lambda: p(y, far["dec"]),
-        "runs on the CPU: nonneg=True": lambda: projgen.build("l1(linf, nonneg=True)")(
-            y["enc"], 1.0
-        ),
         "runs on the CPU: lp has no kernel": lambda: projgen.build("lp(p=1.5)")(y["enc"], 1),
         "runs on the CPU: w=v": lambda: projgen.build("l1(linf, w=v)").norm(y["enc"], v=1),
         "'v' is not named": lambda: p(y, 1.0, v=1),
@@ -300,6 +300,36 @@ def test_refusals(cp: Any) -> None:  # noqa: F811
     assert not cp.state.launches
 
 
+@pytest.mark.parametrize(
+    ("spec", "shape", "dtype"),
+    [
+        ("l1(linf(axis=1))", (33, 40), "float32"),
+        ("l1(linf(axis=0))", (50, 64), "float16"),
+        ("l1(l1(axis=1))", (200, 8), "float32"),
+        ("l1(l1(axis=1))", (33, 40), "float16"),
+        ("l1(l1(axis=0))", (40, 30), "float64"),
+        ("l1", (12_000,), "float32"),
+    ],
+)
+def test_no_negative_values(cp: Any, spec: str, shape: tuple[int, ...], dtype: str) -> None:  # noqa: F811
+    """However y is walked, the result is that of y without them; in place, and inside, too."""
+    values = normal(*shape, dtype=dtype)
+    positive = np.maximum(values, values.dtype.type(0))
+    p = projgen.build(f"{spec[:-1]}, nonneg=True)" if "(" in spec else f"{spec}(nonneg=True)")
+    total = float(norm_of(spec, positive.astype(np.float64)))
+    for radius in (0.3 * total, 0.0, 2 * total):
+        y = cp.asarray(values)
+        x = p(y, radius)
+        if dtype == "float16":
+            assert_half_projected(spec, positive, radius, x.get(), dtype)
+        else:
+            assert_tree_projected(spec, positive, radius, x.get())
+        p(y, radius, out=y)
+        assert np.array_equal(y.get(), x.get())
+    y[1] = -np.inf
+    assert np.isnan(p(y, 1.0).get()).all()
+
+
 # Random trees
 
 
@@ -309,11 +339,16 @@ class ReferenceCall:
     def __init__(
         self, binding: Binding, shape: tuple[int, ...], dtype: str, strides: Any, *rest: Any
     ) -> None:
-        out_strides, in_place, aligned = rest
+        out_strides, in_place, aligned, *positive = rest
         made = compile_binding(binding, shape, dtype, strides, out_strides, in_place, aligned)
         self.plan, self.work = made.plan, made.schedule.work
         self._binding, self._shape, self._dtype = binding, shape, np.dtype(dtype)
         self._strides = strides, strides if in_place else out_strides
+        self._positive = any(positive)
+
+    def _counted(self, address: int) -> Array:
+        y = self._array(address, self._strides[0])
+        return np.maximum(y, 0) if self._positive else y
 
     def _array(self, address: int, strides: Any) -> Array:
         start, block, _ = fake_cupy._find(address)
@@ -321,7 +356,7 @@ class ReferenceCall:
         return np.ndarray(self._shape, self._dtype, block, address - start, steps)
 
     def begin(self, y: int, work: Any) -> Any:
-        norms = np.asarray(interpret.norm(self._binding, self._array(y, self._strides[0])))
+        norms = np.asarray(interpret.norm(self._binding, self._counted(y)))
         made = fake_cupy.ndarray((self.plan.batch,), np.float64, work)
         made._a[...] = memory_order(norms, self._binding, self.plan)
         return made
@@ -330,8 +365,8 @@ class ReferenceCall:
         radii = radius
         if not isinstance(radius, float):
             radii = axis_order(radius.get(), self._binding, self.plan, self._shape)
-        array = self._array(y, self._strides[0])
-        self._array(x, self._strides[1])[...] = interpret.project(self._binding, array, radii)
+        projected = interpret.project(self._binding, self._counted(y), radii)
+        self._array(x, self._strides[1])[...] = projected
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +385,8 @@ def calls(draw: st.DrawFn) -> tuple[Problem, float, str]:
         for name, weight in zip(("n0=", "n1=", "n2="), weights, strict=False):
             spec = spec.replace(name, name + weight)
     way = draw(st.sampled_from(["new", "out", "in place"]))
+    if draw(st.booleans()):
+        spec = f"{spec[:-1]}, nonneg=True)"
     return Problem(spec, problem.y), draw(st.sampled_from([0.0, 0.1, 0.7, 1.1])), way
 
 

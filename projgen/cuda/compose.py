@@ -105,9 +105,10 @@ class LeafPart:
             tuple(step // size for step in array.ghost.strides) for array in parts
         )
         aligned = all(array.lowest % ACCESS == 0 for array in parts)
+        positive = any(node.nonneg for node in self.arm.arm.nodes)
         call = kernels.chain(
             binding, piece.shape, y.dtype, strides, None if in_place else out_strides, in_place,
-            aligned,
+            aligned, positive,
         )  # fmt: skip
         return _Walk(piece, binding, call, room.take(call.work))
 

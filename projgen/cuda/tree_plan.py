@@ -22,9 +22,11 @@ class CudaPlanner(Planner):
         strides: tuple[int, ...],
         out_strides: tuple[int, ...] | None,
         groups: int,
+        positive: bool = False,
     ) -> Sweep:
-        in_place = out_strides is None
-        compiled = compile_binding(binding, shape, dtype, strides, out_strides, in_place=in_place)
+        compiled = compile_binding(
+            binding, shape, dtype, strides, out_strides, out_strides is None, positive=positive
+        )
         return CudaChainSweep(shape, dtype, groups, compiled)
 
     def level(
