@@ -315,6 +315,11 @@ class Stream:
     def is_capturing(self) -> bool:
         return state.capturing
 
+    def synchronize(self) -> None:
+        if state.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        state.reads += 1
+
     def __enter__(self) -> Stream:
         state.streams[state.device].append(self.ptr)
         return self

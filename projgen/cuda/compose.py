@@ -8,7 +8,7 @@ that it leaves to their groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +116,10 @@ class LeafPart:
         """The part's values, to an array of `BoundArm.dims`."""
         if not self._walks:
             into.fill(0.0)
-        for walk, norms in self._begun(y, work):
-            self._places(into, walk)[...] = norms
+        for walk in self._walks:
+            norms = walk.call.begin(_first(y, walk.piece), work + walk.at)
+            ordered = axis_order(norms, walk.binding, walk.call.plan, walk.piece.shape)
+            self._places(into, walk)[...] = ordered
 
     def finite(self, work: Any) -> bool:
         """Whether what `up` found is finite. CuPy's current stream waits."""
@@ -139,11 +141,6 @@ class LeafPart:
             y_at, out_at = (_first(array, walk.piece) for array in (y, out))
             walk.call.end(y_at, out_at, own, work + walk.at)
 
-    def _begun(self, y: DeviceArray, work: Any) -> Iterator[tuple[_Walk, Any]]:
-        for walk in self._walks:
-            norms = walk.call.begin(_first(y, walk.piece), work + walk.at)
-            yield walk, axis_order(norms, walk.binding, walk.call.plan, walk.piece.shape)
-
     def _places(self, values: Any, walk: _Walk) -> Any:
         """Where a piece has its groups among the values, by the array's axes."""
         natural = values.reshape(self._ordered).transpose(*self._back)
@@ -156,7 +153,6 @@ class JoinedPart:
     """A part above the leaves: it works on the values of others."""
 
     def __init__(self, part: Part, bound: BoundTree, kernels: Kernels, room: Room) -> None:
-        self.part = part
         level = part.levels[-1]
         outer = bound.arms_of(part.last)[0].dims(level - 1)
         counts = [bound.arms_of(child.places[0])[0].dims(level)[-1] for child in part.children]
@@ -180,11 +176,6 @@ class JoinedPart:
                 binding, self._shape, "float64", strides, strides, False, True
             )
         self._at = room.take(self._kernel.work)
-
-    def prepare(self, work: Any) -> None:
-        """See to a new workspace."""
-        if isinstance(self._kernel, Weighted):
-            self._kernel.prepare(work + self._at)
 
     def values(self, work: Any) -> Any:
         """Where its children put their values."""
@@ -225,15 +216,7 @@ class Composition:
                 self._runs[id(part)] = JoinedPart(part, bound, kernels, room)
             else:
                 self._runs[id(part)] = LeafPart(part, operands[part.arm.key], kernels, room)
-        self._size = room.size
-        self._workspaces = Workspaces(self._allocate)
-
-    def _allocate(self) -> Any:
-        work = cupy().cuda.alloc(self._size)
-        for run in self._runs.values():
-            if isinstance(run, JoinedPart):
-                run.prepare(work)
-        return work
+        self._workspaces = Workspaces(lambda: cupy().cuda.alloc(room.size))
 
     def norms(self, arrays: Mapping[Key, DeviceArray]) -> Any:
         """A CuPy array: the norm of each index of the batch, in C order."""
@@ -255,9 +238,9 @@ class Composition:
         """Project the operands, on a number or a CuPy array with one for each index of the batch.
 
         `check`: a ValueError for what is not finite, before anything is written; the stream waits.
-        A graph keeps `also`.
+        A graph keeps `also`, and this.
         """
-        kept = list(also)
+        kept = [self, *also]
         with self._workspaces.lent(kept) as work:
             arrays = {key: operand.y for key, operand in operands.items()}
             total = self._up(arrays, work)

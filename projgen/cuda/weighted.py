@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.cuda.cupy import cupy
-from projgen.cuda.launches import ALIGNMENT
 from projgen.cuda.load import load
 from projgen.render import render_weighted
 
@@ -61,8 +60,8 @@ class Weighted:
     """Projects `groups` groups of values, which lie one after the other, on balls with `weights`.
 
     As `projgen.cuda.call.Call` for a level: begun on the way up, ended on the way down, on CuPy's
-    current stream, in a workspace that has been prepared. A ValueError for more values than the
-    kernel can count.
+    current stream. Making it waits for the GPU, which then has the weights for calls on all
+    streams. A ValueError for more values than the kernel can count.
     """
 
     def __init__(self, norm: str, groups: int, weights: NDArray[np.float64], device: int) -> None:
@@ -72,7 +71,9 @@ class Weighted:
             )
         exponent = int(np.frexp(weights.max())[1])
         scaled = np.ldexp(weights, -exponent)
-        self._weights = np.where(weights > 0, np.maximum(scaled, LEAST), 0.0)
+        cp = cupy()
+        self._weights = cp.asarray(np.where(weights > 0, np.maximum(scaled, LEAST), 0.0))
+        cp.cuda.get_current_stream().synchronize()
         self._scale = np.float64(np.ldexp(1.0, exponent))
         self._count = np.int32(weights.size)
         self._groups = groups
@@ -80,20 +81,12 @@ class Weighted:
         self._size = (groups, 1, 1), (threads, 1, 1)
         module = load(WeightedKernel(norm).source, device)
         self._aggregate, self._project = map(module.get_function, ("aggregate", "project"))
-        self._weights_at = -(-8 * groups // ALIGNMENT) * ALIGNMENT  # behind the norms
-        self.work = self._weights_at + self._weights.nbytes
-
-    def prepare(self, work: Any) -> None:
-        """Put the weights where the kernel looks for them."""
-        cp = cupy()
-        place = cp.ndarray(self._weights.shape, np.float64, work + self._weights_at)
-        place[...] = cp.asarray(self._weights)
+        self.work = 8 * groups
 
     def begin(self, y: int, work: Any) -> Any:
         """The groups' norms, which lie in `work`, of the values at `y`."""
-        own = np.uintp(work.ptr + self._weights_at)
-        total = np.uintp(work.ptr)
-        self._aggregate(*self._size, (np.uintp(y), own, total, self._scale, self._count))
+        arguments = np.uintp(y), self._weights, np.uintp(work.ptr), self._scale, self._count
+        self._aggregate(*self._size, arguments)
         return cupy().ndarray((self._groups,), np.float64, work)
 
     def end(self, y: int, x: int, radius: float | Any, work: Any) -> None:
@@ -101,7 +94,7 @@ class Weighted:
         number = isinstance(radius, float)
         arguments = (
             np.uintp(y),
-            np.uintp(work.ptr + self._weights_at),
+            self._weights,
             np.uintp(work.ptr),
             np.uintp(0) if number else radius,
             np.float64(radius if number else 0.0),
