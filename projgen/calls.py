@@ -17,20 +17,20 @@ from numpy.lib.array_utils import byte_bounds
 from projgen.arrays import (
     Array,
     Wrap,
-    check_dtype,
     detached,
-    on_gpu,
     view,
-    writable_view,
     written,
 )
 from projgen.dtypes import put
+from projgen.on_host import OnHost
 from projgen.operands import check_out, check_radii, overlap, same_memory
+from projgen.shapes import require_gpu
 from projgen.structure import Key, Place, at, dotted, flat, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
 from projgen.weights import Given, read_given
 
 if TYPE_CHECKING:
+    from projgen.cuda.trees import OnDevice
     from projgen.info import Info
     from projgen.projection import Projection
 
@@ -53,23 +53,46 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arrays of one call, by their keys, and what is known of such."""
+    """The arrays of one call, and what is known of such."""
 
     ready: Ready
-    arrays: dict[Key, Array]
+    operands: OnHost | OnDevice
     wraps: list[Wrap]
     given: Given
-    targets: dict[Key, Array]
 
     @property
     def bound(self) -> BoundTree:
         return self.ready.bound
+
+    @property
+    def gpu(self) -> OnDevice | None:
+        """The operands, if they lie on a GPU."""
+        return None if isinstance(self.operands, OnHost) else self.operands
+
+    @property
+    def arrays(self) -> dict[Key, Array]:
+        """By their keys; a TypeError if they lie on a GPU."""
+        return self._host.arrays
+
+    @property
+    def targets(self) -> dict[Key, Array]:
+        """Where results go, if `out` says so."""
+        return self._host.outs
+
+    @property
+    def _host(self) -> OnHost:
+        if not isinstance(self.operands, OnHost):
+            raise TypeError("this is done on the CPU alone, and the arrays lie on a GPU: copy them")
+        return self.operands
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
     """`y`, a structure of arrays, projected as one: into `out`, or a new structure."""
     y, given = _split(projection, y, named)
     call = _read(projection, y, given, out, "project")
+    if call.gpu:
+        results = call.gpu.project(projection, call.ready, _required(projection, radius))
+        return rebuilt(y, results) if out is None else _written(call, out)
     radii = _radii(projection, radius, call.bound)
     targets = call.targets
     if out is None:
@@ -89,11 +112,15 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
 
         trees.project(projection, call.ready, call.arrays, targets, radii, call.given)
     if out is not None:
-        for key in call.arrays:
-            written(at(out, key))
-        return out
+        return _written(call, out)
     wrapped = zip(targets.items(), call.wraps, strict=True)
     return rebuilt(y, {key: wrap(x) for (key, x), wrap in wrapped})
+
+
+def _written(call: _Call, out: Any) -> Any:
+    for key in call.operands.arrays:
+        written(at(out, key))
+    return out
 
 
 def with_info(
@@ -104,6 +131,16 @@ def with_info(
 
     given_y, given = _split(projection, y, named)
     call = _read(projection, given_y, given, out, "project")
+    if call.gpu:
+        from projgen.cuda.compare_trees import with_info as on_gpu
+
+        def read(arrays: Any) -> _Call:
+            return _read(projection, arrays, given, None, "norm")
+
+        def make() -> Any:
+            return project(projection, y, radius, out, named)
+
+        return on_gpu(projection, read(given_y), make, read, _required(projection, radius))
     radii = _radii(projection, radius, call.bound)
     before = dict(call.arrays)
     for key, target in call.targets.items():
@@ -118,6 +155,9 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     """The tree's norm of `y`: a float, or an array over the batch."""
     y, given = _split(projection, y, named)
     call = _read(projection, y, given, None, "norm")
+    if call.gpu:
+        norms = call.gpu.norm(call.ready)
+        return call.wraps[0](norms) if call.bound.batch else norms
     if projection.backend == "numpy":
         from projgen import interpret_trees
 
@@ -138,6 +178,10 @@ def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     passes = projection.unmatched == "pass"
     results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(x)) if passes else {}
     for arm, wrap in zip(call.bound.arms, call.wraps, strict=True):
+        if call.gpu:
+            on_device = call.gpu.active(arm)
+            results[arm.key] = on_device if isinstance(on_device, bool) else wrap(on_device)
+            continue
         nonzero = counted(arm, call.arrays[arm.key] != 0, call.given.labels)
         axes = arm.arm.axes(arm.arm.depth - 1)
         found = np.any(nonzero, axis=axes)
@@ -164,12 +208,13 @@ def _read(
 ) -> _Call:
     """The arrays of `y` and `out`, checked: for arrays like those of an earlier call of this
     purpose, what may have changed."""
-    given = read_given(projection.tree, named)
     form = outline(y)
     place = projection._places.get(form)
     if place is None:
         place = places(projection.tree, y, projection.unmatched)
         place = remember(projection._places, form, place)
+    operands = _operands(projection, at(y, place.arms[0].key))
+    given = read_given(projection.tree, named)
     arrays: dict[Key, Array] = {}
     wraps: list[Wrap] = []
     targets: dict[Key, Array] = {}
@@ -177,44 +222,51 @@ def _read(
     for leaf in place.arms:
         given_array = at(y, leaf.key)
         with _Named(leaf, ""):
-            array, wrap = _view(given_array)
+            array, wrap = operands.take(leaf, given_array)
         arrays[leaf.key] = array
         wraps.append(wrap)
-        forms.append((array.dtype, array.shape, array.strides, array.flags.aligned))
+        forms.append(operands.form(leaf))
         if out is None:
             continue
         with _Named(leaf, "out "):
             own = at(out, leaf.key)
-            target = array if own is given_array else writable_view(own)
+            target = operands.take_out(leaf, own, own is given_array)
         targets[leaf.key] = target
         same = target is array or same_memory(array, target)
-        forms.append((target.dtype, target.shape, target.strides, target.flags.aligned, same))
+        forms.append((operands.form(leaf, out=True), same))
     known = tuple(forms)
     ready = projection._ready.get(known)
     if ready is None:
         ready = remember(
-            projection._ready, known, _checked(projection, place, arrays, targets, given)
+            projection._ready, known, _checked(projection, place, operands, arrays, targets, given)
         )
     elif out is not None:
         for leaf, target in zip(place.arms, targets.values(), strict=True):
             if not target.flags.writeable:
                 with _Named(leaf, "out "):
-                    check_out(arrays[leaf.key], target)
+                    operands.check_out(leaf)
     if out is not None:
         _check_apart(ready, arrays, targets)
         given = given.apart_from(list(targets.values()))
-    return _Call(ready, arrays, wraps, given, targets)
+    return _Call(ready, operands, wraps, given)
 
 
-def _view(array: Any) -> tuple[Array, Wrap]:
-    if type(array) is not np.ndarray and on_gpu(array):
-        raise TypeError("trees beyond chains of l1, l2 and linf run on the CPU: use .cpu()")
-    return view(array)
+def _operands(projection: Projection, first: Any) -> OnHost | OnDevice:
+    """Where a call's arrays are, by the first of them."""
+    if type(first) is np.ndarray and projection.backend != "cuda":
+        return OnHost()
+    if projection._gpu(first) is None:
+        return OnHost()
+    require_gpu(projection.tree)
+    from projgen.cuda.trees import OnDevice
+
+    return OnDevice()
 
 
 def _checked(
     projection: Projection,
     place: Place,
+    operands: OnHost | OnDevice,
     arrays: Mapping[Key, Array],
     targets: Mapping[Key, Array],
     given: Given,
@@ -222,12 +274,12 @@ def _checked(
     """The tree bound to the arrays, after a look at all that depends on their forms alone."""
     for leaf in place.arms:
         with _Named(leaf, ""):
-            check_dtype(arrays[leaf.key])
+            operands.check(leaf)
     shapes = {key: array.shape for key, array in arrays.items()}
     bound = bind_tree(projection.tree, place, shapes, given.labels)
-    for leaf, (key, target) in zip(place.arms, targets.items(), strict=True) if targets else ():
+    for leaf in place.arms if targets else ():
         with _Named(leaf, "out "):
-            check_out(arrays[key], target)
+            operands.check_out(leaf)
     return Ready(
         bound,
         [_reach(array) for array in arrays.values()],
@@ -274,13 +326,18 @@ def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key
 
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
+    checked = check_radii(_required(projection, radius), bound.batch, projection.spec)
+    return np.full(bound.batch, checked)
+
+
+def _required(projection: Projection, radius: Any) -> Any:
+    """The radius, or the count of the spec."""
     k = projection.tree.root.k
     if k is not None and radius is not None:
         raise TypeError(f"{projection.spec} says how many groups are kept: it takes no radius")
     if k is None and radius is None:
         raise TypeError("a radius is missing: the call is p(y, radius)")
-    checked = check_radii(radius if k is None else k, bound.batch, projection.spec)
-    return np.full(bound.batch, checked)
+    return radius if k is None else k
 
 
 class _Named:

@@ -31,7 +31,29 @@ def tree_info(
     """What projecting the arrays `before` to those `after` did."""
     norms = _norms(projection, bound, before, given, after)
     norms_after = _norms(projection, bound, after, given, before)
-    subjects = [_subject(arm, before[arm.key], after[arm.key], given) for arm in bound.arms]
+    values = None
+    if projection.backend != "numpy" and searches(bound, norms):
+        from projgen.cpu import trees
+
+        ready = _ready(projection, bound, before, after, given)
+        values = trees.root_values(projection, ready, before, given, after)
+    return account(bound, before, after, norms, norms_after, values, radii, given)
+
+
+def account(
+    bound: BoundTree,
+    before: Mapping[Key, Array],
+    after: Mapping[Key, Array],
+    norms: Array,
+    norms_after: Array,
+    values: Array | None,
+    radii: Array,
+    given: Given,
+    dtypes: Mapping[Key, str] | None = None,
+) -> Info:
+    """The same, of arrays with these norms; `values` are what the root aggregates, along the last
+    axis, or None. `dtypes`: where the arrays themselves stand for others."""
+    subjects = [_subject(arm, before[arm.key], after[arm.key], given, dtypes) for arm in bound.arms]
     return summarise(
         bound.tree,
         list(_levels(bound)),
@@ -39,9 +61,15 @@ def tree_info(
         [subject.changes() for subject in subjects],
         norms,
         norms_after,
-        _threshold(projection, bound, before, after, norms, radii, given),
+        _threshold(bound, before, norms, values, radii, given),
         radii,
     )
+
+
+def searches(bound: BoundTree, norms: Array) -> bool:
+    """Whether the root's threshold is found among values that a branch, or a level, gives it."""
+    above = bool(bound.place.children)
+    return bound.tree.root.norm == "l1" and above and not np.any(np.isinf(norms))
 
 
 def _norms(
@@ -74,9 +102,11 @@ def _ready(
     return found or remember(projection._ready, known, Ready(bound, [], []))
 
 
-def _subject(arm: BoundArm, y: Array, x: Array, given: Given) -> Subject:
+def _subject(
+    arm: BoundArm, y: Array, x: Array, given: Given, dtypes: Mapping[Key, str] | None
+) -> Subject:
     """An array whose axes are cut is put in order first, with zeros where blocks have no entry."""
-    dtype, whole = y.dtype.name, y.shape
+    dtype, whole = y.dtype.name if dtypes is None else dtypes[arm.key], y.shape
     if arm.arm.cuts:
         index = interpret_trees.entries_of(arm, given.labels)
         y, x = (_gathered(array, index) for array in (y, x))
@@ -120,11 +150,10 @@ def _levels(bound: BoundTree) -> Iterator[Level]:
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
 def _threshold(
-    projection: Projection,
     bound: BoundTree,
     before: Mapping[Key, Array],
-    after: Mapping[Key, Array],
     norms: Array,
+    values: Array | None,
     radii: Array,
     given: Given,
 ) -> Array:
@@ -136,13 +165,9 @@ def _threshold(
         return np.where(outside, radii / np.where(outside, norms, 1.0), measure.INSIDE[name])
     if name != "l1":
         return np.full(norms.shape, np.nan)
-    values, weights, exponent = None, None, np.zeros(norms.size, np.int64)
-    if projection.backend != "numpy" and bound.place.children and not np.any(np.isinf(norms)):
-        from projgen.cpu import trees
-
-        ready = _ready(projection, bound, before, after, given)
-        values = trees.root_values(projection, ready, before, given, after)
-        weights = level_weights(bound, bound.place, 0, given.arrays) if weighted else None
+    weights, exponent = None, np.zeros(norms.size, np.int64)
+    if values is not None and weighted:
+        weights = level_weights(bound, bound.place, 0, given.arrays)
     if values is None:
         values, weights, exponent = interpret_trees.root_values(
             bound, before, given.arrays, given.labels
@@ -153,4 +178,4 @@ def _threshold(
     return np.ldexp(found, exponent).reshape(norms.shape)
 
 
-__all__ = ["tree_info"]
+__all__ = ["account", "searches", "tree_info"]

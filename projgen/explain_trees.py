@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from textwrap import wrap
 from typing import Any
 
-from projgen.explain import steps_of
-from projgen.norms import NORMS
+from projgen.cuda.traffic import BANDWIDTH, LAUNCH
 from projgen.terminal import (
     TIMES,
     Terminal,
     format_bytes,
     format_count,
+    format_seconds,
     format_shape,
 )
 from projgen.tree import Node, NormTree
@@ -66,6 +66,20 @@ class TreeExplanation:
         return 2 * self.plan.array_bytes
 
     @property
+    def on_gpu(self) -> bool:
+        return self.plan.backend == "cuda"
+
+    @property
+    def launches(self) -> int:
+        """Those of a GPU."""
+        return sum(sweep.launches for part in self.plan.parts for sweep in part.sweeps)
+
+    @property
+    def prediction(self) -> float:
+        """Seconds that a GPU takes, an H100, if memory and launches are all that counts."""
+        return self.traffic / BANDWIDTH + self.launches * LAUNCH
+
+    @property
     def product(self) -> int:
         """How many values all arrays have."""
         return sum(math.prod(arm.shape) for arm in self.plan.outline.bound.arms)
@@ -77,9 +91,19 @@ class TreeExplanation:
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it."""
         plan = self.plan
+        on_gpu = {
+            "launches": self.launches,
+            "prediction": {
+                "device": "H100",
+                "seconds": self.prediction,
+                "bytes_per_second": BANDWIDTH,
+                "seconds_per_launch": LAUNCH,
+            },
+        }
         return {
             "spec": plan.tree.spec,
             "order": self.order,
+            "backend": plan.backend,
             "is_euclidean": plan.tree.is_euclidean,
             "arrays": [
                 {"name": arm.arm.label, "shape": arm.shape, "dtype": plan.outline.dtypes[arm.key]}
@@ -97,11 +121,13 @@ class TreeExplanation:
             },
             "work": {"product": self.product, "operations_estimate": self.operations},
             "span": {"sum_of_logarithms": self.span_log, "sum_of_dimensions": self.span_sum},
+            **(on_gpu if self.on_gpu else {}),
         }
 
     def draw(self, terminal: Terminal) -> None:
         """For people, as wide as the terminal."""
-        sections = (_title, _tree, _arrays, _parts, _memory, _cost, _nearest)
+        cost = _prediction if self.on_gpu else _cost
+        sections = (_title, _tree, _arrays, _parts, _memory, cost, _nearest)
         for number, section in enumerate(sections):
             terminal.write(*([""] if number else []))
             for line in section(self, terminal):
@@ -118,15 +144,6 @@ def explain_tree(plan: TreePlan, order: str) -> TreeExplanation:
 
 def _note(part: PartPlan, numbers: dict[str, int]) -> PartNote:
     traffic = [sweep.traffic for sweep in part.sweeps]
-    newton = operations = 0
-    for sweep in part.sweeps:
-        if sweep.compiled is not None:
-            plan = sweep.compiled.plan
-            newton += sum(step.bytes for step in steps_of(plan) if step.repeated)
-            operations += sum(stage.size * NORMS[stage.norm].operations for stage in plan.stages)
-        else:
-            norm = part.part.last.node.norm
-            operations += math.prod(sweep.shape) * NORMS[norm].operations
     sizes = _sizes(part)
     return PartNote(
         number=part.number,
@@ -136,8 +153,8 @@ def _note(part: PartPlan, numbers: dict[str, int]) -> PartNote:
         kernels=tuple(dict.fromkeys(numbers[sweep.kernel.source] for sweep in part.sweeps)),
         reads=sum(read for read, _ in traffic),
         writes=sum(written for _, written in traffic),
-        newton_bytes=newton,
-        operations=operations,
+        newton_bytes=sum(sweep.newton_bytes for sweep in part.sweeps),
+        operations=sum(sweep.operations for sweep in part.sweeps),
         span=sum(sizes),
         span_log=sum(math.ceil(math.log2(size)) if size else 0 for size in sizes),
     )
@@ -177,7 +194,7 @@ def _title(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
     yield (
         f"{format_count(len(arrays), 'array')}, {format_bytes(e.plan.array_bytes)}, {e.order} "
         f"order; {format_count(len(e.parts), 'part')}, "
-        f"{format_count(len(e.plan.kernels), 'kernel')}"
+        f"{format_count(len(e.plan.kernels), 'kernel')}{'; on a GPU' * e.on_gpu}"
     )
 
 
@@ -276,6 +293,16 @@ def _cost(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
     yield f"        ESTIMATE: {e.operations:,} operations, and the searches"
     yield f"  span  {e.span_sum:,}, the sum of the groups' sizes on the longest way"
     yield f"        {e.span_log:,}, the sum of their logarithms to base 2, rounded up"
+
+
+def _prediction(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:
+    yield terminal.heading("PREDICTION", "for an H100; nothing was measured", terminal.width)
+    launches = format_count(e.launches, "launch")
+    yield (
+        f"  {format_seconds(e.prediction)}: {format_bytes(e.traffic)} at "
+        f"{BANDWIDTH / 1e12:.2f} TB/s, and {launches} of {format_seconds(LAUNCH)} each"
+    )
+    yield "  One stream, no host in between. Few small arrays: launches are what counts."
 
 
 def _nearest(e: TreeExplanation, terminal: Terminal) -> Iterator[str]:

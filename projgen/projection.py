@@ -286,14 +286,12 @@ class Projection:
         return self._compile(tuple(shape), dtype).source
 
     def _plan_tree(self, shapes: Any, dtypes: Any, arrays: dict[str, Any]) -> TreePlan:
-        from projgen.shapes import require_chain
         from projgen.tree_plan import plan_tree
         from projgen.weights import check_names
 
         check_names(self._tree, arrays)
-        if self._backend == "cuda":
-            require_chain(self._tree)
-        return plan_tree(self._tree, shapes, dtypes, arrays, self._unmatched)
+        backend = "cuda" if self._backend == "cuda" else "cpu"
+        return plan_tree(self._tree, shapes, dtypes, arrays, self._unmatched, backend=backend)
 
     def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled | CudaCompiled:
         from projgen.compiler import compile_tree

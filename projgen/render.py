@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from projgen.cpu.group_kernel import GroupKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
+    from projgen.cuda.weighted import WeightedKernel
 
 
 def render_team() -> str:
@@ -44,6 +45,12 @@ _GAPS = re.compile(r"\n{3,}")
 def render_cuda(kernel: CudaKernel) -> str:
     """The CUDA C++ source of `kernel`. Equal kernels have equal sources."""
     text = environment().get_template("cuda/kernel.cu.j2").render(kernel=kernel)
+    return _GAPS.sub("\n\n", text).rstrip() + "\n"
+
+
+def render_weighted(kernel: WeightedKernel) -> str:
+    """The CUDA C++ source of a level whose values have weights."""
+    text = environment().get_template("cuda/weighted.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", text).rstrip() + "\n"
 
 

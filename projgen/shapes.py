@@ -37,15 +37,32 @@ def has_branches(tree: NormTree) -> bool:
     return any(node.is_branch for node in tree.levels)
 
 
-def require_chain(tree: NormTree) -> None:
-    """A SpecError for a tree that no GPU kernel takes."""
-    special = next((node for node in tree.levels if not node.is_plain), None)
-    if special is not None:
-        raise SpecError(
-            f"{tree} runs on the CPU: a GPU takes chains of {', '.join(CHAINED)} over one array",
-            *filter(None, [special.span]),
-            hint="leave the backend out, or say 'cpu'",
-        )
+def require_gpu(tree: NormTree) -> None:
+    """A SpecError for a tree that no GPU kernels take."""
+    for node in tree.levels:
+        for_cpu = _for_cpu(node)
+        if for_cpu is not None:
+            raise SpecError(
+                f"{tree} runs on the CPU: {for_cpu}. A GPU takes trees of {', '.join(CHAINED)}, "
+                "with branches, blocks, weights of children and nonneg",
+                *filter(None, [node.span]),
+                hint="leave the backend out, or say 'cpu', and give arrays that are not on a GPU",
+            )
+
+
+def _for_cpu(node: Node) -> str | None:
+    """Why a level runs on the CPU alone, or None."""
+    from projgen.cuda.weighted import BALLS
+
+    if node.norm not in CHAINED:
+        return f"{node.norm} has no kernel for a GPU"
+    if node.weights is not None:
+        return f"w={node.weights} binds an array of weights"
+    if node.groups is not None:
+        return f"groups={node.groups} binds an array of labels"
+    if node.is_branch and node.norm not in BALLS and any(c.weight != 1 for c in node.children):
+        return f"{node.norm} with weights has no kernel for a GPU"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,74 +7,26 @@ there: which part sweeps what, with which kernel. Equal sources are one kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from projgen.bind import Binding, bind
-from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.compiler import c_strides, compile_binding
 from projgen.cpu.compose import ball_of
-from projgen.cpu.groups import Walk, walk_groups
-from projgen.cpu.pieces import Piece, pieces
+from projgen.cpu.groups import walk_groups
+from projgen.dtypes import ITEMSIZE
+from projgen.part_sweeps import ChainSweep, GroupSweep, Sweep
 from projgen.parts import Part, chain_of, cut_into_parts
-from projgen.shapes import Outline, outline_of
+from projgen.pieces import Piece, pieces
+from projgen.shapes import Outline, outline_of, require_gpu
 from projgen.terminal import format_bytes, format_count, format_shape
 from projgen.tree import NormTree
 from projgen.weights import is_weighted, level_weights
-
-if TYPE_CHECKING:
-    from projgen.compiler import Loadable
-
-VALUE_BYTES = 8  # of one value, radius or weight: float64
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """One kernel on one array, or on a piece of it whose blocks have one size.
-
-    ``binding`` and ``compiled`` are of a chain kernel, ``walk`` of a group kernel. ``groups``
-    values come of an array of ``shape``.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    groups: int
-    binding: Binding | None = None
-    compiled: Compiled | None = None
-    walk: Walk | None = None
-
-    @property
-    def kernel(self) -> Loadable:
-        """What is loaded for it: it has a ``source``."""
-        if self.compiled is not None:
-            return self.compiled
-        assert self.walk is not None
-        return self.walk.kernel
-
-    @property
-    def array_bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    @property
-    def weighted(self) -> bool:
-        return self.walk is not None and self.walk.kernel.ball.weighted
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """The bytes that it reads and writes at most, up and down together."""
-        if self.compiled is not None:
-            from projgen.explain import steps_of
-
-            steps = [step for step in steps_of(self.compiled.plan) if not step.repeated]
-            reads = sum(sum(step.reads.values()) for step in steps)
-            return reads, sum(sum(step.writes.values()) for step in steps)
-        own = self.array_bytes + self.weighted * math.prod(self.shape) * VALUE_BYTES
-        values = self.groups * VALUE_BYTES
-        return 2 * own + values, self.array_bytes + values
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +66,12 @@ class PartPlan:
 
 @dataclass(frozen=True, eq=False)
 class TreePlan:
-    """What projecting a whole tree takes. ``print`` it."""
+    """What projecting a whole tree takes, on the ``backend`` "cpu" or "cuda". ``print`` it."""
 
     tree: NormTree
     outline: Outline
     root: PartPlan
+    backend: str
 
     @property
     def parts(self) -> tuple[PartPlan, ...]:
@@ -142,7 +95,7 @@ class TreePlan:
     def array_bytes(self) -> int:
         """The bytes of all arrays."""
         return sum(
-            math.prod(arm.shape) * np.dtype(self.outline.dtypes[arm.key]).itemsize
+            math.prod(arm.shape) * ITEMSIZE[self.outline.dtypes[arm.key]]
             for arm in self.outline.bound.arms
         )
 
@@ -156,9 +109,11 @@ class TreePlan:
     def source(self) -> str:
         """The distinct modules one after the other, each under a line that says what it is for."""
         modules = []
+        mark = "//" if self.backend == "cuda" else "#"
         for number, (source, (sweep, parts)) in enumerate(self.kernels.items(), 1):
-            head = f"# kernel {number} of {len(self.kernels)}: {sweep.kernel.title}, for "
-            modules.append(f"{head}{_wrapped([described(part) for part in parts])}\n{source}")
+            head = f"{mark} kernel {number} of {len(self.kernels)}: {sweep.kernel.title}, for "
+            lines = _wrapped([described(part) for part in parts], f"\n{mark}   ")
+            modules.append(f"{head}{lines}\n{source}")
         return "\n\n".join(modules)
 
     def __str__(self) -> str:
@@ -176,13 +131,8 @@ class TreePlan:
                 piece = f", on {format_shape(sweep.shape)}" if len(part.sweeps) > 1 else ""
                 again = ", as above" if source in shown else ""
                 shown.add(source)
-                yield f"{name}: {_title(sweep)}{piece}{again}"
-                if sweep.compiled is not None:
-                    _, *lines = str(sweep.compiled.plan).splitlines()
-                    yield from (f"{below}  {line}" for line in lines)
-                else:
-                    assert sweep.walk is not None
-                    yield from (f"{below}    {note}" for note in sweep.walk.kernel.notes)
+                yield f"{name}: {sweep.title}{piece}{again}"
+                yield from (f"{below}  {note}" for note in sweep.notes)
             if not part.sweeps:
                 yield f"{below}  no kernel: it has no values"
         reads, writes = self.traffic
@@ -202,20 +152,31 @@ def plan_tree(
     unmatched: str = "error",
     order: str = "C",
     in_place: bool = False,
+    backend: str = "cpu",
 ) -> TreePlan:
     """The plan for arrays of `shapes`, a structure of tuples such as the tree takes of arrays.
 
     `dtypes` is one for all, or a structure alike. `given` are labels and weights that the spec
     names; without them labels make blocks of equal size, and weights are like their arrays.
+    A SpecError if `backend` is "cuda" and the tree runs on the CPU alone.
     """
+    kind: type[Planner] = Planner
+    if backend == "cuda":
+        require_gpu(tree)
+        from projgen.cuda.tree_plan import CudaPlanner
+
+        kind = CudaPlanner
     outline = outline_of(tree, shapes, dtypes, given, unmatched)
     numbers = iter(range(1 << 62))
-    planner = _Planner(outline, given, order, in_place)
-    return TreePlan(tree, outline, planner.plan(cut_into_parts(outline.bound), numbers))
+    planner = kind(outline, given, order, in_place)
+    root = planner.plan(cut_into_parts(outline.bound), numbers)
+    return TreePlan(tree, outline, root, backend)
 
 
 @dataclass(frozen=True, eq=False)
-class _Planner:
+class Planner:
+    """Parts to their plans, on the CPU."""
+
     outline: Outline
     given: Mapping[str, Any]
     order: str
@@ -238,29 +199,43 @@ class _Planner:
         if self.order == "F":
             strides = c_strides(arm.shape[::-1])[::-1]
         nonneg = any(node.nonneg for node in arm.arm.nodes)
-        in_place = self.in_place or (part.kind == "chain" and nonneg)  # on a copy without them
         own = self._weight_strides(part) if is_weighted(part.last) else None
         for piece in pieces(arm):
             steps = piece.strides(strides)
-            out_steps = None if in_place else steps
+            out_steps = None if self.in_place else steps
             groups = _groups(part, piece)
             axes = [
                 tuple(i for i, axis in enumerate(piece.axes) if arm.arm.owners[axis] == level)
                 for level in part.levels
             ]
             if part.kind == "chain":
-                yield self._chain(part, axes, dtype, piece.shape, steps, out_steps, groups)
+                binding = bind(chain_of(part, tuple(axes)), len(piece.shape))
+                yield self.chain(binding, piece.shape, dtype, steps, out_steps, groups, nonneg)
                 continue
             weight_steps = None if own is None else piece.strides(own)
-            name = part.last.node.groups
-            labels = None if name is None else self.outline.labels[name]
-            walk = walk_groups(
-                ball_of(part, nonneg), dtype, piece.shape, steps, axes[0], out_steps,
-                weight_steps, labels,
-            )  # fmt: skip
-            if labels is not None:
-                groups *= int(labels.max(initial=-1)) + 1
-            yield Sweep(piece.shape, dtype, groups, walk=walk)
+            yield self._group(part, piece, axes[0], dtype, steps, out_steps, weight_steps, groups)
+
+    def _group(
+        self,
+        part: Part,
+        piece: Piece,
+        axes: tuple[int, ...],
+        dtype: str,
+        steps: tuple[int, ...],
+        out_steps: tuple[int, ...] | None,
+        weight_steps: tuple[int, ...] | None,
+        groups: int,
+    ) -> Sweep:
+        assert part.arm is not None
+        nonneg = any(node.nonneg for node in part.arm.arm.nodes)
+        name = part.last.node.groups
+        labels = None if name is None else self.outline.labels[name]
+        walk = walk_groups(
+            ball_of(part, nonneg), dtype, piece.shape, steps, axes, out_steps, weight_steps, labels
+        )
+        if labels is not None:
+            groups *= int(labels.max(initial=-1)) + 1
+        return GroupSweep(piece.shape, dtype, groups, walk)
 
     def _weight_strides(self, part: Part) -> tuple[int, ...]:
         """In elements: of the weights that are given, else of C order."""
@@ -282,29 +257,38 @@ class _Planner:
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         groups = math.prod(shape[: part.top + 1])
         if part.kind == "chain":
-            axes = [(level + 1,) for level in part.levels]
-            return self._chain(part, axes, "float64", shape, strides, strides, groups)
+            axes = tuple((level + 1,) for level in part.levels)
+            binding = bind(chain_of(part, axes), len(shape))
+            return self.chain(binding, shape, "float64", strides, strides, groups)
+        return self.level(part, shape, strides, groups)
+
+    def chain(
+        self,
+        binding: Binding,
+        shape: tuple[int, ...],
+        dtype: str,
+        strides: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        groups: int,
+        positive: bool = False,
+    ) -> Sweep:
+        """A run of levels on an array that lies so; `out_strides` of None is in place, and so is
+        what has no negative values, on a copy without them."""
+        if positive:
+            out_strides = None
+        in_place = out_strides is None
+        compiled = compile_binding(binding, shape, dtype, strides, out_strides, in_place=in_place)
+        return ChainSweep(shape, dtype, groups, compiled)
+
+    def level(
+        self, part: Part, shape: tuple[int, ...], strides: tuple[int, ...], groups: int
+    ) -> Sweep:
+        """One level of joined values."""
         own = strides if is_weighted(part.last) else None
         walk = walk_groups(
             ball_of(part, False), "float64", shape, strides, (len(shape) - 1,), strides, own, None
         )
-        return Sweep(shape, "float64", groups, walk=walk)
-
-    def _chain(
-        self,
-        part: Part,
-        axes: Sequence[tuple[int, ...]],
-        dtype: str,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        out_strides: tuple[int, ...] | None,
-        groups: int,
-    ) -> Sweep:
-        binding = bind(chain_of(part, tuple(axes)), len(shape))
-        compiled = compile_binding(
-            binding, shape, dtype, strides, out_strides, in_place=out_strides is None
-        )
-        return Sweep(shape, dtype, groups, binding, compiled)
+        return GroupSweep(shape, "float64", groups, walk)
 
 
 def _groups(part: Part, piece: Piece) -> int:
@@ -329,13 +313,6 @@ def _facts(part: PartPlan) -> str:
     return f"on {part.subject}, {format_shape(part.shape)}"
 
 
-def _title(sweep: Sweep) -> str:
-    kernel = sweep.kernel
-    in_place = sweep.compiled.plan.in_place if sweep.compiled else sweep.walk.kernel.in_place  # type: ignore[union-attr]
-    kind = "chain" if sweep.compiled else "group"
-    return f"{kind} {kernel.title}, {sweep.dtype}, {'in place' if in_place else 'y -> x'}"
-
-
 def _drawn(root: PartPlan, lead: str = "", below: str = "") -> Iterator[tuple[PartPlan, str, str]]:
     """The parts as a tree: each with what stands before its first line, and before the others."""
     has_children = bool(root.children)
@@ -353,8 +330,8 @@ def _listed(numbers: list[int]) -> str:
     return f"parts {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def _wrapped(names: list[str], width: int = 60) -> str:
-    """The names, in comment lines of about `width` characters."""
+def _wrapped(names: list[str], separator: str, width: int = 60) -> str:
+    """The names, in lines of about `width` characters."""
     lines, line = [], ""
     for index, name in enumerate(names):
         piece = name + (", " if index + 1 < len(names) else "")
@@ -362,7 +339,7 @@ def _wrapped(names: list[str], width: int = 60) -> str:
             lines.append(line.rstrip())
             line = ""
         line += piece
-    return "\n#   ".join([*lines, line])
+    return separator.join([*lines, line])
 
 
 __all__ = ["PartPlan", "Sweep", "TreePlan", "described", "plan_tree"]

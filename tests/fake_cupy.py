@@ -71,6 +71,9 @@ class MemoryPointer:
     def ptr(self) -> int:
         return int(self.mem.ptr + self.offset)
 
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self.offset + offset)
+
 
 def _alloc(size: int) -> MemoryPointer:
     if state.capturing:
@@ -129,8 +132,8 @@ class ndarray:
     def __bool__(self) -> bool:
         return bool(self.get().item())
 
-    def __setitem__(self, key: Any, value: ndarray) -> None:
-        self._a[key] = value._a
+    def __setitem__(self, key: Any, value: ndarray | float) -> None:
+        self._a[key] = value._a if isinstance(value, ndarray) else value
 
     def __getitem__(self, key: Any) -> ndarray:
         return _view(self, self._a[key])
@@ -158,8 +161,12 @@ class ndarray:
     def ravel(self) -> ndarray:
         return asarray(self._a.ravel())
 
-    def reshape(self, shape: Any) -> ndarray:
-        return asarray(self._a.reshape(shape))
+    def reshape(self, *shape: Any) -> ndarray:
+        a = self._a.reshape(*shape)
+        return _view(self, a) if np.may_share_memory(a, self._a) else asarray(a)
+
+    def fill(self, value: float) -> None:
+        self._a.fill(value)
 
     def transpose(self, *axes: Any) -> ndarray:
         return _view(self, self._a.transpose(*axes))
@@ -307,6 +314,11 @@ class Stream:
 
     def is_capturing(self) -> bool:
         return state.capturing
+
+    def synchronize(self) -> None:
+        if state.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        state.reads += 1
 
     def __enter__(self) -> Stream:
         state.streams[state.device].append(self.ptr)

@@ -111,3 +111,30 @@ def test_explained_as_json(capsys: Capture) -> None:
     least = told["bytes"]["at_most"] / 3.35e12
     assert told["prediction"]["seconds"] == pytest.approx(least + 3 * 2.5e-6)
     assert told["prediction"]["device"] == "H100"
+
+
+TREE = "l1(enc=2.0*linf(axis=1), dec=linf(axis=0))"
+SHAPES = ("--shape", "enc=1000x1000", "--shape", "dec=100x1000")
+
+
+@needs_nvrtc
+def test_trees_are_compiled(capsys: Capture, tmp_path: Path) -> None:
+    words = ("compile", TREE, *SHAPES, "--backend", "cuda", "--arch", "sm_90")
+    told = json.loads(run(capsys, *words, "-o", str(tmp_path / "out"), "--json"))
+    assert told["backend"] == "cuda"
+    titles = ["l1 with weights", "linf(axis=1)", "linf(axis=0)"]
+    assert [kernel["title"] for kernel in told["kernels"]] == titles
+    for kernel in told["kernels"]:
+        assert Path(kernel["cubin"]).read_bytes()[:4] == b"\x7fELF"
+        assert Path(kernel["written"]).read_bytes() == Path(kernel["file"]).read_bytes()
+    assert run(capsys, *words).count("sm_90      ") == 3
+
+
+def test_trees_are_explained(capsys: Capture, snapshot: Snapshot) -> None:
+    words = ("explain", TREE, *SHAPES, "--backend", "cuda")
+    snapshot("explain_cuda_tree", run(capsys, *words))
+    told = json.loads(run(capsys, *words, "--json"))
+    assert told["launches"] == 9
+    least = told["bytes"]["at_most"] / 3.35e12
+    assert told["prediction"]["seconds"] == pytest.approx(least + 9 * 2.5e-6)
+    assert 1.5 <= told["bytes"]["multiple_of_memcpy"] < 1.5 * 1.05

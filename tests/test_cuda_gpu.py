@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import assert_projected, norm
+from tree_support import assert_tree_projected, norm_of
 
 import projgen
 from projgen.cuda.cupy import no_driver
@@ -60,6 +61,48 @@ def test_results_are_the_same_from_run_to_run(cp: Any, spec: str) -> None:
     first = p(y, 10.0).get()
     for _ in range(20):
         assert np.array_equal(p(y, 10.0).get(), first)
+
+
+TREES = {
+    "l1(enc=linf(axis=1), dec=linf(axis=0))": {"enc": (1000, 300), "dec": (300, 1000)},
+    "l2(a=2.0*l1(axis=1), b=0.5*l1(linf(axis=1), linf(axis=0)))": {
+        "a": (1000, 300),
+        "b": [(99, 100_000), (7, 12)],
+    },
+    "linf(a=3.0*linf(axis=1), b=l2(axis=1))": {"a": (1000, 300), "b": (1000, 30)},
+    "l1(linf(axis=(0, 1), block=(4, 4)))": (998, 998),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spec", TREES)
+def test_trees(cp: Any, spec: str, dtype: str) -> None:
+    rng, p = np.random.default_rng(0), projgen.build(spec)
+    values = made(TREES[spec], lambda shape: rng.standard_normal(shape).astype(dtype))
+    radius = 0.2 * float(norm_of(spec, values))
+    y = made(values, cp.asarray)
+    assert p.norm(y) == pytest.approx(5 * radius, rel=1e-6)
+    assert_tree_projected(spec, values, radius, made(p(y, radius), cp.asnumpy))
+    stream = cp.cuda.Stream(non_blocking=True)
+    out = made(values, cp.asarray)
+    with stream:
+        p(y, radius, out=out)
+        stream.begin_capture()
+        p(y, radius, out=out)
+        graph = stream.end_capture()
+        p(out, 0.0, out=out)
+        graph.launch(stream)
+        stream.synchronize()
+    assert_tree_projected(spec, values, radius, made(out, cp.asnumpy))
+    _, info = p(y, radius, out=y, return_info=True)
+    assert float(info.norm_after) == pytest.approx(radius, rel=1e-5)
+
+
+def made(structure: Any, make: Any) -> Any:
+    """Of each shape or array in a structure."""
+    if isinstance(structure, dict):
+        return {name: made(value, make) for name, value in structure.items()}
+    return [made(v, make) for v in structure] if isinstance(structure, list) else make(structure)
 
 
 def test_a_graph_captures_a_call(cp: Any) -> None:

@@ -20,6 +20,7 @@ from cuda_support import compiled
 
 from projgen.cuda import nvrtc
 from projgen.cuda.compiler import Compiled
+from projgen.cuda.weighted import BALLS, WeightedKernel
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,16 @@ def _bulk(function: Function, access: str, dtype: str) -> Iterator[str]:
         for loop in function.loops_with("LDG|STG"):
             if wide := function.count(FLOAT64, *loop):
                 yield f"{function.name} has {wide} float64 instructions in a loop"
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+def test_weighted_levels_keep_to_registers(norm: str, architecture: str) -> None:
+    functions = machine_code(WeightedKernel(norm).source, architecture)
+    assert set(functions) == {"aggregate", "project"}
+    for function in functions.values():
+        assert not (function.local or function.stack or function.count(r"LDL|STL"))
+        assert function.registers <= 64  # blocks have 1024 threads
 
 
 def test_occupancy() -> None:

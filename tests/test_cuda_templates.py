@@ -17,6 +17,7 @@ from projgen.cuda.compiler import compile_binding
 from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.lower import lower
+from projgen.cuda.weighted import BALLS, WeightedKernel
 from projgen.gallery import CUDA_CANON, CudaExhibit, gallery
 from projgen.norms import CHAINED
 from projgen.render import render_cuda
@@ -25,6 +26,7 @@ from projgen.stage import Stage
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cuda/**/*.j2"))
 MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in CHAINED}
 IDS = [exhibit.name for exhibit in CUDA_CANON]
+WEIGHTED = {"cuda/weighted.cu.j2", *(f"cuda/balls/{norm}.cu.j2" for norm in BALLS)}
 # Macros of norms are asked by both kinds of levels.
 VARIABLES: dict[str, tuple[type, ...]] = {
     "kernel": (Kernel,),
@@ -32,7 +34,7 @@ VARIABLES: dict[str, tuple[type, ...]] = {
     "s": (StageCode,),
     "l": (Level,),
 }
-CONTRACT = (Kernel, StageCode, Level)
+CONTRACT = (Kernel, StageCode, Level, WeightedKernel)
 HINTS = {"stage": Stage, "run": Axis, "beside": Axis, "leaf": StageCode}
 
 
@@ -44,6 +46,8 @@ def used() -> set[tuple[type, str]]:
             owner = node.node
             if isinstance(owner, nodes.Name):
                 kinds = (StageCode, Level) if "/norms/" in name else VARIABLES.get(owner.name, ())
+                if name in WEIGHTED:
+                    kinds = (WeightedKernel,) if owner.name == "kernel" else ()
                 found |= {(kind, node.attr) for kind in kinds}
             elif isinstance(owner, nodes.Getattr) and owner.attr in HINTS:
                 found.add((HINTS[owner.attr], node.attr))
@@ -79,11 +83,12 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         found = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in found if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        assert undeclared == ({"kernel"} if name == "cuda/kernel.cu.j2" else set()), name
+        whole = {"cuda/kernel.cu.j2", "cuda/weighted.cu.j2"}
+        assert undeclared == ({"kernel"} if name in whole else set()), name
 
 
 def test_every_template_is_reached_and_every_macro_used() -> None:
-    reached, new = set(), {"cuda/kernel.cu.j2", *MACROS.values()}
+    reached, new = set(), {"cuda/kernel.cu.j2", *WEIGHTED, *MACROS.values()}
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}
@@ -101,6 +106,18 @@ def test_norms_offer_the_same_macros() -> None:
     }
     for norm, offer in offers.items():
         assert offer == offers["l2"], norm
+
+
+def test_balls_offer_the_same_macros() -> None:
+    """And each has its template: those are the norms that take weights on a GPU."""
+    offers = {
+        name: {m.name: tuple(a.name for a in m.args) for m in tree(name).find_all(nodes.Macro)}
+        for name in NAMES
+        if name.startswith("cuda/balls/")
+    }
+    assert offers.keys() == WEIGHTED - {"cuda/weighted.cu.j2"}
+    for name, offer in offers.items():
+        assert offer == offers["cuda/balls/l2.cu.j2"], name
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,15 @@ def test_wrong_shapes(
         projgen.build(spec).plan(shapes, dtype, **given)
 
 
-def test_gpus_take_chains_alone() -> None:
+@pytest.mark.parametrize("level", ["lp(p=1.5)", "l1(w=v)", "l2(groups=g, axis=0)"])
+def test_gpus_do_not_take_everything(level: str) -> None:
+    p = projgen.build(f"l1(linf, {level})", backend="cuda")
     with pytest.raises(projgen.SpecError, match="runs on the CPU"):
-        projgen.build("l1(linf, l2)", backend="cuda").plan([(3, 2), (4,)])
+        p.plan([(3, 2), (4,)])
+
+
+def test_a_plan_for_a_gpu(snapshot: Snapshot) -> None:
+    p = projgen.build("l2(enc=2.0*linf(axis=1), dec=l1(axis=0, block=7))", backend="cuda")
+    plan = p.plan({"enc": (1000, 300), "dec": (200, 100)}, {"enc": "float16", "dec": "float32"})
+    snapshot("tree_plan_cuda", f"{plan}\n")
+    assert p.source({"enc": (1000, 300), "dec": (200, 100)}).startswith("// kernel 1 of 4: l2 with")

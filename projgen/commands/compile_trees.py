@@ -12,32 +12,36 @@ from typing import Any
 from projgen import cache
 from projgen.commands.output import print_json, write_module
 from projgen.commands.shapes import shapes_of
+from projgen.part_sweeps import Sweep
 from projgen.produce import produce
-from projgen.shapes import require_chain
+from projgen.shapes import require_gpu
 from projgen.terminal import Terminal, format_count, format_seconds, format_shape, progress
 from projgen.tree import NormTree
-from projgen.tree_plan import Sweep, TreePlan, described, plan_tree
+from projgen.tree_plan import TreePlan, described, plan_tree
 
 
 def planned(tree: NormTree, args: argparse.Namespace) -> TreePlan:
     """The plan for the arrays that were asked for, else for examples."""
     if args.backend == "cuda":
-        require_chain(tree)
+        require_gpu(tree)
     shapes, _ = shapes_of(tree, args)
-    return plan_tree(tree, shapes, args.dtype, order=args.order, in_place=args.in_place)
+    return plan_tree(
+        tree, shapes, args.dtype, order=args.order, in_place=args.in_place, backend=args.backend
+    )
 
 
 def run(tree: NormTree, args: argparse.Namespace) -> int:
     plan = planned(tree, args)
-    if args.arch is not None:
+    if args.arch is not None and args.backend != "cuda":
         raise ValueError("--arch names a GPU's machine code: it goes with --backend cuda")
+    suffix = "cu" if args.backend == "cuda" else "py"
     started = time.perf_counter()
     kernels: list[dict[str, Any]] = []
     with progress(f"compiling {tree.spec}") as tell:
         for source, (sweep, parts) in plan.kernels.items():
             tell(len(kernels), len(plan.kernels))
-            product = produce(sweep.kernel, None)
-            name = f"{len(kernels) + 1}_{_module_name(sweep)}.py"
+            product = produce(sweep.kernel, args.arch)
+            name = f"{len(kernels) + 1}_{_module_name(sweep)}.{suffix}"
             kernels.append(
                 {
                     "title": sweep.kernel.title,
@@ -46,6 +50,9 @@ def run(tree: NormTree, args: argparse.Namespace) -> int:
                     "cached": product.cached,
                     "key": cache.key_of(source),
                     "file": product.file and str(product.file),
+                    "architecture": product.architecture,
+                    "cubin": product.cubin and str(product.cubin),
+                    "missing": product.missing,
                     "written": None
                     if args.output is None
                     else str(write_module(args.output, name, source)),
@@ -57,6 +64,7 @@ def run(tree: NormTree, args: argparse.Namespace) -> int:
         "shapes": {arm.arm.label: arm.shape for arm in plan.outline.bound.arms},
         "order": args.order,
         "in_place": args.in_place,
+        "backend": args.backend,
         "seconds": time.perf_counter() - started,
         "kernels": kernels,
     }
@@ -89,6 +97,10 @@ def _draw(facts: Mapping[str, Any], shape_given: bool) -> int:
             f"{first}{more}",
             f"             {kernel['file'] or 'not kept: the cache cannot be used'}",
         )
+        if kernel["cubin"]:
+            terminal.write(f"  {kernel['architecture']:10} {kernel['cubin']}")
+        if kernel["missing"]:
+            terminal.write(f"  no cubin   {kernel['missing']}")
         if kernel["written"]:
             terminal.write(f"  written    {kernel['written']}")
     return 0

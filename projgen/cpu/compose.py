@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from projgen.cpu.call import Call
 from projgen.cpu.groups import Ball
 from projgen.cpu.part_kernels import Chain, Group, OutOfRangeError, Radii
-from projgen.cpu.pieces import Piece, pieces
 from projgen.dtypes import is_half
 from projgen.errors import quote
 from projgen.parts import Part, cut_into_parts
+from projgen.pieces import Piece, pieces
 from projgen.references import REFERENCES
 from projgen.structure import Key
 from projgen.trees import BoundTree

@@ -43,13 +43,18 @@ class DeviceArray:
     def pointer(self) -> int:
         return int(self.ghost.__array_interface__["data"][0])
 
+    @property
+    def lowest(self) -> int:
+        """The lowest address of an element."""
+        return int(np.lib.array_utils.byte_bounds(self.ghost)[0])
+
     def copy(self) -> DeviceArray:
         """A dense one with the same elements, made on CuPy's current stream."""
         made = self.cupy().copy()
         ghost = _ghost(made.data.ptr, made.shape, made.strides, self.dtype)
         return replace(self, ghost=ghost, owner=made)
 
-    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
+    def read(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """A part of it, as the host knows it: bfloat16 as float32. CuPy's current stream waits."""
         part: NDArray[Any] = self.cupy()[index].get()
         if self.dtype == "bfloat16":

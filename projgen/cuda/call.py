@@ -9,7 +9,7 @@ good, since the graph will use it whenever it is launched.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,12 @@ class Call:
         self._geometry = np.frombuffer(schedule.geometry, f"V{len(schedule.geometry)}")
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
-        self._idle: dict[tuple[int, int], list[Any]] = {}
+        self._workspaces = Workspaces(lambda: cupy().cuda.alloc(self.work))
+
+    @property
+    def work(self) -> int:
+        """The bytes of its workspace."""
+        return self.compiled.schedule.work
 
     def project(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> None:
         """Launch a projection of the array at `y` into that at `x`.
@@ -54,17 +59,24 @@ class Call:
         `radius` is a number, or a CuPy array of float64, one for each batch entry in memory order.
         `stream` is a handle, or None for CuPy's current stream. A graph keeps `also`.
         """
-        with on_stream(self.device, stream), self._workspace(radius, *also) as work:
+        with on_stream(self.device, stream), self._workspaces.lent(radius, *also) as work:
             self._run(self.compiled.schedule.launches, y, x, radius, work)
 
     def norms(self, y: int, stream: int | None) -> Any:
         """A CuPy array with the norm of each batch entry, in memory order: float64."""
-        cp = cupy()
+        with on_stream(self.device, stream), self._workspaces.lent() as work:
+            return self.begin(y, work).copy()
+
+    def begin(self, y: int, work: Any) -> Any:
+        """Half of a projection, on CuPy's current stream: up to the norms, which lie in `work`."""
         schedule = self.compiled.schedule
-        with on_stream(self.device, stream), self._workspace() as work:
-            self._run(schedule.launches[: schedule.norms], y, y, np.inf, work)
-            totals = cp.ndarray((self.plan.batch,), np.float64, work)
-            return totals.copy()
+        self._run(schedule.launches[: schedule.norms], y, y, np.inf, work)
+        return cupy().ndarray((self.plan.batch,), np.float64, work)
+
+    def end(self, y: int, x: int, radius: float | Any, work: Any) -> None:
+        """The other half, for what was begun in `work`."""
+        schedule = self.compiled.schedule
+        self._run(schedule.launches[schedule.down :], y, x, radius, work)
 
     def _run(
         self, launches: tuple[Launch, ...], y: int, x: int, radius: float | Any, work: Any
@@ -84,8 +96,16 @@ class Call:
             )
             self._functions[launch.name](launch.grid, launch.block, arguments)
 
+
+class Workspaces:
+    """Memory that `allocate` gives, lent out by stream."""
+
+    def __init__(self, allocate: Callable[[], Any]) -> None:
+        self._allocate = allocate
+        self._idle: dict[tuple[int, int], list[Any]] = {}
+
     @contextmanager
-    def _workspace(self, *also: Any) -> Iterator[Any]:
+    def lent(self, *also: Any) -> Iterator[Any]:
         """Memory of the current stream's own. A graph keeps it, and `also`."""
         stream = cupy().cuda.get_current_stream()
         thread = threading.get_ident() if stream.ptr == PER_THREAD else 0
@@ -93,7 +113,7 @@ class Call:
         try:
             work = idle.pop()
         except IndexError:
-            work = cupy().cuda.alloc(self.compiled.schedule.work)
+            work = self._allocate()
         if stream.is_capturing():
             _captured.append((work, *also))
             yield work

@@ -29,6 +29,11 @@ class Compiled:
     source: str
     schedule: Schedule
 
+    @property
+    def title(self) -> str:
+        """What the kernel projects, for messages."""
+        return self.plan.spec
+
 
 def compile_binding(
     binding: Binding,
@@ -38,18 +43,19 @@ def compile_binding(
     out_strides: Sequence[int] | None = None,
     in_place: bool = False,
     aligned: bool = True,
+    positive: bool = False,
 ) -> Compiled:
     """CUDA C++ for arrays of `shape`, and how to launch it.
 
     `dtype` is one of float16, bfloat16, float32 and float64. `strides` are in elements, by default
     those of C order. `aligned`: y and x start at multiples of 16 bytes, counted from the lowest
-    address of each.
+    address of each. `positive`: negative values count as 0, and become 0.
     """
     strides = c_strides(shape) if strides is None else strides
     began = perf_counter()
     layout = simplify(binding, shape, strides, out_strides)
     planned = plan(binding.tree.spec, layout, dtype, in_place, aligned)
-    kernel = lower(planned)
+    kernel = lower(planned, positive)
     source = render_cuda(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
     return Compiled(planned, kernel, source, schedule(planned, kernel, source))

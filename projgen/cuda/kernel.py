@@ -20,6 +20,7 @@ class Kernel:
     dtype: str
     notes: tuple[str, ...]
     in_place: bool
+    positive: bool  # negative values of y count as 0, and become 0
     wide: bool  # offsets are 64-bit
     stages: tuple[StageCode, ...]  # with launches of their own, the outermost first
     levels: tuple[Level, ...]  # above them, in one launch, the root first

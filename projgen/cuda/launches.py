@@ -65,6 +65,11 @@ class Schedule:
     geometry: bytes
     parts: tuple[Part, ...]
 
+    @property
+    def down(self) -> int:
+        """The first launch that goes by the radii: the middle goes up, and down as well."""
+        return self.norms - (self.launches[self.norms - 1].name == "middle")
+
 
 def schedule(plan: Plan, kernel: Kernel, source: str) -> Schedule:
     """How to launch the functions of `source`, that of `kernel`, for the arrays of `plan`.

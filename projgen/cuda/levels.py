@@ -156,6 +156,7 @@ class StageCode(Arithmetic):
     dtype: str
     in_place: bool
     child: "StageCode | Level | None"
+    positive: bool = False  # negative values of y count as 0, and become 0
 
     @property
     def level(self) -> int:  # type: ignore[override]
@@ -170,6 +171,11 @@ class StageCode(Arithmetic):
     @property
     def leaf(self) -> bool:
         return self.stage.leaf
+
+    @property
+    def skips(self) -> bool:
+        """Whether groups that stay as they are need not be written."""
+        return self.leaf and self.in_place and not self.positive
 
     @property
     def walk(self) -> str:

@@ -14,14 +14,17 @@ BY_BLOCK = 512  # values of a group from which on it takes a block
 BY_THREAD = 8  # values of a group up to which it takes one thread
 
 
-def lower(plan: Plan) -> Kernel:
-    """The kernel of `plan`. Plans that differ only in extents, strides and pieces share it."""
+def lower(plan: Plan, positive: bool = False) -> Kernel:
+    """The kernel of `plan`. Plans that differ only in extents, strides and pieces share it.
+
+    `positive`: it projects on the part of the ball that has no negative values.
+    """
     stages: list[StageCode] = []
     levels: list[Level] = []
     child: StageCode | Level | None = None
     for stage in reversed(plan.stages):
         if stage.shared:
-            child = StageCode(stage, plan.dtype, plan.in_place, child)
+            child = StageCode(stage, plan.dtype, plan.in_place, child, positive)
             stages.insert(0, child)
         else:
             assert child is not None, "the leaf is always shared"
@@ -32,6 +35,7 @@ def lower(plan: Plan) -> Kernel:
         dtype=plan.dtype,
         notes=tuple(_notes(plan)),
         in_place=plan.in_place,
+        positive=positive,
         wide=_reach(plan) >= INDEX_LIMIT,
         stages=tuple(stages),
         levels=tuple(levels),

@@ -16,12 +16,13 @@ from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import Call, on_stream, wait_for
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
+from projgen.cuda.plan import ACCESS
 from projgen.dtypes import ITEMSIZE
 from projgen.info import Info
 from projgen.operands import (
     axis_order,
     check_out,
-    check_radius,
+    check_radii,
     memory_order,
     same_directions,
     same_memory,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 REMEMBERED = 256  # calls that are kept ready, of all projections
 SENT = 1 << 22  # elements that go to the host at once
-ACCESS = 16  # bytes that a thread moves at once
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
@@ -43,9 +43,9 @@ def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
     radii = _radii(radius, binding, source)
     with on_stream(source.device, source.stream):
         made = source.empty() if out is None else out
-    target = source if made is y else _out(made)
+    target = source if made is y else view_out(made)
     if out is not None:
-        _check_out(source, target)
+        check_target(source, target)
         wait_for(source.device, source.stream, target.stream)
     if source.ghost.size:
         if projection._check_finite:
@@ -122,13 +122,19 @@ def _root(binding: Binding, y: DeviceArray) -> tuple[Array, Array | None]:
 
 
 def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
-    """A float, or a CuPy array of the batch axes' shape.
+    shape = y.ghost.shape
+    batch = tuple(shape[axis] for axis in binding.batch)
+    return radii_for(radius, batch, f"{binding.tree} on shape {shape}", y)
+
+
+def radii_for(radius: Any, batch: tuple[int, ...], what: str, y: DeviceArray) -> Any:
+    """A float, or a CuPy array of this shape, on y's device and stream; `what` it is for.
 
     Radii that are on the GPU already are not read here: a negative one, or NaN, makes NaN.
     """
     cp = cupy()
     if not on_gpu(radius):
-        radii = check_radius(radius, binding, y.ghost.shape)
+        radii = check_radii(radius, batch, what)
         if isinstance(radii, float):
             return radii
         with on_stream(y.device, y.stream):
@@ -141,20 +147,19 @@ def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
         raise ValueError(f"radius is on GPU {given.device}, and y on GPU {y.device}")
     if given.dtype == "bfloat16":
         raise TypeError("a radius of bfloat16 is too coarse: use float32 or float64")
-    batch = tuple(y.ghost.shape[axis] for axis in binding.batch)
-    check_radius(np.broadcast_to(1.0, given.ghost.shape), binding, y.ghost.shape)
+    check_radii(np.broadcast_to(1.0, given.ghost.shape), batch, what)
     wait_for(y.device, y.stream, given.stream)
     with on_stream(y.device, y.stream):
         return cp.broadcast_to(given.cupy().astype(np.float64), batch)
 
 
-def _out(out: Any) -> DeviceArray:
+def view_out(out: Any) -> DeviceArray:
     if not on_gpu(out):
         raise TypeError(f"y is on a GPU, and out, of type {type(out).__name__}, is not")
     return view(out)
 
 
-def _check_out(y: DeviceArray, out: DeviceArray) -> None:
+def check_target(y: DeviceArray, out: DeviceArray) -> None:
     if out.device != y.device:
         raise ValueError(f"out is on GPU {out.device}, and y on GPU {y.device}")
     if out.dtype != y.dtype:
@@ -204,10 +209,9 @@ _lock = threading.Lock()
 def _call(binding: Binding, y: DeviceArray, out: DeviceArray | None) -> Call:
     """The call that is ready for these shapes and strides, or a new one."""
     ghost = y.ghost
-    target = ghost if out is None else out.ghost
     size = ITEMSIZE[y.dtype]
-    aligned = _lowest(ghost) % ACCESS == _lowest(target) % ACCESS == 0
-    strides = None if out is None else target.strides
+    aligned = y.lowest % ACCESS == (out or y).lowest % ACCESS == 0
+    strides = None if out is None else out.ghost.strides
     key = (binding, y.dtype, ghost.shape, ghost.strides, strides, aligned, y.device)
     with _lock:
         call = _calls.get(key)
@@ -229,7 +233,3 @@ def _call(binding: Binding, y: DeviceArray, out: DeviceArray | None) -> Call:
         if len(_calls) > REMEMBERED:
             _calls.popitem(last=False)
     return call
-
-
-def _lowest(ghost: Any) -> int:
-    return int(np.lib.array_utils.byte_bounds(ghost)[0])

@@ -1,0 +1,94 @@
+"""The parts of a tree on a GPU, told before they run: see `projgen.part_sweeps`.
+
+Values are copied to where the part above joins them, one launch for each sweep; that is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from projgen.compiler import Loadable
+from projgen.cuda.compiler import Compiled
+from projgen.cuda.traffic import Traffic, predict
+from projgen.cuda.weighted import WeightedKernel
+from projgen.norms import NORMS
+from projgen.part_sweeps import VALUE_BYTES, Sweep
+
+
+@dataclass(frozen=True, eq=False)
+class CudaChainSweep(Sweep):
+    """A run of levels."""
+
+    compiled: Compiled
+
+    @property
+    def kernel(self) -> Loadable:
+        return self.compiled
+
+    @property
+    def title(self) -> str:
+        return self._titled("chain", self.compiled.plan.in_place)
+
+    @property
+    def notes(self) -> Iterator[str]:
+        _, *lines = str(self.compiled.plan).splitlines()
+        yield from lines
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        launches = self._launched()
+        copied = self.groups * VALUE_BYTES
+        reads = sum(sum(launch.reads.values()) for launch in launches)
+        return reads + copied, sum(sum(t.writes.values()) for t in launches) + copied
+
+    @property
+    def operations(self) -> int:
+        stages = self.compiled.plan.stages
+        return sum(stage.size * NORMS[stage.norm].operations for stage in stages)
+
+    @property
+    def launches(self) -> int:
+        return len(self._launched()) + 1
+
+    def _launched(self) -> tuple[Traffic, ...]:
+        made = self.compiled
+        traffic = predict(made.plan, made.kernel, made.schedule)
+        return (*traffic[: made.schedule.norms], *traffic[made.schedule.down :])
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSweep(Sweep):
+    """One level of joined values whose children have weights."""
+
+    weighted: WeightedKernel
+
+    @property
+    def kernel(self) -> Loadable:
+        return self.weighted
+
+    @property
+    def title(self) -> str:
+        return self._titled("level", False)
+
+    @property
+    def notes(self) -> Iterator[str]:
+        yield "  a block of threads takes a group"
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        weights = self.shape[-1] * VALUE_BYTES
+        values = self.groups * VALUE_BYTES
+        return 2 * (self.array_bytes + weights) + 2 * values, self.array_bytes + 2 * values
+
+    @property
+    def operations(self) -> int:
+        return math.prod(self.shape) * NORMS[self.weighted.norm].operations
+
+    @property
+    def launches(self) -> int:
+        return 3
+
+
+__all__ = ["CudaChainSweep", "WeightedSweep"]
