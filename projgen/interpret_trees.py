@@ -34,10 +34,9 @@ def norm(
     labels: Mapping[str, Array],
 ) -> Array:
     """The tree's norm of `arrays`, for each index of the batch. See `project`."""
-    walk = _Walk(bound, arrays, given, labels)
-    counts = _counts(bound)
+    walk = Walk(bound, arrays, given, labels)
     values = walk.value(bound.place, 0)
-    scaled: Array = values if counts else np.ldexp(values, walk.exponent)
+    scaled: Array = values if is_counted(bound) else np.ldexp(values, walk.exponent)
     return scaled.reshape(bound.batch)
 
 
@@ -53,9 +52,9 @@ def project(
 
     `radius` broadcasts over the batch; `given` are the weights by name, `labels` those of groups.
     """
-    walk = _Walk(bound, arrays, given, labels)
+    walk = Walk(bound, arrays, given, labels)
     radii = np.broadcast_to(np.asarray(radius, np.float64), bound.batch).reshape(-1)
-    scaled = radii if _counts(bound) else np.ldexp(radii, -walk.exponent)
+    scaled = radii if is_counted(bound) else np.ldexp(radii, -walk.exponent)
     results: dict[Key, Array] = {}
     walk.project(bound.place, 0, scaled, results)
     return results
@@ -86,19 +85,19 @@ def root_values(
 
     The values, along the last axis, are to be multiplied with 2 to the exponent.
     """
-    walk = _Walk(bound, arrays, given, labels)
-    options = walk._options(bound.place, 0)
-    exponent = np.zeros_like(walk.exponent) if _counts(bound) else walk.exponent
-    return walk._inner(bound.place, 0), options.get("weights"), exponent
+    walk = Walk(bound, arrays, given, labels)
+    options = walk.options(bound.place, 0)
+    exponent = np.zeros_like(walk.exponent) if is_counted(bound) else walk.exponent
+    return walk.inner(bound.place, 0), options.get("weights"), exponent
 
 
-def _counts(bound: BoundTree) -> bool:
+def is_counted(bound: BoundTree) -> bool:
     """Whether the tree's value is a count, which is not in the arrays' units."""
     return any(node.norm == "l0" for node in bound.tree.levels)
 
 
 @dataclass
-class _Walk:
+class Walk:
     """One walk of a tree: up for its values, down for its projection."""
 
     bound: BoundTree
@@ -109,7 +108,7 @@ class _Walk:
     def __post_init__(self) -> None:
         signed: list[Array] = []
         for arm in self.bound.arms:
-            own = self._signed(arm)
+            own = self.signed(arm)
             entries = arm.dims(-1)[0]
             signed.append(own.reshape(entries, own.size // max(1, entries)))
         finite = [np.where(np.isfinite(each), np.abs(each), 0.0) for each in signed]
@@ -127,20 +126,14 @@ class _Walk:
 
     def value(self, place: Place, level: int) -> Array:
         """Upward: the norm of each of the level's groups."""
-        axes, options = (-1,), self._options(place, level)
-        a = self._inner(place, level)
+        axes, options = (-1,), self.options(place, level)
+        a = self.inner(place, level)
         return np.asarray(REFERENCES[place.node.norm].norm(a, axes, **options))[..., 0]
 
     def project(self, place: Place, level: int, radius: Array, results: dict[Key, Array]) -> None:
         """Downward: the level shares its radius out among the groups of its children."""
-        axes, options = (-1,), self._options(place, level)
-        reference = REFERENCES[place.node.norm]
-        a = self._inner(place, level)
-        radius = radius[..., None]
-        inside = np.asarray(reference.norm(a, axes, **options)) <= radius
-        if place.node.norm == "simplex":
-            inside = np.zeros_like(inside)
-        u = np.where(inside, a, reference.ball(a, axes, radius, **options))
+        a = self.inner(place, level)
+        _, u = self.projected(place, level, a, radius[..., None])
         if not place.children:
             arm = self.bound.arm_of[id(place)]
             results[arm.key] = self._restored(arm, a, u)
@@ -151,38 +144,48 @@ class _Walk:
             self.project(child, level + 1, u[..., start:stop], results)
             start = stop
 
-    def _inner(self, place: Place, level: int) -> Array:
+    def projected(self, place: Place, level: int, a: Array, radius: Array) -> tuple[Array, Array]:
+        """The groups' values, and the groups `a` of a level on their radii."""
+        axes, options = (-1,), self.options(place, level)
+        reference = REFERENCES[place.node.norm]
+        value = np.asarray(reference.norm(a, axes, **options))
+        inside = value <= radius
+        if place.node.norm == "simplex":
+            inside = np.zeros_like(inside)
+        return value, np.where(inside, a, reference.ball(a, axes, radius, **options))
+
+    def inner(self, place: Place, level: int) -> Array:
         """What the level aggregates: its children's values, or at a leaf its array's entries."""
         if place.children:
             values = [self.value(child, level + 1) for child in place.children]
             return np.concatenate(values, axis=-1)
         arm = self.bound.arm_of[id(place)]
-        signed = self._scaled(arm, self._signed(arm))
+        signed = self._scaled(arm, self.signed(arm))
         return signed if place.node.norm == "simplex" else np.abs(signed)
 
-    def _options(self, place: Place, level: int) -> dict[str, Any]:
+    def options(self, place: Place, level: int) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if place.node.p is not None:
             options["p"] = place.node.p
         if is_weighted(place):
             weights = level_weights(self.bound, place, level, self.given)
             if not place.children:
-                weights = self._arranged(self.bound.arm_of[id(place)], weights, 1.0)
+                weights = self.arranged(self.bound.arm_of[id(place)], weights, 1.0)
             options["weights"] = weights
         return options
 
-    def _signed(self, arm: BoundArm) -> Array:
+    def signed(self, arm: BoundArm) -> Array:
         """The arm's entries in the order of its levels; those below zero are zero if need be."""
         array = np.asarray(self.arrays[arm.key], np.float64)
         simplex = arm.arm.nodes[-1].norm == "simplex"
         if _is_nonneg(arm) and not simplex:
             array = np.maximum(array, 0.0)
-        return self._arranged(arm, array, -np.inf if simplex else 0.0)
+        return self.arranged(arm, array, -np.inf if simplex else 0.0)
 
     def _is_scaled(self, arm: BoundArm) -> bool:
         """Not where the array is counted, nor beside counts, where radii stay as they are."""
         norms = [node.norm for node in arm.arm.nodes]
-        return "l0" in norms[:-1] or not _counts(self.bound)
+        return "l0" in norms[:-1] or not is_counted(self.bound)
 
     def _scaled(self, arm: BoundArm, a: Array) -> Array:
         if not self._is_scaled(arm):
@@ -191,8 +194,8 @@ class _Walk:
         scaled: Array = np.ldexp(a, -exponent)
         return scaled
 
-    def _arranged(self, arm: BoundArm, array: Array, filling: float) -> Array:
-        index = self._index(arm)
+    def arranged(self, arm: BoundArm, array: Array, filling: float) -> Array:
+        index = self.index(arm)
         if array.size == 0:
             return np.full(index.shape, filling)
         return np.where(index == _EMPTY, filling, array.reshape(-1)[np.maximum(index, 0)])
@@ -202,7 +205,7 @@ class _Walk:
         array = np.asarray(self.arrays[arm.key], np.float64)
         simplex = arm.arm.nodes[-1].norm == "simplex"
         kept = np.maximum(array, 0.0) if _is_nonneg(arm) and not simplex else array
-        index = self._index(arm)
+        index = self.index(arm)
         real = index != _EMPTY
         exponent = np.broadcast_to(
             self.exponent.reshape(-1, *(1 for _ in arm.arm.nodes)), index.shape
@@ -215,7 +218,7 @@ class _Walk:
         x[index[real]] = np.where(changed, new, entries)
         return x.reshape(array.shape)
 
-    def _index(self, arm: BoundArm) -> NDArray[np.int64]:
+    def index(self, arm: BoundArm) -> NDArray[np.int64]:
         """Which entry of the array stands where, in the order of `BoundArm.dims`."""
         leaf = arm.arm.depth - 1
         index = entries_of(arm, self.labels)

@@ -225,7 +225,7 @@ def test_the_same_bits_whatever_the_schedule(spec: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("spec", [*CHAINED, *OFTEN, "l2(l2(axis=0))"])
+@pytest.mark.parametrize("spec", sorted(OFTEN | {"l2(l2(axis=0))"}))
 def test_what_is_not_finite_becomes_nan(spec: str, bad: float) -> None:
     y = normal((33, 127), "float32")
     y[7, 90] = bad
