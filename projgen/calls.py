@@ -86,6 +86,27 @@ class _Call:
         return self.operands
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a projection was about: arrays by their keys, their radii, and what had names."""
+
+    tree: BoundTree
+    arrays: Mapping[Key, Array]
+    radii: Array
+    given: Given
+
+
+def project_bound(
+    projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
+) -> tuple[Any, Bound]:
+    """As `project` into a new structure, and what that was about."""
+    own, given = _split(projection, y, named)
+    call = _read(projection, own, given, None, "project")
+    radii = _radii(projection, radius, call.bound)
+    x = project(projection, y, radius, None, named)
+    return x, Bound(call.bound, call.arrays, radii, call.given)
+
+
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
     """`y`, a structure of arrays, projected as one: into `out`, or a new structure."""
     y, given = _split(projection, y, named)

@@ -52,18 +52,60 @@ def project(binding: Binding, y: Any, radius: Any) -> Array:
     the sorted values and their sums; theta, the same for all groups, by bisection.
     """
     array = np.asarray(y, dtype=np.float64)
-    root, *rest = binding.levels
-    reduced = tuple(axis for level in rest for axis in level.axes)
-    order = (*binding.batch, *root.axes, *reduced)
-    batch = tuple(array.shape[axis] for axis in binding.batch)
-    groups = int(np.prod([array.shape[axis] for axis in root.axes], dtype=np.int64))
-    rows = array.transpose(order).reshape(
-        -1, groups, int(array.size / max(1, np.prod(batch) * groups))
-    )
-    radii = np.broadcast_to(np.asarray(radius, np.float64), batch).reshape(-1)
+    rows = _rows(binding, array)
+    radii = _radii(binding, array, radius)
     x = np.stack([_one(*each) for each in zip(rows, radii, strict=True)])
+    return _back(binding, array, x)
+
+
+def pull_back(
+    binding: Binding, y: Any, x: Any, radius: Any, gradient: Any
+) -> tuple[Array, Array]:
+    """The gradients of `y` and of the radii, from that of its projection `x`, which `project` made.
+
+    The values of a group that are clipped have one limit, which moves with their mean and with
+    theta; and theta keeps the sum of the limits.
+    """
+    array = np.asarray(y, dtype=np.float64)
+    rows, results, gradients = (_rows(binding, np.asarray(v, np.float64)) for v in (y, x, gradient))
+    limits = np.abs(results).max(axis=2, keepdims=True, initial=0.0)
+    inside = np.all(results == rows, axis=(1, 2), keepdims=True)
+    alive = (limits > 0) & ~inside
+    clipped = alive & (np.abs(rows) > np.abs(results)) | (np.abs(rows) == limits) & alive
+    counts = np.maximum(clipped.sum(axis=2, keepdims=True), 1)
+    means = np.where(clipped, np.sign(rows) * gradients, 0.0).sum(axis=2, keepdims=True) / counts
+    weights = (alive / counts).sum(axis=1, keepdims=True)
+    slopes = (alive * means).sum(axis=1, keepdims=True) / np.where(weights > 0, weights, 1.0)
+    shared = np.sign(rows) * (means - slopes / counts)
+    pulled = np.where(inside | (alive & ~clipped), gradients, np.where(clipped, shared, 0.0))
+    batch = tuple(array.shape[axis] for axis in binding.batch)
+    return _back(binding, array, pulled), slopes.reshape(batch)
+
+
+def _rows(binding: Binding, array: Array) -> Array:
+    """The groups of each batch entry as rows."""
+    order = _order(binding)
+    batch = [array.shape[axis] for axis in binding.batch]
+    groups = int(np.prod([array.shape[axis] for axis in binding.root.axes], dtype=np.int64))
+    size = int(array.size / max(1, np.prod(batch) * groups))
+    return array.transpose(order).reshape(-1, groups, size)
+
+
+def _back(binding: Binding, array: Array, rows: Array) -> Array:
+    """Rows, as `_rows` makes them, in the shape of `array`."""
+    order = _order(binding)
     shape = [array.shape[axis] for axis in order]
-    return np.ascontiguousarray(x.reshape(shape).transpose(np.argsort(order)))
+    return np.ascontiguousarray(rows.reshape(shape).transpose(np.argsort(order)))
+
+
+def _order(binding: Binding) -> tuple[int, ...]:
+    root, *rest = binding.levels
+    return (*binding.batch, *root.axes, *(axis for level in rest for axis in level.axes))
+
+
+def _radii(binding: Binding, array: Array, radius: Any) -> Array:
+    batch = tuple(array.shape[axis] for axis in binding.batch)
+    return np.broadcast_to(np.asarray(radius, np.float64), batch).reshape(-1)
 
 
 def _one(y: Array, radius: float) -> Array:

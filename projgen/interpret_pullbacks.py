@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.interpret_trees import Walk, is_counted
-from projgen.structure import Key, Place
-from projgen.trees import BoundArm, BoundTree
+from projgen.structure import Key, Place, places
+from projgen.tree import NormTree
+from projgen.trees import BoundArm, BoundTree, bind_tree
 
 Array = NDArray[Any]
 Finish = Callable[[Array], None]
@@ -46,6 +47,17 @@ def pull_back(
     slope, finish = walk.pull(bound.place, 0, scaled)
     finish(np.zeros_like(slope))
     return walk.results, slope.reshape(bound.batch)
+
+
+def pull_back_chain(
+    tree: NormTree, y: Array, radius: Any, gradient: Any
+) -> tuple[Array, Array]:
+    """`pull_back` for one array."""
+    place = places(tree, y)
+    (key,) = (leaf.key for leaf in place.arms)
+    bound = bind_tree(tree, place, {key: y.shape})
+    results, slopes = pull_back(bound, {key: y}, radius, {key: gradient}, {}, {})
+    return results[key], slopes
 
 
 @dataclass

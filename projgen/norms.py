@@ -24,7 +24,8 @@ class Norm:
     of its value and radius. ``rounds``: "down" or "up", where a limit in float32 goes so that the
     group stays in its ball. ``merges``: equal neighbours are one level (see `projgen.simplify`).
     ``chained``: a kernel of many levels may have it among them; otherwise a level is a kernel of
-    its own. ``weighs``: its values may have weights.
+    its own. ``weighs``: its values may have weights. ``pulls``: a kernel takes gradients back
+    through its ball (see `projgen.cpu.pull`); others go the reference's way.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Norm:
     merges: bool = False
     chained: bool = True
     weighs: bool = True
+    pulls: bool = False
 
 
 _TABLE = (
@@ -53,6 +55,7 @@ _TABLE = (
         operations=5,
         searches=True,
         rounds="up",
+        pulls=True,
     ),
     Norm(
         "l2",
@@ -63,6 +66,7 @@ _TABLE = (
         operations=3,
         squares=True,
         merges=True,
+        pulls=True,
     ),
     Norm(
         "linf",
@@ -73,6 +77,7 @@ _TABLE = (
         operations=4,
         accumulates="max",
         merges=True,
+        pulls=True,
     ),
     Norm(
         "lp",

@@ -144,6 +144,28 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     # fmt: on
 
 
+def plain_stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
+    """A level without the ways of a projection: its groups one by one, or a run of neighbours.
+
+    Its vectors over groups are in the order of those of `plan`. Levels above the leaf are uncut.
+    """
+    axes = stage_axes(layout, level, leaf)
+    unit = axes[-1].stride == 1
+    walk = Walk.ROWS if axes[-1].reduced else Walk.COLUMNS
+    loop = _loop_to_cut(axes, walk)
+    cut = _cut(axes, loop, ITEMSIZE[arithmetic(dtype)]) if leaf else UNCUT
+    alone = sum(axis.reduced for axis in axes) == 1
+    direct = walk is Walk.ROWS and alone and not (leaf and axes[loop].reduced)
+    inner = axes[-1].extent
+    baked = leaf and unit and walk is Walk.ROWS and inner <= SHORT and loop < len(axes) - 1
+    norm, inner = layout.norms[level], inner if baked else 0
+    # fmt: off
+    return Stage(
+        level, norm, leaf, axes, walk, cut, UNCUT, direct, unit, inner, leaf, 1, 1, None,
+    )
+    # fmt: on
+
+
 def stage_axes(layout: Layout, level: int, leaf: bool) -> tuple[Axis, ...]:
     """The loops of a level's own array: y for the leaf, a dense vector of values above it."""
     axes: list[Axis] = []
@@ -303,4 +325,4 @@ def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
     return axes[-1].stride == 1 and near and fits
 
 
-__all__ = ["BATCH", "Plan", "plan", "tile_width"]
+__all__ = ["BATCH", "Plan", "plain_stage", "plan", "tile_width"]

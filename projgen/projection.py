@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.cpu.call import Call
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
+    from projgen.pullback import Pullback
     from projgen.structure import Place
     from projgen.tree_plan import TreePlan
 
@@ -224,6 +225,21 @@ class Projection:
         if verdict == call.INSIDE and target is not y:
             np.copyto(target, y)
         return target
+
+    def vjp(self, /, y: Any = None, radius: Any = None, **arrays: Any) -> tuple[Any, Pullback]:
+        """The projection of `y`, and what takes gradients back through it.
+
+        The arguments are those of a call. ``x, pullback = p.vjp(y, radius)`` gives the projection
+        and a `Pullback`: ``pullback(g)`` are the gradients of y and of the radius, where `g` is
+        that of x. Weights and labels get none. Chains of l1, l2 and linf have kernels for it; other
+        trees go back in NumPy. On the CPU alone.
+
+        Raises:
+            As a call does.
+        """
+        from projgen import pullback
+
+        return pullback.vjp(self, y, radius, arrays)
 
     def norm(self, /, y: Any = None, **arrays: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
     from projgen.cpu.group_kernel import GroupKernel
+    from projgen.cpu.pull_kernel import PullKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
     from projgen.cuda.weighted import WeightedKernel
 
@@ -36,6 +37,12 @@ def render(kernel: Kernel) -> str:
 def render_group(kernel: GroupKernel) -> str:
     """The source of the module that holds a kernel for one level of groups."""
     text = environment().get_template("cpu/groups.py.j2").render(kernel=kernel)
+    return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
+
+
+def render_pull(kernel: PullKernel) -> str:
+    """The source of the module that takes gradients back through a projection."""
+    text = environment().get_template("cpu/pull.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 

@@ -18,13 +18,13 @@ from projgen.cpu.geometry import geometry
 from projgen.cpu.pool import team
 from projgen.cpu.sharing import Sharing
 
-__all__ = ["SHARED_BYTES", "Call", "Workspace", "load_kernel", "team"]
+__all__ = ["ENTRY", "SHARED_BYTES", "Call", "Workspace", "load_kernel", "team"]
 
 Array = NDArray[Any]
 
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
 
-_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
+ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
 
 class Workspace:
@@ -55,7 +55,7 @@ class Call:
         self._warm = warm and compiled.kernel.starts
         self._module = load_kernel(compiled)  # keeps the machine code alive
         self._address = int(self._module.project.address)
-        self._entry = _ENTRY(self._address)
+        self._entry = ENTRY(self._address)
         leaf = plan.leaf
         threads = min(threads, max(leaf.cut.blocks, leaf.tiles.blocks))
         cells = geometry(plan, threads)
@@ -86,6 +86,21 @@ class Call:
         work.warm = self._warm and verdict == self.PROJECTED
         self._idle.append(work)
         return verdict
+
+    def taped(self, y: int, out: int, radius: float | Array) -> tuple[int, Array]:
+        """`project`, and what it found on the way: see `projgen.cpu.pull`."""
+        work = self._borrow()
+        work.memory[: self._batch] = radius
+        verdict = self._run(y, out, work, self._sharing)
+        found = [work.memory[: self._batch], work.memory[self._total]]
+        names = self.compiled.kernel.cells
+        for stage in self.plan.stages[:-1]:
+            for vector in "vu":
+                at = int(self._cells[names.index(f"{vector}{stage.level}_at")])
+                found.append(work.memory[at : at + stage.size])
+        tape = np.concatenate(found)
+        self._idle.append(work)
+        return verdict, tape
 
     def overlap(self, y: int, out: int) -> bool:
         """Whether the memory from the first to the last element of both has a part in common."""

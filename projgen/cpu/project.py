@@ -48,21 +48,21 @@ def project(
         np.copyto(out, y)
         project(projection, binding, out, out, radii)
         return
-    call = _call(projection, binding, y, None if in_place else out)
+    call = ready(projection, binding, y, None if in_place else out)
     ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
     verdict = call.project(y.ctypes.data, out.ctypes.data, ordered)
     if verdict == call.INSIDE:
         if not in_place:
             np.copyto(out, y)
     elif verdict == call.OUT_OF_RANGE:
-        _rescue(projection, binding, y, out, radii)
+        rescue(projection, binding, y, out, radii)
 
 
 def norms(projection: Projection, binding: Binding, y: Array) -> Array:
     """The norms of `y` over the batch axes."""
     if not walkable(y):
         y = y.copy()
-    call = _call(projection, binding, y, None, only_norm=True)
+    call = ready(projection, binding, y, None, only_norm=True)
     ordered = call.norms(y.ctypes.data)
     if ordered is None:
         projection._finite(y)
@@ -82,7 +82,7 @@ def root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Arr
         if call is not None:
             break
     else:
-        call = _call(projection, binding, y, None, only_norm=True)
+        call = ready(projection, binding, y, None, only_norm=True)
     found = call.root(y.ctypes.data)
     if found is None:
         return measure.root_by_reference(binding, y)
@@ -96,7 +96,7 @@ def root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Arr
     return norms, found[1][rows]
 
 
-def _call(
+def ready(
     projection: Projection,
     binding: Binding,
     y: Array,
@@ -130,7 +130,7 @@ def _call(
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
-def _rescue(
+def rescue(
     projection: Projection, binding: Binding, y: Array, out: Array, radii: float | Array
 ) -> None:
     """Entries that are not finite, or whose sums leave the range of float64: one by one."""

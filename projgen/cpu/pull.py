@@ -1,0 +1,145 @@
+"""Projections that keep what gradients need, and the kernels that take gradients back through them.
+
+A *tape* is what a projection found on its way: a vector of float64 with the radius and the norm of
+each batch entry, then for each level above the leaf, from the root, its values and their
+projection; all in memory order. A kernel reads it in place of sweeping y again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projgen.bind import Binding
+from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
+from projgen.cpu import project as forward
+from projgen.cpu.pool import default_threads
+from projgen.cpu.pull_kernel import cells, lower_pull
+from projgen.cpu.sharing import Sharing
+from projgen.dtypes import arithmetic, is_half
+from projgen.norms import NORMS
+from projgen.operands import axis_order, memory_order
+from projgen.simplify import Layout
+
+if TYPE_CHECKING:
+    from projgen.projection import Projection
+
+Array = NDArray[Any]
+Radii = NDArray[np.float64]
+
+
+def has_kernel(binding: Binding) -> bool:
+    """Whether a kernel takes gradients back through these levels."""
+    return all(NORMS[level.norm].pulls for level in binding.levels)
+
+
+def is_dense(y: Array) -> bool:
+    """Whether `y` lies in memory without gaps, in any order of its axes, and forwards."""
+    return y.flags.aligned and bool(y.size) and np.empty_like(y).strides == y.strides
+
+
+def project(
+    projection: Projection, binding: Binding, y: Array, radii: float | Array
+) -> tuple[Array, Radii | None]:
+    """The projection of `y`, which `is_dense`, and its tape; None if its sums are out of range."""
+    x = np.empty_like(y)
+    call = forward.ready(projection, binding, y, x)
+    ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
+    verdict, tape = call.taped(y.ctypes.data, x.ctypes.data, ordered)
+    if verdict == call.OUT_OF_RANGE:
+        forward.rescue(projection, binding, y, x, radii)
+        return x, None
+    if verdict == call.INSIDE:
+        np.copyto(x, y)
+        tape[2 * call.plan.batch :] = 0.0
+    return x, tape
+
+
+def pull(
+    projection: Projection, binding: Binding, y: Array, x: Array, tape: Radii, g: Array
+) -> tuple[Array, Radii]:
+    """The gradients of `y` and of the radii, where `g` is that of `x`; both as `project` left them.
+
+    `g` has y's shape and dtype. The gradients of the radii have the shape of the batch axes.
+    """
+    plan = forward.ready(projection, binding, y, x).plan
+    radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
+    like = np.empty_like(y)
+    if bool(np.all(norms <= radii)):
+        np.copyto(like, g)
+        return like, np.zeros([y.shape[axis] for axis in binding.batch])
+    if is_half(y.dtype):  # gradients overflow, and have to be seen to: in halves they might not be
+        y, x, g = (array.astype(np.float32) for array in (y, x, g))
+    elif g.strides != y.strides or not g.flags.aligned:
+        own = np.empty_like(y)
+        np.copyto(own, g)
+        g = own
+    threads = projection._threads or default_threads()
+    call = _ready(plan.spec, plan.layout, arithmetic(plan.dtype), threads)
+    result = np.empty_like(y)
+    slopes = call.run(y, x, g, result, tape)
+    if result.dtype != like.dtype:
+        with np.errstate(over="ignore"):
+            np.copyto(like, result.astype(like.dtype))
+        result = like
+    return result, np.array(axis_order(slopes, binding, plan, y.shape))
+
+
+class PullCall:
+    """Takes gradients back through projections of arrays of one dtype and layout."""
+
+    def __init__(self, spec: str, layout: Layout, dtype: str, threads: int) -> None:
+        kernel = lower_pull(spec, layout, dtype)
+        self._module = cpu.load_kernel(kernel)  # keeps the machine code alive
+        self._address = int(self._module.pull.address)
+        self._entry = cpu.ENTRY(self._address)
+        leaf = kernel.leaf.code.stage
+        threads = min(threads, leaf.cut.blocks)
+        found = dict(cells(kernel, threads))
+        self._cells = np.array(list(found.values()), np.int64)
+        self._sizes = found["memory_size"], kernel.desk_size(threads)
+        self._slope = slice(found["slope_at"], found["slope_at"] + kernel.levels[0].groups)
+        size = leaf.size * np.dtype(dtype).itemsize
+        self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0
+        self._sharing = Sharing()
+        self._idle: list[cpu.Workspace] = []
+
+    def run(self, y: Array, x: Array, g: Array, out: Array, tape: Radii) -> Radii:
+        """Write the gradient of `y` to `out`; those of the radii, in memory order."""
+        try:
+            work = self._idle.pop()
+        except IndexError:
+            work = cpu.Workspace(*self._sizes)
+        work.memory[: tape.size] = tape
+        work.desk.fill(0)
+        work.desk[1], work.desk[2] = g.ctypes.data, out.ctypes.data
+        arguments = (
+            int(y.ctypes.data),
+            int(x.ctypes.data),
+            int(self._cells.ctypes.data),
+            work.memory_at,
+            work.desk_at,
+        )
+        self._share(arguments)
+        slopes = work.memory[self._slope].copy()
+        self._idle.append(work)
+        return slopes
+
+    def _share(self, arguments: tuple[int, int, int, int, int]) -> None:
+        if not self._followers:
+            self._entry(*arguments)
+            return
+        share, started = self._sharing.choose(), perf_counter()
+        shared = share and cpu.team().run((self._address, *arguments), self._followers) is not None
+        if not shared:  # alone, or the team is at work on another call
+            self._entry(*arguments)
+        self._sharing.learn(shared, perf_counter() - started)
+
+
+@lru_cache(maxsize=256)
+def _ready(spec: str, layout: Layout, dtype: str, threads: int) -> PullCall:
+    return PullCall(spec, layout, dtype, threads)

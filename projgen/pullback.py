@@ -1,0 +1,161 @@
+"""A projection and the way back: gradients of what was projected from those of the result.
+
+`vjp` is reverse mode: it gives the projection and a `Pullback`. Chains of l1, l2 and linf on the
+CPU have kernels for both ways; other trees go back by the reference, in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projgen.arrays import Array, check_dtype, detached, on_gpu, view
+from projgen.bind import Binding
+from projgen.dtypes import put
+from projgen.operands import check_radius
+from projgen.structure import at, rebuilt
+
+if TYPE_CHECKING:
+    from projgen.calls import Bound
+    from projgen.projection import Projection
+
+
+class Pullback:
+    """What takes gradients of a projection's result back: call it, as often as you like.
+
+    It keeps the arrays that were given and, of chains, the result; they must not change before it
+    is called.
+    """
+
+    def __call__(self, gradient: Any) -> tuple[Any, Any]:
+        """The gradients of what was projected and of the radius.
+
+        `gradient` is that of the result, of its structure, shapes and dtypes (NaN and inf pass
+        through). The gradients are like what they belong to: arrays in y's structure, and for the
+        radius a float, or an array over the batch axes. At radius 0 that of the radius is 0.
+        """
+        raise NotImplementedError
+
+
+def vjp(
+    projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
+) -> tuple[Any, Pullback]:
+    """See `Projection.vjp`."""
+    if projection.is_joint or (projection._is_plain and not named):
+        return _vjp_chain(projection, y, radius)
+    from projgen import calls
+
+    x, bound = calls.project_bound(projection, y, radius, named)
+    return x, _TreePullback(bound)
+
+
+def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
+    if radius is None:
+        raise TypeError("a radius is missing: the call is p.vjp(y, radius)")
+    if on_gpu(y) or projection.backend == "cuda":
+        raise TypeError("gradients are taken on the CPU: use y.cpu()")
+    source, wrap = view(y)
+    check_dtype(source)
+    binding = projection._bind(source)
+    radii = check_radius(radius, binding, source.shape)
+    x, tape = project(projection, binding, source, radii)
+    return wrap(x), _ChainPullback(projection, binding, source, radii, x, tape)
+
+
+def project(
+    projection: Projection, binding: Binding, y: Array, radii: float | Array
+) -> tuple[Array, Array | None]:
+    """The projection of `y`, which has been checked, and its tape: see `projgen.cpu.pull`.
+
+    The tape is None where gradients go the reference's way.
+    """
+    from projgen.cpu import pull
+
+    kernels = projection.backend != "numpy" and not projection.is_joint
+    if kernels and pull.has_kernel(binding) and pull.is_dense(y):
+        return pull.project(projection, binding, y, radii)
+    x = np.empty_like(y)
+    if y.size:
+        projection._project(binding, y, x, radii)
+    return x, None
+
+
+def pull_back(
+    projection: Projection,
+    binding: Binding,
+    y: Array,
+    radii: float | Array,
+    x: Array,
+    tape: Array | None,
+    g: Array,
+) -> tuple[Array, Array]:
+    """The gradients of `y`, of its dtype, and of the radii, from that of `x`."""
+    if tape is not None:
+        from projgen.cpu import pull
+
+        return pull.pull(projection, binding, y, x, tape, g)
+    if projection.is_joint:
+        from projgen import exact
+
+        result, slopes = exact.pull_back(binding, y, x, radii, g)
+    else:
+        from projgen import interpret_pullbacks
+
+        result, slopes = interpret_pullbacks.pull_back_chain(binding.tree, y, radii, g)
+    like = np.empty_like(y)
+    put(like, result)
+    return like, slopes
+
+
+@dataclass(frozen=True, slots=True)
+class _ChainPullback(Pullback):
+    projection: Projection
+    binding: Binding
+    y: Array
+    radii: float | Array
+    x: Array
+    tape: Array | None
+
+    def __call__(self, gradient: Any) -> tuple[Any, Any]:
+        g, wrap = view(detached(gradient))
+        _check_like(g, self.y, "y")
+        result, slopes = pull_back(
+            self.projection, self.binding, self.y, self.radii, self.x, self.tape, g
+        )
+        return wrap(result), wrap(slopes) if self.binding.batch else float(slopes)
+
+
+@dataclass(frozen=True, slots=True)
+class _TreePullback(Pullback):
+    bound: Bound
+
+    def __call__(self, gradient: Any) -> tuple[Any, Any]:
+        from projgen import interpret_pullbacks
+
+        call = self.bound
+        gradients: dict[Any, Array] = {}
+        results: dict[Any, Any] = {}
+        wraps: dict[Any, Any] = {}
+        for key, array in call.arrays.items():
+            gradients[key], wraps[key] = view(detached(at(gradient, key)))
+            _check_like(gradients[key], array, f"y {key!r}" if key else "y")
+        pulled, slopes = interpret_pullbacks.pull_back(
+            call.tree, call.arrays, call.radii, gradients, call.given.arrays, call.given.labels
+        )
+        for key, array in call.arrays.items():
+            like = np.empty_like(array)
+            put(like, pulled[key])
+            results[key] = wraps[key](like)
+        batch = call.tree.batch
+        return rebuilt(gradient, results), slopes if batch else float(slopes)
+
+
+def _check_like(g: Array, y: Array, name: str) -> None:
+    if g.shape != y.shape or g.dtype != y.dtype:
+        raise ValueError(
+            f"the gradient must have the shape and dtype of {name}, {y.shape} {y.dtype}; "
+            f"it has {g.shape} {g.dtype}"
+        )
