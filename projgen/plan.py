@@ -150,15 +150,13 @@ def plain_stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
     Its vectors over groups are in the order of those of `plan`. Levels above the leaf are uncut.
     """
     axes = stage_axes(layout, level, leaf)
-    unit = axes[-1].stride == 1
-    walk = Walk.ROWS if axes[-1].reduced else Walk.COLUMNS
+    unit = axes[-1].stride == axes[-1].out_stride == 1
+    walk = _walk(axes, leaf, unit, SHORT)
     loop = _loop_to_cut(axes, walk)
     cut = _cut(axes, loop, ITEMSIZE[arithmetic(dtype)]) if leaf else UNCUT
     alone = sum(axis.reduced for axis in axes) == 1
-    direct = walk is Walk.ROWS and alone and not (leaf and axes[loop].reduced)
-    inner = axes[-1].extent
-    baked = leaf and unit and walk is Walk.ROWS and inner <= SHORT and loop < len(axes) - 1
-    norm, inner = layout.norms[level], inner if baked else 0
+    direct = walk is not Walk.COLUMNS and alone and not (leaf and axes[loop].reduced)
+    norm, inner = layout.norms[level], axes[-1].extent if walk is Walk.PACKED else 0
     # fmt: off
     return Stage(
         level, norm, leaf, axes, walk, cut, UNCUT, direct, unit, inner, leaf, 1, 1, None,

@@ -73,6 +73,9 @@ class Call:
         self._sharing, self._sharing_norms, self._sharing_end = Sharing(), Sharing(), Sharing()
         total = cells["total_at"]
         self._total = slice(total, total + plan.batch)
+        vectors = [(cells[f"{v}{s.level}_at"], s.size) for s in plan.stages[:-1] for v in "vu"]
+        own = [slice(at, at + size) for at, size in vectors] if not compiled.kernel.joint else []
+        self._tape = [slice(0, plan.batch), self._total, *own]
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
@@ -92,13 +95,7 @@ class Call:
         work = self._borrow()
         work.memory[: self._batch] = radius
         verdict = self._run(y, out, work, self._sharing)
-        found = [work.memory[: self._batch], work.memory[self._total]]
-        names = self.compiled.kernel.cells
-        for stage in self.plan.stages[:-1]:
-            for vector in "vu":
-                at = int(self._cells[names.index(f"{vector}{stage.level}_at")])
-                found.append(work.memory[at : at + stage.size])
-        tape = np.concatenate(found)
+        tape = np.concatenate([work.memory[part] for part in self._tape])
         self._idle.append(work)
         return verdict, tape
 

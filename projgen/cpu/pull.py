@@ -68,11 +68,10 @@ def pull(
     """
     plan = forward.ready(projection, binding, y, x).plan
     radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
-    like = np.empty_like(y)
     if bool(np.all(norms <= radii)):
-        np.copyto(like, g)
-        return like, np.zeros([y.shape[axis] for axis in binding.batch])
-    if is_half(y.dtype):  # gradients overflow, and have to be seen to: in halves they might not be
+        return g.copy(order="K"), np.zeros([y.shape[axis] for axis in binding.batch])
+    kept = y.dtype
+    if is_half(kept):  # gradients overflow, and have to be seen to: in halves they might not be
         y, x, g = (array.astype(np.float32) for array in (y, x, g))
     elif g.strides != y.strides or not g.flags.aligned:
         own = np.empty_like(y)
@@ -82,10 +81,8 @@ def pull(
     call = _ready(plan.spec, plan.layout, arithmetic(plan.dtype), threads)
     result = np.empty_like(y)
     slopes = call.run(y, x, g, result, tape)
-    if result.dtype != like.dtype:
-        with np.errstate(over="ignore"):
-            np.copyto(like, result.astype(like.dtype))
-        result = like
+    with np.errstate(over="ignore"):
+        result = result.astype(kept, copy=False)
     return result, np.array(axis_order(slopes, binding, plan, y.shape))
 
 

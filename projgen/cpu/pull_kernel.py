@@ -17,10 +17,14 @@ from functools import cached_property
 from projgen.cpu.kernel import CELL, Segment
 from projgen.cpu.lower import VERSION
 from projgen.cpu.stages import StageCode
-from projgen.dtypes import arithmetic
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.plan import plain_stage
 from projgen.render import render_pull
 from projgen.simplify import Layout
+
+CHUNK = 1024  # values of a sum in float32
+STRIP = 512  # columns that are gathered from together: what is known of them stays near
+
 
 @dataclass(frozen=True)
 class PullCode:
@@ -42,14 +46,9 @@ class PullCode:
         return f"cpu/pulls/{self.code.norm}.py.j2"
 
     @property
-    def reads_x(self) -> bool:
-        """Whether the projection itself says which values survived."""
+    def averages(self) -> bool:
+        """Whether a radius is owed the mean of some gradients; else their sum."""
         return self.code.norm == "l1"
-
-    @property
-    def counts(self) -> bool:
-        """Whether some of a group's values are counted."""
-        return self.code.norm in ("l1", "linf")
 
     @property
     def compares(self) -> bool:
@@ -57,9 +56,9 @@ class PullCode:
         return self.code.norm == "linf"
 
     @property
-    def turns(self) -> int:
-        """How many rows of columns are gathered together."""
-        return 4 if self.code.stage.shared else 1
+    def counts(self) -> bool:
+        """Whether some of a group's values are counted."""
+        return self.averages or self.compares
 
     @property
     def rises(self) -> bool:
@@ -73,6 +72,37 @@ class PullCode:
         return self.level < 2
 
     @property
+    def zero(self) -> str:
+        return f"np.{self.code.dtype}(0)"
+
+    @property
+    def one(self) -> str:
+        return f"np.{self.code.dtype}(1)"
+
+    @property
+    def gathered(self) -> str:
+        """The type of what a value adds to its group's sum: products leave the range of float32."""
+        return "float64" if self.code.norm == "l2" else self.code.dtype
+
+    @property
+    def chunked(self) -> bool:
+        """Whether short sums are in float32, and only these in float64."""
+        short = bool(self.code.stage.inner) or self.gathered == "float64"
+        return self.code.walk == "rows" and self.code.stage.unit and not short
+
+    @property
+    def strips(self) -> bool:
+        """Whether columns are gathered from in strips."""
+        return self.code.walk == "columns" and self.code.leaf and self.code.stage.unit
+
+    @property
+    def turns(self) -> int:
+        """How many rows of columns are gathered together: a loop over more than eight arrays would
+        not be made of vectors, for fear that they overlap."""
+        known = 2 if self.compares else 1
+        return (9 - known) // len(self.arrays) if self.code.leaf else 1
+
+    @property
     def coefficients(self) -> tuple[str, ...]:
         """What `spread` needs to know of each group, in the type of its arithmetic."""
         names = {"l1": ("floor", "mean"), "l2": ("scale", "tilt"), "linf": ("limit", "top")}
@@ -81,19 +111,112 @@ class PullCode:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """What its sweeps read, at one offset."""
-        return ("y", "x", "g") if self.reads_x else ("y", "g")
-
-    def array(self, name: str) -> str:
-        """One of `arrays`, or ``out``, as the driver calls it."""
-        if self.code.leaf:
-            return name
-        return {"y": f"v{self.level}", "x": f"u{self.level}"}.get(name, f"h{self.level}")
+        """What its sweeps read, at one offset: of l1 the projection says which values survived."""
+        return ("y", "x", "g") if self.averages else ("y", "g")
 
     @property
-    def slope(self) -> str:
-        """Where the gradients of its groups' radii go."""
-        return f"h{self.level - 1}" if self.level else "slope"
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Vectors over groups that a walk of columns has at hand, and what it calls them."""
+        found = [("sums", "a")] + [("tallies", "n")] * self.counts
+        if self.compares:
+            found += [("limits", "limit_row"), ("tops", "top_row")]
+        return tuple(found)
+
+    # What its functions take, by the names that they have there.
+
+    @property
+    def prepares(self) -> tuple[str, ...]:
+        return ("values", "radii", "limit", "top") if self.compares else ()
+
+    @property
+    def gathers(self) -> tuple[str, ...]:
+        known = ("limits", "tops") if self.compares else ()
+        own = (*self.arrays, *self._passing, *known, *self._sums)
+        return (*own, *(("scratch",) if self.scratches else ()), *self._block, "axes")
+
+    @property
+    def settles(self) -> tuple[str, ...]:
+        blocks = ("blocks",) if self.code.partial else ()
+        return ("values", "radii", *self._sums, "slope", *blocks)
+
+    @property
+    def weighs(self) -> tuple[str, ...]:
+        own = tuple(name for name in self.coefficients if name not in ("limit", "top"))
+        if not own:
+            return ()
+        rise = ("rise",) if self.rises else ()
+        return ("values", "radii", *self._sums, *rise, *own)
+
+    @property
+    def spreads(self) -> tuple[str, ...]:
+        own = (*self.arrays, "out", *self._passing, *(f"{name}s" for name in self.coefficients))
+        return (*own, *(("scratch",) if self.scratches else ()), *self._block, "axes")
+
+    @property
+    def _passing(self) -> tuple[str, ...]:
+        return ("values", "radii") if self.idles and self.code.walk == "rows" else ()
+
+    @property
+    def _sums(self) -> tuple[str, ...]:
+        return ("sums", "tallies") if self.counts else ("sums",)
+
+    @property
+    def _block(self) -> tuple[str, ...]:
+        return ("first", "last") if self.code.leaf else ()
+
+    def argument(self, parameter: str) -> str:
+        """What the driver passes for one of these."""
+        level, above = self.level, self.level - 1
+        if parameter in ("values", "radii"):
+            return {"values": self.code.values, "radii": self.code.radii}[parameter]
+        if parameter in ("y", "x", "g", "out"):
+            vector = {"y": "v", "x": "u"}.get(parameter, "h")
+            return parameter if self.code.leaf else f"{vector}{level}"
+        if parameter in ("slope", "rise"):  # the one in the place of the other
+            return f"h{above}" if level else "slope"
+        if parameter in ("sums", "tallies") and self.code.partial:
+            size = f"{self.code.values}.size"
+            return f"{parameter}_{level}[block * {size} : (block + 1) * {size}]"
+        if parameter in ("first", "last", "scratch"):
+            return parameter
+        singular = {f"{name}s": name for name in self.coefficients}
+        return f"{singular.get(parameter, parameter)}_{level}"
+
+    def argument_of_all(self, parameter: str) -> str:
+        """The same, for a function that takes what all blocks have gathered."""
+        whole = parameter in ("sums", "tallies")
+        return f"{parameter}_{self.level}" if whole else self.argument(parameter)
+
+    # Short groups side by side, many at a time.
+
+    @property
+    def scratches(self) -> bool:
+        return self.code.walk == "packed"
+
+    @property
+    def width(self) -> int:
+        """How many short groups are worked on together: what they need stays near."""
+        return self.code.width
+
+    @property
+    def tile(self) -> int:
+        """How many values these have."""
+        return self.width * self.code.stage.inner
+
+    @property
+    def few(self) -> int:
+        """How many neighbours are added in one long loop, of a group that is a multiple of them."""
+        size = self.code.stage.inner
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        return min(divisors, key=lambda n: size * n / 11 * (n > 1) + size // n)
+
+    @property
+    def scratch(self) -> int:
+        """The room that a thread needs, in float64."""
+        itemsize = ITEMSIZE[self.code.dtype]
+        gathered = [ITEMSIZE[self.gathered]] + [itemsize] * (len(self.columns) - 1)
+        sizes = sum(gathered), itemsize * len(self.coefficients)
+        return -(-self.tile * max(sizes) // 64) * 8 if self.scratches else 0
 
 
 @dataclass(frozen=True)
@@ -115,15 +238,6 @@ class PullKernel:
         return self.levels[:-1]
 
     @property
-    def element(self) -> str:
-        return "int16" if self.leaf.code.half else self.dtype
-
-    @property
-    def builders(self) -> tuple[str, ...]:
-        """What Numba offers to intrinsics, and the source's intrinsics use."""
-        return ("ir",) if self.dtype == "float16" else ()
-
-    @property
     def first(self) -> int:
         """The phase of the first shared sweep."""
         return 2 if self.leaf.compares else 1
@@ -143,6 +257,16 @@ class PullKernel:
             order = ", ".join("reduced" if axis.reduced else "groups" for axis in s.stage.axes)
             source = "y" if s.leaf else f"v{s.level}"
             yield f"level {s.level}  {s.norm:4}  of {source}: {s.walk} ({order})"
+
+    @property
+    def chunks(self) -> int:
+        """The longest sum in float32, if there are any."""
+        return CHUNK if any(p.chunked for p in self.levels) else 0
+
+    @property
+    def strip(self) -> int:
+        """How many columns make a strip, if there are any."""
+        return STRIP if self.leaf.strips else 0
 
     @property
     def rounds_down(self) -> bool:
@@ -212,8 +336,12 @@ def cells(kernel: PullKernel, threads: int) -> Iterator[tuple[str, int]]:
         yield f"{segment.name}_at", at
         yield f"{segment.name}_end", at + -(-segment.size * segment.itemsize // 8)
         at += segment.size if segment.name in tape(kernel) else segment.cells
+    scratch = kernel.leaf.scratch
+    if scratch:
+        yield "scratch_at", at
+        yield "scratch_size", scratch
     yield "seats", threads
-    yield "memory_size", at
+    yield "memory_size", at + scratch * threads
 
 
 def tape(kernel: PullKernel) -> tuple[str, ...]:
