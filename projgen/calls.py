@@ -96,15 +96,11 @@ class Bound:
     given: Given
 
 
-def project_bound(
-    projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
-) -> tuple[Any, Bound]:
-    """As `project` into a new structure, and what that was about."""
-    own, given = _split(projection, y, named)
-    call = _read(projection, own, given, None, "project")
-    radii = _radii(projection, radius, call.bound)
-    x = project(projection, y, radius, None, named)
-    return x, Bound(call.bound, call.arrays, radii, call.given)
+def bound(projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]) -> Bound:
+    """What a projection of these would be about; errors as it has them."""
+    y, given = _split(projection, y, named)
+    call = _read(projection, y, given, None, "project")
+    return Bound(call.bound, call.arrays, _radii(projection, radius, call.bound), call.given)
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:

@@ -48,8 +48,8 @@ def vjp(
         return _vjp_chain(projection, y, radius)
     from projgen import calls
 
-    x, bound = calls.project_bound(projection, y, radius, named)
-    return x, _TreePullback(bound)
+    bound = calls.bound(projection, y, radius, named)
+    return calls.project(projection, y, radius, None, named), _TreePullback(bound)
 
 
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:

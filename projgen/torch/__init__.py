@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from projgen.torch.constraint import Constraint, constrain
+    from projgen.torch.gradients import Projected, parametrize, project
     from projgen.torch.history import Watch, watch
     from projgen.torch.reports import Report, report
     from projgen.torch.schedule import Ramp, cosine, geometric, linear
@@ -24,6 +25,7 @@ if find_spec("torch") is None:  # the top-level package: this one is projgen.tor
 
 __all__ = [
     "Constraint",
+    "Projected",
     "Ramp",
     "Report",
     "Shrunk",
@@ -32,6 +34,8 @@ __all__ = [
     "cosine",
     "geometric",
     "linear",
+    "parametrize",
+    "project",
     "report",
     "shrink",
     "watch",
@@ -40,6 +44,7 @@ __all__ = [
 # No module has the name of what is taken from it: importing it would put it in that one's place.
 _LATER = {
     "Constraint": "projgen.torch.constraint",
+    "Projected": "projgen.torch.gradients",
     "Ramp": "projgen.torch.schedule",
     "Report": "projgen.torch.reports",
     "Shrunk": "projgen.torch.shrinking",
@@ -48,6 +53,8 @@ _LATER = {
     "cosine": "projgen.torch.schedule",
     "geometric": "projgen.torch.schedule",
     "linear": "projgen.torch.schedule",
+    "parametrize": "projgen.torch.gradients",
+    "project": "projgen.torch.gradients",
     "report": "projgen.torch.reports",
     "shrink": "projgen.torch.shrinking",
     "watch": "projgen.torch.history",
