@@ -49,9 +49,7 @@ def pull_back(
     return walk.results, slope.reshape(bound.batch)
 
 
-def pull_back_chain(
-    tree: NormTree, y: Array, radius: Any, gradient: Any
-) -> tuple[Array, Array]:
+def pull_back_chain(tree: NormTree, y: Array, radius: Any, gradient: Any) -> tuple[Array, Array]:
     """`pull_back` for one array."""
     place = places(tree, y)
     (key,) = (leaf.key for leaf in place.arms)
@@ -108,7 +106,7 @@ class _Pull(Walk):
         array = np.asarray(self.arrays[arm.key], np.float64)
         index = self.index(arm)
         real = index >= 0
-        result = np.zeros(array.size)
+        result: Array = np.zeros(array.size)
         result[index[real]] = np.broadcast_to(gradients, index.shape)[real]
         result = result.reshape(array.shape)
         clipped = any(node.nonneg for node in arm.arm.nodes) and arm.arm.nodes[-1].norm != "simplex"
@@ -130,7 +128,11 @@ class _Group:
 
     def shared_out(self, g: Array) -> tuple[Array, Array]:
         """The gradients of the values alone and of the radii, of which `g` is that of `u`."""
-        w = np.ones_like(self.a) if self.weights is None else np.broadcast_to(self.weights, self.a.shape)
+        w = (
+            np.ones_like(self.a)
+            if self.weights is None
+            else np.broadcast_to(self.weights, self.a.shape)
+        )
         outside = self.value > self.radius
         if self.norm == "simplex":
             outside = np.ones_like(outside)
@@ -166,7 +168,9 @@ def _lowered(group: _Group, g: Array, w: Array) -> tuple[Array, Array]:
     left = (group.u > 0) | (w == 0)
     w = np.where(left, w, 0.0)
     squares = (w * w).sum(axis=-1, keepdims=True)
-    slope = (w * np.where(left, g, 0.0)).sum(axis=-1, keepdims=True) / np.where(squares > 0, squares, 1.0)
+    slope = (w * np.where(left, g, 0.0)).sum(axis=-1, keepdims=True) / np.where(
+        squares > 0, squares, 1.0
+    )
     return np.where(left, g - w * slope, 0.0), slope
 
 

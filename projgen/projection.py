@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.calls import Ready
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
+    from projgen.cpu.pull import PullCall
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.pullback import Pullback
@@ -46,6 +47,7 @@ class Projection:
         "_exact",
         "_is_plain",
         "_places",
+        "_pulls",
         "_ready",
         "_threads",
         "_tree",
@@ -63,6 +65,7 @@ class Projection:
     _walked: NormTree  # what is projected on: `_tree`, or for exact=True one with the same ball
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
+    _pulls: dict[Any, PullCall]  # the ways back
     _places: dict[Any, Place]  # of trees: for structures of this form,
     _ready: dict[Any, Ready]  # and for arrays of these forms in them
 
@@ -87,6 +90,7 @@ class Projection:
         set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
+        set_(self, "_pulls", {})
         set_(self, "_places", {})
         set_(self, "_ready", {})
 
@@ -227,16 +231,8 @@ class Projection:
         return target
 
     def vjp(self, /, y: Any = None, radius: Any = None, **arrays: Any) -> tuple[Any, Pullback]:
-        """The projection of `y`, and what takes gradients back through it.
-
-        The arguments are those of a call. ``x, pullback = p.vjp(y, radius)`` gives the projection
-        and a `Pullback`: ``pullback(g)`` are the gradients of y and of the radius, where `g` is
-        that of x. Weights and labels get none. Chains of l1, l2 and linf have kernels for it; other
-        trees go back in NumPy. On the CPU alone.
-
-        Raises:
-            As a call does.
-        """
+        """The projection x of `y`, and a `Pullback`: a function that takes the gradient of x, and
+        gives those of `y` and of the radius. The arguments and errors are those of a call."""
         from projgen import pullback
 
         return pullback.vjp(self, y, radius, arrays)
@@ -296,6 +292,8 @@ class Projection:
     def source(self, shape_or_rank: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any) -> str:
         """The source that is compiled for C-ordered arrays of this shape, or of this rank; for a
         whole tree, that of each of its kernels."""
+        from projgen.shapes import example_shape
+
         shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
         if not self._is_plain or arrays:
             return self._plan_tree(shape, dtype, arrays).source
@@ -395,12 +393,6 @@ def _rebuild(
 @lru_cache(maxsize=1024)
 def _bind(tree: NormTree, rank: int) -> Binding:
     return bind(tree, rank)
-
-
-def example_shape(rank: int) -> tuple[int, ...]:
-    """A shape of some 10^6 elements for plans that are asked for by rank: ordinary extents."""
-    extent = max(160 if rank < 4 else 64, round(10 ** (6 / rank))) if rank > 0 else 1
-    return (extent,) * rank
 
 
 __all__ = ["Backend", "Projection", "Unmatched"]

@@ -161,12 +161,16 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def example_shape(rank: int) -> tuple[int, ...]:
+    """A shape of some 10^6 elements for plans that are asked for by rank: ordinary extents."""
+    extent = max(160 if rank < 4 else 64, round(10 ** (6 / rank))) if rank > 0 else 1
+    return (extent,) * rank
+
+
 def example_shapes(tree: NormTree, rank: int | None = None) -> dict[str, tuple[int, ...]]:
     """A shape for each array that `tree` takes, by its dotted name: of the smallest ranks that
     fit, or all of `rank`; of patterns, one array that is named like it. All extents are equal, so
     that arrays fit one another. A ValueError if no ranks fit that are as simple as that."""
-    from projgen.projection import example_shape
-
     found: dict[str, int] = {}
     paths = _paths(tree.root, ())
     for slot, path in zip(slots(tree), paths, strict=True):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,7 +155,8 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
 
         entry = _ENTRY(take_part)
         address = ctypes.cast(entry, ctypes.c_void_p).value
-        return SimpleNamespace(project=SimpleNamespace(address=address), entry=entry)
+        named = SimpleNamespace(address=address)
+        return SimpleNamespace(project=named, pull=named, entry=entry)
 
     def run(call: tuple[int, ...], followers: int, *_: object) -> int:
         assert team is not None
@@ -269,7 +271,9 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
     if made.__name__ == "narrow_at_once":
         return lambda x: np.float16(x).view(np.int16)
     if made.__name__ == "pointer":
-        return lambda address: (address, _TYPES["float64"])
+        kind = re.search(r"\bfloat\d+", made.__doc__ or "")
+        assert kind is not None
+        return lambda address: (address, _TYPES[kind.group()])
     name, digits = made.__name__.split("_")
     size = int(digits)
 
@@ -319,5 +323,5 @@ def _function(source: str) -> Callable[..., int]:
     names: dict[str, Any] = {}
     with patch.dict(sys.modules, _STAND_INS):
         exec(compile(source, "<rehearsal>", "exec"), names)
-    function: Callable[..., int] = names["project"]
+    function: Callable[..., int] = names.get("project") or names["pull"]
     return function

@@ -20,7 +20,7 @@ from cuda_support import (
     stored,
 )
 from support import Array, assert_projected, bits, lay_out, norm
-from test_kernels import CHAINED, CHAINS, DEEP, OFTEN, staircase, values
+from test_kernels import CHAINS, DEEP, OFTEN, staircase, values
 from test_layouts import LAYOUTS, LayOut
 
 import projgen.cuda.lower

@@ -21,8 +21,7 @@ from projgen.cuda.compiler import compile_binding as compile_cuda
 from projgen.errors import SpecError
 from projgen.parse import parse
 from projgen.produce import produce
-from projgen.projection import example_shape
-from projgen.shapes import MAX_RANK
+from projgen.shapes import MAX_RANK, example_shape
 from projgen.terminal import Terminal, format_seconds, format_shape, progress
 from projgen.tree import Node, NormTree
 

@@ -7,7 +7,6 @@ projection; all in memory order. A kernel reads it in place of sweeping y again.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from projgen.operands import axis_order, memory_order
 from projgen.simplify import Layout
 
 if TYPE_CHECKING:
+    from projgen.plan import Plan
     from projgen.projection import Projection
 
 Array = NDArray[Any]
@@ -77,8 +77,7 @@ def pull(
         own = np.empty_like(y)
         np.copyto(own, g)
         g = own
-    threads = projection._threads or default_threads()
-    call = _ready(plan.spec, plan.layout, arithmetic(plan.dtype), threads)
+    call = _ready(projection, plan)
     result = np.empty_like(y)
     slopes = call.run(y, x, g, result, tape)
     with np.errstate(over="ignore"):
@@ -137,6 +136,14 @@ class PullCall:
         self._sharing.learn(shared, perf_counter() - started)
 
 
-@lru_cache(maxsize=256)
-def _ready(spec: str, layout: Layout, dtype: str, threads: int) -> PullCall:
-    return PullCall(spec, layout, dtype, threads)
+def _ready(projection: Projection, plan: Plan) -> PullCall:
+    """The call that is ready for projections of this plan, or a new one."""
+    key = plan.layout, plan.dtype
+    call: PullCall | None = projection._pulls.get(key)
+    if call is None:
+        threads = projection._threads or default_threads()
+        call = PullCall(plan.spec, plan.layout, arithmetic(plan.dtype), threads)
+        if len(projection._pulls) >= forward.REMEMBERED:
+            projection._pulls.clear()
+        projection._pulls[key] = call
+    return call

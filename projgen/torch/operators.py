@@ -1,0 +1,223 @@
+"""Operators that project one array, and take gradients back: kernels do both for chains.
+
+The forward operator keeps a *tape* for the way back: see `projgen.cpu.pull`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projgen import pullback
+from projgen.arrays import check_dtype
+from projgen.bind import Binding, bind
+from projgen.cpu import pull
+from projgen.operands import check_radius
+from projgen.projection import Projection
+from projgen.torch.recipes import array_of, read_recipe, recipe_of
+from projgen.tree import Node, NormTree
+
+Radius = float | Tensor
+
+_ONCE = "projections have first derivatives here, and no second ones"
+
+
+def project_array(y: Tensor, radius: Tensor, recipe: str) -> Tensor:
+    """The projection of `y`, with gradients."""
+    one: Any = _Function.apply if _is_transformed(y, radius) else _project
+    x: Tensor = one(y, radius, recipe)[0]
+    return x
+
+
+@torch.library.custom_op("projgen::project", mutates_args=())
+def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+    projection, _ = read_recipe(recipe)
+    if y.is_cuda:
+        raise TypeError("gradients are taken on the CPU: use y.cpu(), or p(y, radius) without them")
+    dense = y
+    x = torch.empty_like(y)
+    if x.stride() != y.stride() or y.is_neg():
+        dense = torch.empty_like(y).copy_(y)
+    source = array_of(dense)
+    check_dtype(source)
+    binding = projection._bind(source)
+    radii = check_radius(radius.detach().numpy(), binding, source.shape)
+    found, tape = pullback.project(projection, binding, source, radii)
+    np.copyto(array_of(x), found)
+    kept = torch.zeros(_tape_size(projection, binding, y.shape), dtype=torch.float64)
+    if tape is not None:
+        kept[: tape.size] = torch.from_numpy(tape)
+    elif kept.numel():
+        kept[0] = torch.nan  # there is none: the reference goes back
+    return x, kept
+
+
+@_project.register_fake
+def _(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+    projection, _ = read_recipe(recipe)
+    binding = bind(projection._walked, y.ndim)
+    size = _tape_size(projection, binding, y.shape)
+    return torch.empty_like(y), torch.empty(size, dtype=torch.float64)
+
+
+def _tape_size(projection: Projection, binding: Binding, shape: Sequence[Any]) -> Any:
+    """How many values the tape has room for: that of the tree as it is, before levels merge."""
+    if projection.is_joint or not pull.has_kernel(binding):
+        return 0
+    entries = _product(shape[axis] for axis in binding.batch)
+    size, values = 2 * entries, entries
+    for level in binding.levels[:-1]:
+        values = values * _product(shape[axis] for axis in level.axes)
+        size = size + 2 * values
+    return size
+
+
+def _product(extents: Iterator[Any]) -> Any:
+    result = 1
+    for extent in extents:
+        result = result * extent
+    return result
+
+
+@torch.library.custom_op("projgen::pull", mutates_args=())
+def _pull(
+    g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
+) -> tuple[Tensor, Tensor]:
+    projection, _ = read_recipe(recipe)
+    result = torch.empty_like(y)
+    if result.stride() != y.stride() or y.is_neg():
+        y = torch.empty_like(y).copy_(y)
+    source, gradient = array_of(y), array_of(g.resolve_neg())
+    binding = projection._bind(source)
+    radii = check_radius(radius.detach().numpy(), binding, source.shape)
+    found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
+    if not source.size:
+        found = None
+    pulled, slopes = pullback.pull_back(
+        projection, binding, source, radii, array_of(x), found, gradient
+    )
+    np.copyto(array_of(result), pulled)
+    return result, torch.from_numpy(np.array(slopes, np.float64))
+
+
+@_pull.register_fake
+def _(
+    g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
+) -> tuple[Tensor, Tensor]:
+    projection, _ = read_recipe(recipe)
+    binding = bind(projection._walked, y.ndim)
+    batch = [y.shape[axis] for axis in binding.batch]
+    return torch.empty_like(y), torch.empty(batch, dtype=torch.float64)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    y, radius, recipe = inputs
+    x, tape = output
+    ctx.save_for_backward(y, x, tape, radius)
+    ctx.recipe = recipe
+
+
+def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    y, x, tape, radius = ctx.saved_tensors
+    one: Any = _PullFunction.apply if _is_transformed(g, y, radius) else _pull
+    pulled, slopes = one(g, y, x, tape, radius, ctx.recipe)
+    return pulled, slopes.sum_to_size(radius.shape).to(radius.dtype), None
+
+
+_project.register_autograd(_back, setup_context=_keep)
+
+
+class _Function(torch.autograd.Function):
+    """The operator where `torch.func.grad` and its kin, which know no gradients of operators, see
+    through it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+        x, tape = _project(y, radius, recipe)
+        return x, tape
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_back)
+
+
+class _PullFunction(torch.autograd.Function):
+    """The way back in the same place."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
+    ) -> tuple[Tensor, Tensor]:
+        pulled, slopes = _pull(g, y, x, tape, radius, recipe)
+        return pulled, slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(_ONCE)
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and any(
+        torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors
+    )
+
+
+def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+    """vmap: what is mapped over becomes one batch axis more, the first."""
+    *tensors, recipe = inputs
+    dims = in_dims[: len(tensors)]
+    rank = max(t.ndim - (d is not None) for t, d in zip(tensors[:-1], dims, strict=False))
+    projection, _ = read_recipe(recipe)
+    binding = bind(projection._walked, rank)
+    forward = len(tensors) == 2
+    moved: list[Tensor] = []
+    for i, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        is_radius, is_tape = i == len(tensors) - 1, not forward and i == 3
+        if is_tape:
+            moved.append(tensor)  # of all together, whatever is mapped over
+        elif dim is None and not is_radius:
+            moved.append(tensor.expand(info.batch_size, *tensor.shape).contiguous())
+        elif dim is None:
+            moved.append(tensor)
+        else:
+            first = tensor.movedim(dim, 0)
+            if is_radius:  # its axes stand at the end of the batch's
+                lacking = len(binding.batch) - (first.ndim - 1)
+                first = first.reshape(first.shape[0], *(1,) * lacking, *first.shape[1:])
+            moved.append(first)
+    above = recipe_of(_lifted(projection, binding))
+    if forward:
+        return _project(*moved, above), (0, None)
+    return _pull(*moved, above), (0, 0)
+
+
+def _lifted(projection: Projection, binding: Binding) -> Projection:
+    """The projection for arrays with one axis more at the front, a batch axis."""
+    node: Node | None = None
+    for own, level in reversed(list(zip(projection._walked.levels, binding.levels, strict=True))):
+        axes = tuple(axis + 1 for axis in level.axes)
+        node = Node(own.norm, axes, (node,) if node else ())
+    assert node is not None
+    return Projection(
+        NormTree(node),
+        projection._backend,
+        projection._threads,
+        projection._check_finite,
+        projection._unmatched,
+        projection._exact and projection.is_joint,
+    )
+
+
+_project.register_vmap(_batched)
+_pull.register_vmap(_batched)

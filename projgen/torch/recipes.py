@@ -1,0 +1,88 @@
+"""What operators are told of a projection: a string, since they take tensors and plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+import torch.utils._pytree
+from torch import Tensor
+
+import projgen
+from projgen.arrays import view
+from projgen.projection import Projection
+from projgen.structure import entries
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+torch.utils._pytree.register_constant(Projection)  # to torch.compile
+
+
+def _constant(function: F) -> F:
+    """To torch.compile its results are constants of what it traces."""
+    mark: Any = torch.compiler.assume_constant_result
+    marked: F = mark(function)
+    return marked
+
+
+@_constant
+def told(spec: str | Projection) -> tuple[str, bool, bool, str]:
+    """A recipe; whether it is for one array, whether the spec has the radius; and the spec."""
+    projection = spec if isinstance(spec, Projection) else projgen.build(spec)
+    counts = projection.tree.root.k is not None
+    return recipe_of(projection), projection._is_plain, counts, projection.spec
+
+
+def recipe_of(projection: Projection) -> str:
+    own = {
+        "spec": projection.spec,
+        "backend": projection._backend,
+        "threads": projection._threads,
+        "check_finite": projection._check_finite,
+        "unmatched": projection._unmatched,
+        "exact": projection._exact,
+    }
+    return json.dumps(own)
+
+
+@_constant
+def joined(recipe: str, outline: Any, names: list[str]) -> str:
+    """The recipe with the structure of the tensors, and the names of others."""
+    return json.dumps({**json.loads(recipe), "outline": outline, "names": names})
+
+
+@lru_cache(maxsize=1024)
+def read_recipe(recipe: str) -> tuple[Projection, Mapping[str, Any]]:
+    told = json.loads(recipe)
+    own = {name: told.pop(name) for name in ("spec", "backend", "threads", "check_finite")}
+    own |= {name: told.pop(name) for name in ("unmatched", "exact")}
+    return projgen.build(**own), told
+
+
+def array_of(tensor: Tensor) -> Any:
+    array, _ = view(tensor.detach())
+    return array
+
+
+def outlined(y: Any, leaves: list[Tensor]) -> Any:
+    """The structure of `y` in plain values, with numbers for its tensors, which go to `leaves`."""
+    if isinstance(y, Tensor):
+        leaves.append(y)
+        return len(leaves) - 1
+    found = entries(y)
+    if found is None:
+        raise TypeError(f"expected tensors, or a structure of them, not a {type(y).__name__}")
+    if isinstance(y, Sequence) and not hasattr(y, "_fields"):
+        return [outlined(value, leaves) for value in found.values()]
+    return {str(name): outlined(value, leaves) for name, value in found.items()}
+
+
+def filled(outline: Any, arrays: Sequence[Any]) -> Any:
+    if isinstance(outline, int):
+        return arrays[outline]
+    if isinstance(outline, list):
+        return [filled(part, arrays) for part in outline]
+    return {name: filled(part, arrays) for name, part in outline.items()}

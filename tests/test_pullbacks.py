@@ -1,0 +1,290 @@
+"""Gradients: the reference against differences, kernels against the reference, and the corners."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import Array, bits, early, lay_out, rehearsals, together
+
+import projgen
+from projgen import interpret_pullbacks
+from projgen.check import parse_tree
+from projgen.structure import flat
+
+RNG = np.random.default_rng(20261129)
+NORMS = ("l1", "l2", "linf")
+
+
+def chain(norms: tuple[str, ...]) -> str:
+    return "(".join(norms) + ")" * (len(norms) - 1)
+
+
+def normal(*shape: int, dtype: str = "float64") -> Array:
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def reference(spec: str, y: Array, radius: Any, g: Array) -> tuple[Array, Array]:
+    return interpret_pullbacks.pull_back_chain(parse_tree(spec), y, radius, g)
+
+
+def slopes_agree(spec: str, y: Any, share: float = 0.4, **given: Any) -> None:
+    """That the gradients are the slopes of the projection, along random lines."""
+    p = projgen.build(spec, backend="numpy")
+    radius = share * np.asarray(p.norm(y, **given))
+    x, pullback = p.vjp(y, radius, **given)
+    gs = {key: RNG.standard_normal(np.shape(v)) for key, v in flat(x)}
+    pulled, slope = pullback(_like(y, gs))
+    step = 1e-6
+    for _ in range(2):
+        ways = {key: RNG.standard_normal(np.shape(v)) for key, v in flat(y)}
+        turn = RNG.standard_normal(np.shape(radius))
+        ends = []
+        for sign in (1, -1):
+            there = {key: v + sign * step * ways[key] for key, v in flat(y)}
+            found = p(_like(y, there), np.maximum(radius + sign * step * turn, 0), **given)
+            ends.append(sum((gs[key] * v).sum() for key, v in flat(found)))
+        expected = (ends[0] - ends[1]) / (2 * step)
+        along = sum((v * ways[key]).sum() for key, v in flat(pulled)) + np.sum(slope * turn)
+        assert along == pytest.approx(expected, abs=3e-7 * (1 + abs(expected)))
+
+
+def _like(y: Any, arrays: dict[Any, Array]) -> Any:
+    from projgen.structure import rebuilt
+
+    return rebuilt(y, arrays)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_reference_has_the_slopes_of_the_projection(depth: int) -> None:
+    for norms in itertools.product(NORMS, repeat=depth):
+        slopes_agree(chain(norms), normal(*(4, 3, 3, 2)[:depth]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("lp(p=1.5)", (7,)),
+        ("lp(p=3)", (7,)),
+        ("l1(lp(p=4))", (4, 5)),
+        ("simplex(axis=1)", (3, 6)),
+        ("l1(nonneg=True)", (9,)),
+        ("l2(axis=0)", (4, 3)),
+        ("l1(linf(axis=1, block=2))", (4, 5)),
+    ],
+)
+def test_the_slopes_of_other_norms(spec: str, shape: tuple[int, ...]) -> None:
+    slopes_agree(spec, normal(*shape))
+
+
+@pytest.mark.parametrize("norm", [*NORMS, "lp"])
+def test_the_slopes_of_weighted_groups(norm: str) -> None:
+    p = "p=2.5, " if norm == "lp" else ""
+    w = np.abs(normal(4, 5)) * (np.arange(5) != 2)
+    slopes_agree(f"l1({norm}({p}axis=1, w=v))", normal(4, 5), v=w)
+
+
+def test_the_slopes_of_trees() -> None:
+    y = {"enc": normal(4, 5), "dec": normal(3, 4)}
+    slopes_agree("l1(enc=linf(axis=1), dec=2.0*l2(axis=0))", y)
+    slopes_agree("l1(linf, l1)", [normal(5), normal(2, 3)])
+    slopes_agree("l1(linf(axis=1, groups=q))", normal(4, 5), q=np.array([0, 1, 0, 2, 1]))
+
+
+def test_the_slopes_of_the_nearest_point() -> None:
+    p = projgen.build("l1(linf)", exact=True)
+    y, g, way, step = normal(6, 7), normal(6, 7), normal(6, 7), 1e-6
+    radius = 0.4 * p.norm(y)
+    pulled, slope = p.vjp(y, radius)[1](g)
+    ends = [(g * p(y + s * step * way, radius + s * step)).sum() for s in (1, -1)]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    assert (pulled * way).sum() + slope == pytest.approx(expected, abs=1e-6)
+
+
+def agrees(spec: str, y: Array, g: Array, share: Any = 0.3) -> tuple[Array, Any]:
+    """A kernel's gradients, which are those of the reference."""
+    p = projgen.build(spec)
+    radius = share * np.asarray(p.norm(y))
+    _, pullback = p.vjp(y, radius)
+    assert pullback.tape is not None  # type: ignore[attr-defined]
+    pulled, slope = pullback(g)
+    expected, slopes = reference(spec, y, radius, g)
+    scale = np.abs(expected).max() + 1
+    tolerance = 1e-12 if y.dtype == np.float64 else 5e-5
+    assert (pulled.shape, pulled.dtype) == (y.shape, y.dtype)
+    assert np.abs(pulled - expected).max() <= tolerance * scale
+    assert np.abs(slope - slopes).max() <= tolerance * (np.abs(slopes).max() + scale)
+    return pulled, slope
+
+
+CASES = [
+    *(f"{outer}({inner})" for outer in ("l1", "l2") for inner in NORMS),
+    *(f"l1({inner}(axis=0))" for inner in NORMS),
+    *NORMS,
+    "linf(l1)",
+    "l1(axis=0)",
+    "linf(axis=1)",
+]
+
+
+@pytest.mark.parametrize("spec", CASES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_kernels_agree_with_the_reference(spec: str, dtype: str) -> None:
+    y, g = normal(11, 13, dtype=dtype), normal(11, 13, dtype=dtype)
+    with rehearsals():
+        for share in (0.1, 0.9):
+            agrees(spec, y, g, share)
+        agrees(spec, np.asfortranarray(y), g)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_short_groups_many_at_a_time(norm: str) -> None:
+    with rehearsals():
+        for size in (2, 7, 9):
+            agrees(f"l1({norm})", normal(40, size), normal(40, size))
+        agrees(f"l1(l2({norm}))", normal(3, 21, 6), normal(3, 21, 6))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_blocks_of_groups_and_of_values(norm: str) -> None:
+    """Slots of partial sums, strips of columns, short sums: small sizes that are cut like large."""
+    with rehearsals(BLOCK_BYTES=512):
+        for spec in (f"l1({norm})", f"l1({norm}(axis=0))", norm):
+            agrees(spec, normal(70, 40), normal(70, 40))
+        agrees(f"l1({norm}(axis=(0, 2)))", normal(9, 5, 8), normal(9, 5, 8))
+        agrees(f"l1({norm}(axis=0))", normal(3, 600), normal(3, 600))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_chain_layout_and_batch(data: Any) -> None:
+    rank = data.draw(st.integers(1, 4))
+    shape = tuple(data.draw(st.integers(1, 5)) for _ in range(rank))
+    depth = data.draw(st.integers(1, rank))
+    norms = [data.draw(st.sampled_from(NORMS)) for _ in range(depth)]
+    axes = data.draw(st.permutations(range(rank)))[:depth]
+    spec = chain(tuple(norms)) if data.draw(st.booleans()) else _nested(norms, axes)
+    order = tuple(data.draw(st.permutations(range(rank))))
+    y = lay_out(normal(*shape), order, (1,) * rank)
+    batch = [n for axis, n in enumerate(shape) if axis not in axes] if "axis" in spec else []
+    share = RNG.uniform(0.05, 1.2, batch) if batch else data.draw(st.floats(0.05, 1.2))
+    with rehearsals():
+        agrees_anywhere(spec, y, normal(*shape), share)
+
+
+def _nested(norms: list[str], axes: list[int]) -> str:
+    spec = ""
+    for norm, axis in reversed(list(zip(norms, axes, strict=True))):
+        spec = f"{norm}({spec + ', ' if spec else ''}axis={axis})"
+    return spec
+
+
+def agrees_anywhere(spec: str, y: Array, g: Array, share: Any) -> None:
+    p = projgen.build(spec)
+    radius = share * np.asarray(p.norm(y))
+    pulled, slope = p.vjp(y, radius)[1](g)
+    expected, slopes = reference(spec, y, radius, g)
+    np.testing.assert_allclose(pulled, expected, atol=1e-11 * (1 + np.abs(expected).max()))
+    np.testing.assert_allclose(slope, slopes, atol=1e-11 * (1 + np.abs(g).sum()))
+
+
+@pytest.mark.parametrize("team", [early, together])
+def test_teams_have_the_same_bits(team: Any) -> None:
+    y, g = normal(70, 40), normal(70, 40)
+    for spec in ("l1(linf)", "l1(l2(axis=0))"):
+        with rehearsals(BLOCK_BYTES=512):
+            alone = agrees(spec, y, g)
+        with rehearsals(team, BLOCK_BYTES=512):
+            shared = agrees(spec, y, g)
+        assert bits(alone[0]) == bits(shared[0])
+        assert alone[1] == shared[1]
+
+
+def test_compiled_kernels() -> None:
+    y, g = normal(700, 200, dtype="float32"), normal(700, 200, dtype="float32")
+    for spec in ("l1(linf)", "l1(l2(axis=0))", "l1(l1)"):
+        results = set()
+        for threads in (1, 2, 7):
+            p = projgen.build(spec, threads=threads)
+            radius = 0.2 * p.norm(y)
+            pulled, slope = p.vjp(y, radius)[1](g)
+            expected, slopes = reference(spec, y, radius, g)
+            assert np.abs(pulled - expected).max() <= 5e-5
+            assert slope == pytest.approx(float(slopes), rel=1e-4)
+            results.add((bits(pulled), slope))
+        assert len(results) == 1
+
+
+def test_halves_go_back_in_float32() -> None:
+    y = normal(20, 30).astype(np.float16)
+    g = np.full((20, 30), 60000, np.float16)
+    with rehearsals():
+        p = projgen.build("l1(linf)")
+        pulled, _ = p.vjp(y, 0.3 * p.norm(y))[1](g)
+    assert pulled.dtype == np.float16
+    assert np.isinf(pulled).any()  # seen to overflow, and not clipped
+    expected, _ = reference("l1(linf)", y, 0.3 * p.norm(y), g)
+    kept = np.abs(expected) < 60000
+    np.testing.assert_allclose(pulled[kept], expected[kept], rtol=2e-3, atol=60)
+
+
+def test_corners() -> None:
+    y, g = normal(5, 6), normal(5, 6)
+    with rehearsals():
+        p = projgen.build("l1(linf)")
+        for radius in (p.norm(y), 2 * p.norm(y), np.inf):
+            pulled, slope = p.vjp(y, radius)[1](g)
+            assert bits(pulled) == bits(g)
+            assert slope == 0
+        pulled, slope = p.vjp(y, 0.0)[1](g)
+        assert not pulled.any()
+        assert slope == 0
+        assert p.vjp(np.zeros((0, 3)), 1.0)[1](np.zeros((0, 3)))[0].shape == (0, 3)
+        spoilt = g.copy()
+        spoilt[2, 3] = np.nan
+        assert np.isnan(p.vjp(y, 0.3 * p.norm(y))[1](spoilt)[0]).any()
+
+
+def test_equal_largest_values_share() -> None:
+    y = np.array([[1.0, -1.0, 0.5], [0.2, 0.1, 0.3]])
+    g = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+    with rehearsals():
+        pulled, _ = projgen.build("l1(linf)").vjp(y, 1.0)[1](g)
+    # The first row's radius is owed 2, which the mean over both rows takes half of.
+    np.testing.assert_allclose(pulled, [[0.5, -0.5, 0], [0, 0, -1.0]])
+
+
+def test_any_layout_of_both() -> None:
+    y, g = normal(8, 9), normal(8, 9)
+    with rehearsals():
+        p = projgen.build("l1(linf)")
+        radius = 0.3 * p.norm(y)
+        expected = p.vjp(y, radius)[1](g)[0]
+        gaps = lay_out(y, (1, 0), (2, -1))
+        assert np.allclose(p.vjp(gaps, radius)[1](np.asfortranarray(g))[0], expected)
+        assert np.allclose(p.vjp(y[::-1], radius)[1](g[::-1])[0], expected[::-1])
+
+
+def test_beyond_the_range_of_sums() -> None:
+    y, g = normal(4, 5) * 1e300, normal(4, 5)
+    with rehearsals():
+        p = projgen.build("l1(l2)")
+        pulled, slope = p.vjp(y, 1e299)[1](g)
+    expected, slopes = reference("l1(l2)", y * 2.0**-1000, 1e299 * 2.0**-1000, g)
+    np.testing.assert_allclose(pulled, expected, rtol=1e-9, atol=1e-12)
+    assert slope == pytest.approx(float(slopes))
+
+
+def test_a_gradient_must_fit() -> None:
+    with rehearsals():
+        pullback = projgen.build("l1(linf)").vjp(normal(4, 5), 1.0)[1]
+    with pytest.raises(ValueError, match=r"must have the shape and dtype of y, \(4, 5\) float64"):
+        pullback(normal(5, 4))
+    with pytest.raises(ValueError, match="it has .* float32"):
+        pullback(normal(4, 5, dtype="float32"))
+    with pytest.raises(TypeError, match="a radius is missing"):
+        projgen.build("l1(linf)").vjp(normal(4, 5))
+    with pytest.raises(ValueError, match="index"):
+        projgen.build("l1(linf)").vjp(np.full((2, 2), np.nan), 1.0)
