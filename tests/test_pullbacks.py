@@ -76,7 +76,7 @@ def test_the_reference_has_the_slopes_of_the_projection(depth: int) -> None:
     ],
 )
 def test_the_slopes_of_other_norms(spec: str, shape: tuple[int, ...]) -> None:
-    slopes_agree(spec, normal(*shape))
+    slopes_agree(spec, normal(*shape) + 1.0)
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "lp"])
@@ -94,7 +94,7 @@ def test_the_slopes_of_trees() -> None:
 
 
 def test_the_slopes_of_the_nearest_point() -> None:
-    p = projgen.build("l1(linf)", exact=True)
+    p = projgen.build("l1(linf)", exact=True, backend="numpy")
     y, g, way, step = normal(6, 7), normal(6, 7), normal(6, 7), 1e-6
     radius = 0.4 * p.norm(y)
     pulled, slope = p.vjp(y, radius)[1](g)
@@ -242,9 +242,7 @@ def test_corners() -> None:
         assert not pulled.any()
         assert slope == 0
         assert p.vjp(np.zeros((0, 3)), 1.0)[1](np.zeros((0, 3)))[0].shape == (0, 3)
-        spoilt = g.copy()
-        spoilt[2, 3] = np.nan
-        assert np.isnan(p.vjp(y, 0.3 * p.norm(y))[1](spoilt)[0]).any()
+        assert np.isnan(p.vjp(y, 0.3 * p.norm(y))[1](np.nan * g)[0]).any()
 
 
 def test_equal_largest_values_share() -> None:
@@ -279,12 +277,13 @@ def test_beyond_the_range_of_sums() -> None:
 
 def test_a_gradient_must_fit() -> None:
     with rehearsals():
-        pullback = projgen.build("l1(linf)").vjp(normal(4, 5), 1.0)[1]
+        p = projgen.build("l1(linf)")
+        pullback = p.vjp(normal(4, 5), 1.0)[1]
+        with pytest.raises(ValueError, match="index"):
+            p.vjp(np.full((2, 2), np.nan), 1.0)
     with pytest.raises(ValueError, match=r"must have the shape and dtype of y, \(4, 5\) float64"):
         pullback(normal(5, 4))
-    with pytest.raises(ValueError, match="it has .* float32"):
+    with pytest.raises(ValueError, match=r"it has .* float32"):
         pullback(normal(4, 5, dtype="float32"))
     with pytest.raises(TypeError, match="a radius is missing"):
         projgen.build("l1(linf)").vjp(normal(4, 5))
-    with pytest.raises(ValueError, match="index"):
-        projgen.build("l1(linf)").vjp(np.full((2, 2), np.nan), 1.0)

@@ -24,6 +24,7 @@ from projgen.cpu.group_kernel import Ball, GroupKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
+from projgen.cpu.pull_kernel import PullCode, PullKernel
 from projgen.cpu.stages import StageCode
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import CHAINED, NORMS
@@ -36,6 +37,8 @@ NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
 GROUPS = {"cpu/groups.py.j2", "cpu/abreast.py.j2", *BALLS}  # of the kernel of one level
+PULLS = {name for name in NAMES if name.startswith("cpu/pull")}  # of the way back
+RULES = {name for name in PULLS if name.startswith("cpu/pulls/")}
 IDS = [exhibit.name for exhibit in CANON]
 
 
@@ -53,7 +56,8 @@ VARIABLES = {
     "nest": Nest,
     "c": Counter,
 }
-CONTRACT = (Kernel, StageCode, Nest, Counter, Phase, GroupKernel, Ball)
+PULL_VARIABLES = {"kernel": PullKernel, "p": PullCode, "leaf": PullCode}
+CONTRACT = (Kernel, StageCode, Nest, Counter, Phase, GroupKernel, Ball, PullKernel, PullCode)
 
 
 def supplied(kind: type) -> dict[str, Any]:
@@ -73,6 +77,8 @@ def kind_of(node: nodes.Node, template: str) -> Any:
     if isinstance(node, nodes.Name):
         if template in GROUPS:
             return GroupKernel if node.name == "kernel" else None
+        if template in PULLS and node.name in PULL_VARIABLES:
+            return PULL_VARIABLES[node.name]
         return VARIABLES.get(node.name)
     if isinstance(node, nodes.Getattr):
         owner = kind_of(node.node, template)
@@ -98,12 +104,15 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        allowed = {"kernel"} if name in {"cpu/kernel.py.j2", *GROUPS} else set()
+        allowed = {"kernel"} if name in {"cpu/kernel.py.j2", "cpu/pull.py.j2", *GROUPS} else set()
         assert undeclared <= allowed, name
 
 
 def test_every_template_is_reached() -> None:
-    reached, new = set(), {"cpu/kernel.py.j2", "cpu/team.py.j2", *MACROS.values(), *GROUPS}
+    reached, new = (
+        set(),
+        {"cpu/kernel.py.j2", "cpu/pull.py.j2", "cpu/team.py.j2", *RULES, *MACROS.values(), *GROUPS},
+    )
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}

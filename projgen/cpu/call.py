@@ -73,9 +73,10 @@ class Call:
         self._sharing, self._sharing_norms, self._sharing_end = Sharing(), Sharing(), Sharing()
         total = cells["total_at"]
         self._total = slice(total, total + plan.batch)
-        vectors = [(cells[f"{v}{s.level}_at"], s.size) for s in plan.stages[:-1] for v in "vu"]
-        own = [slice(at, at + size) for at, size in vectors] if not compiled.kernel.joint else []
-        self._tape = [slice(0, plan.batch), self._total, *own]
+        above = () if compiled.kernel.joint else plan.stages[:-1]
+        vectors = [(cells[f"{v}{stage.level}_at"], stage.size) for stage in above for v in "vu"]
+        self._tape = [slice(0, plan.batch), self._total]
+        self._tape += [slice(at, at + size) for at, size in vectors]
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).

@@ -98,6 +98,7 @@ class PullCall:
         found = dict(cells(kernel, threads))
         self._cells = np.array(list(found.values()), np.int64)
         self._sizes = found["memory_size"], kernel.desk_size(threads)
+        self._tape = found["slope_at"]  # of levels that do not merge: a tape may have room for more
         self._slope = slice(found["slope_at"], found["slope_at"] + kernel.levels[0].groups)
         size = leaf.size * np.dtype(dtype).itemsize
         self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0
@@ -110,7 +111,7 @@ class PullCall:
             work = self._idle.pop()
         except IndexError:
             work = cpu.Workspace(*self._sizes)
-        work.memory[: tape.size] = tape
+        work.memory[: self._tape] = tape[: self._tape]
         work.desk.fill(0)
         work.desk[1], work.desk[2] = g.ctypes.data, out.ctypes.data
         arguments = (

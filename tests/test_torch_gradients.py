@@ -1,0 +1,228 @@
+"""Differentiable projections: autograd, operators, torch.compile, vmap, parametrizations."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support import rehearsals
+
+import projgen
+
+torch = pytest.importorskip("torch")
+
+import projgen.torch as pt  # noqa: E402
+from projgen.torch import operators, tree_operators  # noqa: E402
+from projgen.torch.recipes import read_recipe, told  # noqa: E402
+
+NORMS = ("l1", "l2", "linf")
+
+
+@pytest.fixture(autouse=True)
+def _rehearsed() -> Iterator[None]:
+    """Kernels run as Python; what operators keep of them goes with the test."""
+    torch.manual_seed(20261129)
+    read_recipe.cache_clear()
+    with rehearsals():
+        yield
+    read_recipe.cache_clear()
+
+
+def normal(*shape: int, dtype: Any = torch.float64, grad: bool = False) -> Any:
+    return torch.randn(*shape, dtype=dtype).requires_grad_(grad)
+
+
+def radius_of(spec: str, y: Any, share: float = 0.4) -> Any:
+    norm = projgen.build(spec, backend="numpy").norm(y.detach().numpy())
+    return torch.tensor(share * np.asarray(norm), dtype=torch.float64).requires_grad_()
+
+
+def chains(depth: int) -> list[str]:
+    every = itertools.product(NORMS, repeat=depth)
+    return ["(".join(norms) + ")" * (depth - 1) for norms in every]
+
+
+@pytest.mark.parametrize("spec", [spec for depth in (1, 2, 3, 4) for spec in chains(depth)])
+def test_gradcheck(spec: str) -> None:
+    depth = spec.count("(") + 1
+    y = normal(*(3, 4, 2, 2)[:depth], grad=True)
+    r = radius_of(spec, y)
+    assert torch.autograd.gradcheck(
+        lambda y, r: pt.project(y, spec, r), (y, r), fast_mode=depth > 2
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["l1(linf(axis=0))", "l1(axis=1)", "lp(p=1.5)", "simplex", "l1(linf(axis=1, block=2))"],
+)
+def test_gradcheck_of_others(spec: str) -> None:
+    y = (normal(3, 4) + 0.5).requires_grad_()
+    r = radius_of(spec, y)
+    assert torch.autograd.gradcheck(lambda y, r: pt.project(y, spec, r), (y, r))
+
+
+def test_gradcheck_of_trees_and_weights() -> None:
+    spec = "l1(a=linf(axis=1), b=2.0*l2(axis=0))"
+    a, b = normal(3, 4, grad=True), normal(2, 3, grad=True)
+    r = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def tree(a: Any, b: Any, r: Any) -> tuple[Any, ...]:
+        return tuple(pt.project({"a": a, "b": b}, spec, r).values())
+
+    assert torch.autograd.gradcheck(tree, (a, b, r))
+    w = normal(3, 4).abs()
+    assert torch.autograd.gradcheck(
+        lambda a, r: pt.project(a, "l1(l1(axis=1, w=v))", r, v=w), (a, r)
+    )
+    pair = pt.project([a, b], "l1(linf, l1)", 1.0)
+    assert isinstance(pair, list)
+    assert pair[1].requires_grad
+
+
+def test_the_nearest_point() -> None:
+    p = projgen.build("l1(linf)", exact=True)
+    y = normal(4, 5, grad=True)
+    r = radius_of("l1(linf)", y)
+    assert torch.autograd.gradcheck(lambda y, r: pt.project(y, p, r), (y, r), atol=1e-4)
+
+
+def test_counts_have_the_radius_in_the_spec() -> None:
+    y = normal(6, grad=True)
+    pt.project(y, "l0(k=2)").sum().backward()
+    assert y.grad.sum() == 2
+    with pytest.raises(TypeError, match="takes no radius"):
+        pt.project(y, "l0(k=2)", 1.0)
+
+
+def test_it_is_the_projection() -> None:
+    for dtype in (torch.float32, torch.float64):
+        y = normal(6, 7, dtype=dtype)
+        for given in (y, y.T, y[::2], y[:, ::2]):
+            x = pt.project(given, "l1(linf)", 1.0)
+            assert torch.equal(x, projgen.build("l1(linf)")(given, 1.0))
+            assert x.dtype == dtype
+
+
+def test_halves() -> None:
+    y = normal(6, 7, dtype=torch.float16, grad=True)
+    x = pt.project(y, "l1(linf)", 1.0)
+    x.sum().backward()
+    assert y.grad.dtype == torch.float16
+    z = y.detach().float().requires_grad_()
+    pt.project(z, "l1(linf)", 1.0).sum().backward()
+    torch.testing.assert_close(y.grad.float(), z.grad, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("spec", ["l1(linf)", "l1(l1(axis=0))", "l2(axis=1)"])
+def test_opcheck(spec: str) -> None:
+    recipe = told(spec)[0]
+    y = normal(4, 5, grad=True)
+    r = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    for given in (y, normal(5, 4).T, normal(8, 5)[::2]):
+        torch.library.opcheck(operators._project, (given, r, recipe))
+    x, tape = operators._project(y.detach(), r.detach(), recipe)
+    saved = (normal(4, 5), y.detach(), x, tape, r.detach(), recipe)
+    torch.library.opcheck(operators._pull, saved)
+
+
+def test_opcheck_of_trees() -> None:
+    recipe = pt.gradients.joined(told("l1(a=linf, b=linf)")[0], {"a": 0, "b": 1}, [])
+    r = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    ys = [normal(4, 5, grad=True), normal(3, 5, grad=True)]
+    torch.library.opcheck(tree_operators.project_tree, (ys, [], r, recipe))
+
+
+def test_compiled_whole() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda y, r: (pt.project(2 * y, "l1(linf)", r) ** 2).sum(),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for shape in ((4, 5), (6, 5), (7, 9)):
+        y = normal(*shape, grad=True)
+        compiled(y, 1.0).backward()
+        again = y.detach().clone().requires_grad_()
+        (pt.project(2 * again, "l1(linf)", 1.0) ** 2).sum().backward()
+        torch.testing.assert_close(y.grad, again.grad)
+
+
+def test_vmap_and_func() -> None:
+    y, r = normal(3, 4, 5), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def loss(y: Any, r: Any) -> Any:
+        return (pt.project(y, "l1(linf)", r) ** 2).sum()
+
+    for dim in (0, 1, 2):
+        moved = y.movedim(0, dim)
+        x = torch.vmap(lambda y, r: pt.project(y, "l1(linf)", r), in_dims=(dim, 0))(moved, r)
+        one_by_one = [pt.project(one, "l1(linf)", own) for one, own in zip(y, r, strict=True)]
+        torch.testing.assert_close(x, torch.stack(one_by_one))
+    each = torch.vmap(torch.func.grad(loss, argnums=(0, 1)))(y, r)
+    for i in range(3):
+        torch.testing.assert_close(
+            torch.func.grad(loss, argnums=(0, 1))(y[i], r[i]), (each[0][i], each[1][i])
+        )
+    rows = torch.vmap(lambda row: pt.project(row, "l1", 0.5))(y[0])
+    torch.testing.assert_close(rows, pt.project(y[0], "l1(axis=1)", 0.5))
+
+
+def test_a_batch_of_radii_has_gradients_of_its_shape() -> None:
+    y = normal(3, 4, grad=True)
+    for shape in ((), (3,), (1,)):
+        r = torch.full(shape, 0.7, requires_grad=True)
+        pt.project(y, "l1(axis=1)", r).sum().backward()
+        assert r.grad.shape == shape
+        assert r.grad.dtype == torch.float32
+
+
+def test_no_second_derivatives() -> None:
+    y = normal(3, 4, grad=True)
+    loss = (pt.project(y, "l1(linf)", 1.0) ** 2).sum()
+    (first,) = torch.autograd.grad(loss, y, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+def test_a_parametrized_layer_trains() -> None:
+    layer = torch.nn.Linear(6, 5)
+    before = layer.weight.detach().clone()
+    own = pt.parametrize(layer, "weight", "l1(linf(axis=0))", 0.5)
+    assert "Projected('l1(linf(axis=0))', radius=0.5)" in repr(layer)
+    torch.testing.assert_close(layer.parametrizations.weight.original.detach(), before)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    inputs, wanted = torch.randn(20, 6), torch.randn(20, 5)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = ((layer(inputs) - wanted) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    p = projgen.build("l1(linf(axis=0))")
+    assert p.norm(layer.weight.detach()) <= 0.5 * (1 + 1e-5)
+    own.radius = 0.25
+    assert p.norm(layer.weight.detach()) <= 0.25 * (1 + 1e-5)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert p.norm(layer.weight.detach()) <= 0.25 * (1 + 1e-5)
+
+
+def test_errors_are_those_of_a_call() -> None:
+    y = normal(3, 4, grad=True)
+    with pytest.raises(ValueError, match="at least 0"):
+        pt.project(y, "l1(linf)", -1.0)
+    with pytest.raises(projgen.SpecError, match="linff"):
+        pt.project(y, "l1(linff)", 1.0)
+    with pytest.raises(projgen.SpecError, match="too few axes"):
+        pt.project(y, "l1(l2(linf))", 1.0)
+    with pytest.raises(TypeError, match="a radius is missing"):
+        pt.project(y, "l1(linf)")
+    with pytest.raises(TypeError, match="int64"):
+        pt.project(torch.ones(3, 4, dtype=torch.int64), "l1(linf)", 1.0)
+    with pytest.raises(ValueError, match="nan"):
+        pt.project(torch.full((2, 2), torch.nan), "l1(linf)", 1.0)
+    with pytest.raises(TypeError, match="tensors, or a structure"):
+        pt.project([1.0, 2.0], "l1(linf, linf)", 1.0)
