@@ -126,8 +126,8 @@ def _view_tensor(y: Any, torch: Any) -> Array:
     if y.layout is not torch.strided:
         raise TypeError(f"expected a dense tensor, got layout {y.layout}: use y.to_dense()")
     if y.requires_grad and torch.is_grad_enabled():
-        raise TypeError("projgen does not record gradients: call it under torch.no_grad(), or on "
-                        "y.detach()")  # fmt: skip
+        raise TypeError("a projection records no gradients: call it under torch.no_grad(), or use "
+                        "projgen.torch.project, which does")  # fmt: skip
     if y.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(f"expected {TYPES}, got {y.dtype}: use y.float()")
     values = y.detach().resolve_neg()

@@ -13,9 +13,11 @@ from pathlib import Path
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.cpu.pull_kernel import PullKernel, lower_pull
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import compile_binding as compile_cuda
 from projgen.resources import resource_dir
+from projgen.simplify import simplify
 
 SUFFIXES = (".py", ".cu")
 
@@ -87,6 +89,21 @@ class CudaExhibit(Showing):
         return compile_cuda(*self.call)
 
 
+@dataclass(frozen=True, slots=True)
+class PullExhibit(Showing):
+    """A kernel of the canon that takes gradients back."""
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``l1_linf_axis_0-1000x1000-float32-pull.py``."""
+        return f"{self.stem}-pull.py"
+
+    def compiled(self) -> PullKernel:
+        """The kernel, which has its source."""
+        binding, shape, dtype, strides, *_ = self.call
+        return lower_pull(self.spec, simplify(binding, shape, strides), dtype)
+
+
 CANON = (
     Exhibit("rows", "l1(linf)", (1000, 1000)),
     Exhibit("rows, in place", "l1(linf)", (1000, 1000), in_place=True),
@@ -127,10 +144,16 @@ CUDA_CANON = (
                 "l1(l2(linf(axis=(0, 2)), axis=4), axis=3)", (9, 8, 7, 6, 5)),
 )  # fmt: skip
 
+PULL_CANON = (
+    PullExhibit("gradients of rows", "l1(linf)", (1000, 1000)),
+    PullExhibit("gradients of columns, 64 bits", "l1(l1(axis=0))", (4000, 4000), "float64"),
+    PullExhibit("gradients of short groups, in a deep tree", "l1(l2(linf))", (1000, 30, 9)),
+)
+
 
 def gallery() -> dict[str, str]:
     """The sources by file name."""
-    exhibits = (*CANON, *CUDA_CANON)
+    exhibits = (*CANON, *CUDA_CANON, *PULL_CANON)
     return {exhibit.name: exhibit.compiled().source for exhibit in exhibits}
 
 

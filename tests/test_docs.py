@@ -31,7 +31,7 @@ def assert_alike(printed: str, shown: str) -> None:
     assert numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.05)
 
 
-@pytest.mark.parametrize("page", ["shrinking.md", "training.md"])
+@pytest.mark.parametrize("page", ["gradients.md", "shrinking.md", "training.md"])
 def test_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 request: pytest.FixtureRequest) -> None:  # fmt: skip
     torch = pytest.importorskip("torch")
@@ -40,6 +40,9 @@ def test_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small models: more would wait for each other
     request.addfinalizer(lambda: torch.set_num_threads(threads))
+    from projgen.torch.recipes import read_recipe
+
+    request.addfinalizer(read_recipe.cache_clear)  # of kernels that run as Python
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     printed = ""

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from projgen.gallery import CANON, CUDA_CANON, CudaExhibit, Exhibit, gallery, write
+from projgen.gallery import CANON, CUDA_CANON, PULL_CANON, CudaExhibit, gallery, write
 from projgen.plan import Plan
 from projgen.resources import resource_dir
 from projgen.stage import Threshold, Walk
 
 GENERATED = resource_dir("generated")
 IDS = [exhibit.name for exhibit in CANON]
-ALL = [*IDS, *(exhibit.name for exhibit in CUDA_CANON)]
+EXHIBITS = [*CANON, *CUDA_CANON, *PULL_CANON]
+ALL = [exhibit.name for exhibit in EXHIBITS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,8 +22,8 @@ def _rewritten(request: pytest.FixtureRequest) -> None:
         write(GENERATED)
 
 
-@pytest.mark.parametrize("exhibit", [*CANON, *CUDA_CANON], ids=ALL)
-def test_the_file_is_what_the_compiler_emits(exhibit: Exhibit | CudaExhibit) -> None:
+@pytest.mark.parametrize("exhibit", EXHIBITS, ids=ALL)
+def test_the_file_is_what_the_compiler_emits(exhibit: Any) -> None:
     path = GENERATED / exhibit.name
     assert path.exists(), "run python -m projgen.gallery"
     source = exhibit.compiled().source
@@ -34,8 +35,8 @@ def test_no_orphans() -> None:
 
 
 def test_names_tell_exhibits_apart() -> None:
-    assert len(set(ALL)) == len(CANON) + len(CUDA_CANON)
-    for exhibit in (*CANON, *CUDA_CANON):
+    assert len(set(ALL)) == len(EXHIBITS)
+    for exhibit in EXHIBITS:
         assert exhibit.stem.replace("-", "_").isidentifier()
 
 

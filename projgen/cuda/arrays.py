@@ -104,8 +104,8 @@ def _tensor(y: Any, torch: Any) -> DeviceArray:
     if y.layout is not torch.strided:
         raise TypeError(f"expected a dense tensor, got layout {y.layout}: use y.to_dense()")
     if y.requires_grad and torch.is_grad_enabled():
-        raise TypeError("projgen does not record gradients: call it under torch.no_grad(), or on "
-                        "y.detach()")  # fmt: skip
+        raise TypeError("a projection on a GPU records no gradients: call it under "
+                        "torch.no_grad(), or on y.detach()")  # fmt: skip
     dtype = checked_dtype(str(y.dtype).removeprefix("torch."))
     copied = y.is_neg()
     y = y.detach().resolve_neg()

@@ -18,7 +18,7 @@ from projgen.bind import Binding, bind
 from projgen.cpu import pull
 from projgen.operands import check_radius
 from projgen.projection import Projection
-from projgen.torch.recipes import array_of, read_recipe, recipe_of
+from projgen.torch.recipes import array_of, operator, read_recipe, recipe_of
 from projgen.tree import Node, NormTree
 
 Radius = float | Tensor
@@ -33,7 +33,7 @@ def project_array(y: Tensor, radius: Tensor, recipe: str) -> Tensor:
     return x
 
 
-@torch.library.custom_op("projgen::project", mutates_args=())
+@operator("project")
 def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     projection, _ = read_recipe(recipe)
     if y.is_cuda:
@@ -56,12 +56,14 @@ def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     return x, kept
 
 
-@_project.register_fake
-def _(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+def _fake_project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, y.ndim)
     size = _tape_size(projection, binding, y.shape)
     return torch.empty_like(y), torch.empty(size, dtype=torch.float64)
+
+
+_project.register_fake(_fake_project)
 
 
 def _tape_size(projection: Projection, binding: Binding, shape: Sequence[Any]) -> Any:
@@ -83,7 +85,7 @@ def _product(extents: Iterator[Any]) -> Any:
     return result
 
 
-@torch.library.custom_op("projgen::pull", mutates_args=())
+@operator("pull")
 def _pull(
     g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
 ) -> tuple[Tensor, Tensor]:
@@ -104,14 +106,16 @@ def _pull(
     return result, torch.from_numpy(np.array(slopes, np.float64))
 
 
-@_pull.register_fake
-def _(
+def _fake_pull(
     g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
 ) -> tuple[Tensor, Tensor]:
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, y.ndim)
     batch = [y.shape[axis] for axis in binding.batch]
     return torch.empty_like(y), torch.empty(batch, dtype=torch.float64)
+
+
+_pull.register_fake(_fake_pull)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

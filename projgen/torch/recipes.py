@@ -86,3 +86,9 @@ def filled(outline: Any, arrays: Sequence[Any]) -> Any:
     if isinstance(outline, list):
         return [filled(part, arrays) for part in outline]
     return {name: filled(part, arrays) for name, part in outline.items()}
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function the operator ``projgen::name``, which writes to none of its arguments."""
+    made: Any = torch.library.custom_op(f"projgen::{name}", mutates_args=())
+    return lambda function: made(function)

@@ -12,7 +12,7 @@ from projgen import calls, interpret_pullbacks
 from projgen.dtypes import put
 from projgen.projection import Projection
 from projgen.structure import flat
-from projgen.torch.recipes import array_of, filled, read_recipe
+from projgen.torch.recipes import array_of, filled, operator, read_recipe
 
 
 def _bound(
@@ -25,7 +25,7 @@ def _bound(
     return projection, y, at, named
 
 
-@torch.library.custom_op("projgen::project_tree", mutates_args=())
+@operator("project_tree")
 def project_tree(
     ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
 ) -> list[Tensor]:
@@ -37,12 +37,16 @@ def project_tree(
     return results
 
 
-@project_tree.register_fake
-def _(ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str) -> list[Tensor]:
+def _fake_project_tree(
+    ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
+) -> list[Tensor]:
     return [torch.empty_like(y) for y in ys]
 
 
-@torch.library.custom_op("projgen::pull_tree", mutates_args=())
+project_tree.register_fake(_fake_project_tree)
+
+
+@operator("pull_tree")
 def _pull_tree(
     gs: list[Tensor], ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
 ) -> tuple[list[Tensor], Tensor]:
@@ -64,11 +68,13 @@ def _pull_tree(
     return results, torch.from_numpy(np.array(slopes, np.float64))
 
 
-@_pull_tree.register_fake
-def _(
+def _fake_pull_tree(
     gs: list[Tensor], ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
 ) -> tuple[list[Tensor], Tensor]:
     return [torch.empty_like(y) for y in ys], torch.empty(radius.shape, dtype=torch.float64)
+
+
+_pull_tree.register_fake(_fake_pull_tree)
 
 
 def _keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

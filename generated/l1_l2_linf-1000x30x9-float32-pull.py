@@ -1,0 +1,480 @@
+"""l1(l2(linf)): takes gradients back through the projection of float32 arrays.
+
+    level 0  l1    of v0: rows (reduced)
+    level 1  l2    of v1: rows (groups, reduced)
+    level 2  linf  of y: packed (groups, reduced)
+
+What the radii are owed is gathered from the leaf to the root, then what the values are owed is
+spread from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
+alone: so results do not depend on the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses. Each
+# phase has a cell of the blocks that are done and one that opens the next; each thread's share of
+# the blocks has a counter.
+SHARES = 64
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@register_jitable
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@register_jitable
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
+        pass
+    return read(desk, 16 * phase + 8) - 1
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """To the float32 values at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@register_jitable(fastmath=FAST)
+def along(y, g):
+    """g in the direction in which the magnitude of y grows."""
+    return g if y > 0 else -g
+
+
+@register_jitable(fastmath=FAST)
+def chosen(yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    return a if yes else b
+
+
+@register_jitable
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@register_jitable(fastmath=FAST)
+def prepare_2(values, radii, limit, top):
+    """What the values of level 2, linf of y are compared with, group by group."""
+    for g in range(values.size):
+        v, u = values[g], radii[g]
+        limit[g] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        top[g] = v if v > 0 else -1
+
+
+@register_jitable(fastmath=FAST)
+def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
+    """What the radii of level 2, linf of y are owed, group by group."""
+    memory = scratch.view(np.float32)
+    a = memory[0 : 2016]
+    n = memory[2016 : 4032]
+    limit_row = memory[4032 : 6048]
+    top_row = memory[6048 : 8064]
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        y_row = y[at + start * 9 : at + stop * 9]
+        g_row = g[at + start * 9 : at + stop * 9]
+        known = limits[start : stop]
+        for group in range(known.size):
+            for j in range(9):
+                limit_row[9 * group + j] = known[group]
+        known = tops[start : stop]
+        for group in range(known.size):
+            for j in range(9):
+                top_row[9 * group + j] = known[group]
+        for j in range(y_row.size):
+            limit = limit_row[j]
+            a[j] = chosen(abs(y_row[j]) > limit, along(y_row[j], g_row[j]), np.float32(0))
+        for j in range(y_row.size):
+            top = top_row[j]
+            n[j] = chosen(abs(y_row[j]) == top, np.float32(1), np.float32(0))
+        for j in range(y_row.size - 2):
+            a[j] = a[j] + a[j + 1] + a[j + 2]
+        for j in range(y_row.size - 2):
+            n[j] = n[j] + n[j + 1] + n[j + 2]
+        for group in range(stop - start):
+            j = 9 * group
+            sums[start + group] = np.float64(a[j] + a[j + 3] + a[j + 6])
+            tallies[start + group] = np.float64(n[j] + n[j + 3] + n[j + 6])
+
+
+@register_jitable(fastmath=FAST)
+def settle_2(values, radii, sums, tallies, slope):
+    """Join what was gathered of level 2, linf of y: the gradients of its radii."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        slope[g] = a if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def gather_1(y, g, values, radii, sums, axes):
+    """What the radii of level 1, l2 of v1 are owed, group by group."""
+    n0, n1, s0 = axes[0], axes[1], axes[2]
+    for i0 in range(0, n0):
+        group = i0
+        a = 0.0
+        if 0 < radii[group] < values[group]:
+            at = i0 * s0
+            y_row = y[at : at + n1]
+            g_row = g[at : at + n1]
+            for j in range(y_row.size):
+                a += np.float64(np.float64(y_row[j]) * np.float64(g_row[j]))
+        sums[group] = a
+
+
+@register_jitable(fastmath=FAST)
+def settle_1(values, radii, sums, slope):
+    """Join what was gathered of level 1, l2 of v1: the gradients of its radii."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        slope[g] = a / v if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def gather_0(y, x, g, values, radii, sums, tallies, axes):
+    """What the radii of level 0, l1 of v0 are owed, group by group."""
+    n0 = axes[0]
+    group = 0
+    a = 0.0
+    n = 0.0
+    if 0 < radii[group] < values[group]:
+        at = 0
+        y_row = y[at : at + n0]
+        x_row = x[at : at + n0]
+        g_row = g[at : at + n0]
+        for j in range(y_row.size):
+            a += np.float64(chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0)))
+            n += np.float64(chosen(x_row[j] != 0, np.float64(1), np.float64(0)))
+    sums[group] = a
+    tallies[group] = n
+
+
+@register_jitable(fastmath=FAST)
+def settle_0(values, radii, sums, tallies, slope):
+    """Join what was gathered of level 0, l1 of v0: the gradients of its radii."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def weigh_0(values, radii, sums, tallies, floor, mean):
+    """How level 0, l1 of v0 spreads what its groups are owed."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        floor[g] = -1 if u >= v else 0
+        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def spread_0(y, x, g, out, values, radii, floors, means, axes):
+    """What the values of level 0, l1 of v0 are owed."""
+    n0 = axes[0]
+    group = 0
+    at = 0
+    y_row = y[at : at + n0]
+    x_row = x[at : at + n0]
+    g_row = g[at : at + n0]
+    out_row = out[at : at + n0]
+    if radii[group] >= values[group]:
+        for j in range(y_row.size):
+            out_row[j] = g_row[j]
+    elif radii[group] <= 0:
+        for j in range(y_row.size):
+            out_row[j] = 0
+    else:
+        floor = floors[group]
+        mean = means[group]
+        for j in range(y_row.size):
+            out_row[j] = chosen(abs(x_row[j]) > floor, g_row[j] - along(y_row[j], mean), np.float64(0))
+
+
+@register_jitable(fastmath=FAST)
+def weigh_1(values, radii, sums, rise, scale, tilt):
+    """How level 1, l2 of v1 spreads what its groups are owed."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        scale[g] = 1.0 if u >= v else u / v if u > 0 else 0.0
+        tilt[g] = -u / v * (a / v / v) if 0 < u < v else 0.0
+        if v > 0:
+            tilt[g] += rise[g] / v
+
+
+@register_jitable(fastmath=FAST)
+def spread_1(y, g, out, values, radii, scales, tilts, axes):
+    """What the values of level 1, l2 of v1 are owed."""
+    n0, n1, s0 = axes[0], axes[1], axes[2]
+    for i0 in range(0, n0):
+        group = i0
+        at = i0 * s0
+        y_row = y[at : at + n1]
+        g_row = g[at : at + n1]
+        out_row = out[at : at + n1]
+        if radii[group] >= values[group]:
+            for j in range(y_row.size):
+                out_row[j] = g_row[j]
+        elif radii[group] <= 0:
+            for j in range(y_row.size):
+                out_row[j] = 0
+        else:
+            scale = scales[group]
+            tilt = tilts[group]
+            for j in range(y_row.size):
+                out_row[j] = g_row[j] * scale + y_row[j] * tilt
+
+
+@register_jitable(fastmath=FAST)
+def weigh_2(values, radii, sums, tallies, rise, lift):
+    """How level 2, linf of y spreads what its groups are owed."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        lift[g] = rise[g] / max(n, 1.0)
+
+
+@register_jitable(fastmath=FAST)
+def spread_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
+    """What the values of level 2, linf of y are owed."""
+    memory = scratch.view(np.float32)
+    limit_row = memory[0 : 2016]
+    top_row = memory[2016 : 4032]
+    lift_row = memory[4032 : 6048]
+    at = 0
+    for start in range(first, last, 224):
+        stop = min(start + 224, last)
+        y_row = y[at + start * 9 : at + stop * 9]
+        g_row = g[at + start * 9 : at + stop * 9]
+        out_row = out[at + start * 9 : at + stop * 9]
+        known = limits[start : stop]
+        for group in range(known.size):
+            for j in range(9):
+                limit_row[9 * group + j] = known[group]
+        known = tops[start : stop]
+        for group in range(known.size):
+            for j in range(9):
+                top_row[9 * group + j] = known[group]
+        known = lifts[start : stop]
+        for group in range(known.size):
+            for j in range(9):
+                lift_row[9 * group + j] = known[group]
+        for j in range(y_row.size):
+            limit = limit_row[j]
+            top = top_row[j]
+            lift = lift_row[j]
+            out_row[j] = chosen(abs(y_row[j]) <= limit, g_row[j], np.float32(0)) + chosen(abs(y_row[j]) == top, along(y_row[j], lift), np.float32(0))
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def pull(y_at, x_at, geometry, work, desk):
+    """Take part in one call; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
+    desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
+    """
+    cells = carray(geometry, 68)
+    y_size = cells[0]
+    blocks_2 = cells[19]
+    step_2 = cells[20]
+    end_2 = cells[21]
+    radius_at = cells[22]
+    radius_end = cells[23]
+    total_at = cells[24]
+    total_end = cells[25]
+    v0_at = cells[26]
+    v0_end = cells[27]
+    u0_at = cells[28]
+    u0_end = cells[29]
+    v1_at = cells[30]
+    v1_end = cells[31]
+    u1_at = cells[32]
+    u1_end = cells[33]
+    slope_at = cells[34]
+    slope_end = cells[35]
+    h0_at = cells[36]
+    h0_end = cells[37]
+    h1_at = cells[38]
+    h1_end = cells[39]
+    sums_0_at = cells[40]
+    sums_0_end = cells[41]
+    tallies_0_at = cells[42]
+    tallies_0_end = cells[43]
+    floor_0_at = cells[44]
+    floor_0_end = cells[45]
+    mean_0_at = cells[46]
+    mean_0_end = cells[47]
+    sums_1_at = cells[48]
+    sums_1_end = cells[49]
+    scale_1_at = cells[50]
+    scale_1_end = cells[51]
+    tilt_1_at = cells[52]
+    tilt_1_end = cells[53]
+    sums_2_at = cells[54]
+    sums_2_end = cells[55]
+    tallies_2_at = cells[56]
+    tallies_2_end = cells[57]
+    limit_2_at = cells[58]
+    limit_2_end = cells[59]
+    top_2_at = cells[60]
+    top_2_end = cells[61]
+    lift_2_at = cells[62]
+    lift_2_end = cells[63]
+    scratch_at = cells[64]
+    scratch_size = cells[65]
+    seats = cells[66]
+    memory_size = cells[67]
+    axes_0 = cells[1 : 5]
+    axes_1 = cells[5 : 12]
+    axes_2 = cells[12 : 19]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    g = carray(pointer(read(desk, 1)), y_size)
+    out = carray(pointer(read(desk, 2)), y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    v1 = memory[v1_at : v1_end]
+    u1 = memory[u1_at : u1_end]
+    slope = memory[slope_at : slope_end]
+    h0 = memory[h0_at : h0_end]
+    h1 = memory[h1_at : h1_end]
+    sums_0 = memory[sums_0_at : sums_0_end]
+    tallies_0 = memory[tallies_0_at : tallies_0_end]
+    floor_0 = memory[floor_0_at : floor_0_end]
+    mean_0 = memory[mean_0_at : mean_0_end]
+    sums_1 = memory[sums_1_at : sums_1_end]
+    scale_1 = memory[scale_1_at : scale_1_end]
+    tilt_1 = memory[tilt_1_at : tilt_1_end]
+    sums_2 = memory[sums_2_at : sums_2_end]
+    tallies_2 = memory[tallies_2_at : tallies_2_end]
+    limit_2 = memory[limit_2_at : limit_2_end].view(np.float32)
+    top_2 = memory[top_2_at : top_2_end].view(np.float32)
+    lift_2 = memory[lift_2_at : lift_2_end].view(np.float32)
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    if seat == 0:
+        prepare_2(v1, u1, limit_2, top_2)
+        release(desk, 1, 0)
+    wait(desk, 1)
+    # gather from level 2, linf of y
+    done = 0
+    while True:
+        block = draw(desk, seat, seats, 2, blocks_2)
+        if block < 0:
+            break
+        first = block * step_2
+        last = min(first + step_2, end_2)
+        gather_2(y, g, limit_2, top_2, sums_2, tallies_2, scratch, first, last, axes_2)
+        done += 1
+    if complete(desk, 2, done, blocks_2):
+        settle_2(v1, u1, sums_2, tallies_2, h1)
+        gather_1(v1, h1, v0, u0, sums_1, axes_1)
+        settle_1(v0, u0, sums_1, h0)
+        gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
+        settle_0(total, radius, sums_0, tallies_0, slope)
+        weigh_0(total, radius, sums_0, tallies_0, floor_0, mean_0)
+        spread_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
+        weigh_1(v0, u0, sums_1, h0, scale_1, tilt_1)
+        spread_1(v1, h1, h1, v0, u0, scale_1, tilt_1, axes_1)
+        weigh_2(v1, u1, sums_2, tallies_2, h1, lift_2)
+        release(desk, 2, 0)
+    wait(desk, 2)
+    # spread over level 2, linf of y
+    while True:
+        block = draw(desk, seat, seats, 3, blocks_2)
+        if block < 0:
+            break
+        first = block * step_2
+        last = min(first + step_2, end_2)
+        spread_2(y, g, out, limit_2, top_2, lift_2, scratch, first, last, axes_2)
+    return 0

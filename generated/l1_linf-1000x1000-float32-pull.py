@@ -1,0 +1,378 @@
+"""l1(linf): takes gradients back through the projection of float32 arrays.
+
+    level 0  l1    of v0: rows (reduced)
+    level 1  linf  of y: rows (groups, reduced)
+
+What the radii are owed is gathered from the leaf to the root, then what the values are owed is
+spread from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
+alone: so results do not depend on the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+CHUNK = 1024  # values of a sum in float32: longer ones are in float64
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses. Each
+# phase has a cell of the blocks that are done and one that opens the next; each thread's share of
+# the blocks has a counter.
+SHARES = 64
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@register_jitable
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@register_jitable
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
+        pass
+    return read(desk, 16 * phase + 8) - 1
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """To the float32 values at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@register_jitable(fastmath=FAST)
+def along(y, g):
+    """g in the direction in which the magnitude of y grows."""
+    return g if y > 0 else -g
+
+
+@register_jitable(fastmath=FAST)
+def chosen(yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    return a if yes else b
+
+
+@register_jitable
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@register_jitable(fastmath=FAST)
+def prepare_1(values, radii, limit, top):
+    """What the values of level 1, linf of y are compared with, group by group."""
+    for g in range(values.size):
+        v, u = values[g], radii[g]
+        limit[g] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        top[g] = v if v > 0 else -1
+
+
+@register_jitable(fastmath=FAST)
+def gather_1(y, g, values, radii, limits, tops, sums, tallies, first, last, axes):
+    """What the radii of level 1, linf of y are owed, group by group."""
+    n1, s0 = axes[1], axes[2]
+    for i0 in range(first, last):
+        group = i0
+        a = 0.0
+        n = 0.0
+        if 0 < radii[group] < values[group]:
+            at = i0 * s0
+            y_row = y[at : at + n1]
+            g_row = g[at : at + n1]
+            limit, top = limits[group], tops[group]
+            for start in range(0, y_row.size, CHUNK):
+                y_part = y_row[start : start + CHUNK]
+                g_part = g_row[start : start + CHUNK]
+                part_a = np.float32(0)
+                part_n = np.float32(0)
+                for j in range(y_part.size):
+                    part_a += chosen(abs(y_part[j]) > limit, along(y_part[j], g_part[j]), np.float32(0))
+                    part_n += chosen(abs(y_part[j]) == top, np.float32(1), np.float32(0))
+                a += np.float64(part_a)
+                n += np.float64(part_n)
+        sums[group] = a
+        tallies[group] = n
+
+
+@register_jitable(fastmath=FAST)
+def settle_1(values, radii, sums, tallies, slope):
+    """Join what was gathered of level 1, linf of y: the gradients of its radii."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        slope[g] = a if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def gather_0(y, x, g, values, radii, sums, tallies, axes):
+    """What the radii of level 0, l1 of v0 are owed, group by group."""
+    n0 = axes[0]
+    group = 0
+    a = 0.0
+    n = 0.0
+    if 0 < radii[group] < values[group]:
+        at = 0
+        y_row = y[at : at + n0]
+        x_row = x[at : at + n0]
+        g_row = g[at : at + n0]
+        for j in range(y_row.size):
+            a += np.float64(chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0)))
+            n += np.float64(chosen(x_row[j] != 0, np.float64(1), np.float64(0)))
+    sums[group] = a
+    tallies[group] = n
+
+
+@register_jitable(fastmath=FAST)
+def settle_0(values, radii, sums, tallies, slope):
+    """Join what was gathered of level 0, l1 of v0: the gradients of its radii."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def weigh_0(values, radii, sums, tallies, floor, mean):
+    """How level 0, l1 of v0 spreads what its groups are owed."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        floor[g] = -1 if u >= v else 0
+        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def spread_0(y, x, g, out, values, radii, floors, means, axes):
+    """What the values of level 0, l1 of v0 are owed."""
+    n0 = axes[0]
+    group = 0
+    at = 0
+    y_row = y[at : at + n0]
+    x_row = x[at : at + n0]
+    g_row = g[at : at + n0]
+    out_row = out[at : at + n0]
+    if radii[group] >= values[group]:
+        for j in range(y_row.size):
+            out_row[j] = g_row[j]
+    elif radii[group] <= 0:
+        for j in range(y_row.size):
+            out_row[j] = 0
+    else:
+        floor = floors[group]
+        mean = means[group]
+        for j in range(y_row.size):
+            out_row[j] = chosen(abs(x_row[j]) > floor, g_row[j] - along(y_row[j], mean), np.float64(0))
+
+
+@register_jitable(fastmath=FAST)
+def weigh_1(values, radii, sums, tallies, rise, lift):
+    """How level 1, linf of y spreads what its groups are owed."""
+    for g in range(values.size):
+        v, u, a = values[g], radii[g], sums[g]
+        n = tallies[g]
+        lift[g] = rise[g] / max(n, 1.0)
+
+
+@register_jitable(fastmath=FAST)
+def spread_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
+    """What the values of level 1, linf of y are owed."""
+    n1, s0 = axes[1], axes[2]
+    for i0 in range(first, last):
+        group = i0
+        at = i0 * s0
+        y_row = y[at : at + n1]
+        g_row = g[at : at + n1]
+        out_row = out[at : at + n1]
+        if radii[group] >= values[group]:
+            for j in range(y_row.size):
+                out_row[j] = g_row[j]
+        elif radii[group] <= 0:
+            for j in range(y_row.size):
+                out_row[j] = 0
+        else:
+            limit = limits[group]
+            top = tops[group]
+            lift = lifts[group]
+            for j in range(y_row.size):
+                out_row[j] = chosen(abs(y_row[j]) <= limit, g_row[j], np.float32(0)) + chosen(abs(y_row[j]) == top, along(y_row[j], lift), np.float32(0))
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def pull(y_at, x_at, geometry, work, desk):
+    """Take part in one call; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
+    desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
+    """
+    cells = carray(geometry, 47)
+    y_size = cells[0]
+    blocks_1 = cells[12]
+    step_1 = cells[13]
+    end_1 = cells[14]
+    radius_at = cells[15]
+    radius_end = cells[16]
+    total_at = cells[17]
+    total_end = cells[18]
+    v0_at = cells[19]
+    v0_end = cells[20]
+    u0_at = cells[21]
+    u0_end = cells[22]
+    slope_at = cells[23]
+    slope_end = cells[24]
+    h0_at = cells[25]
+    h0_end = cells[26]
+    sums_0_at = cells[27]
+    sums_0_end = cells[28]
+    tallies_0_at = cells[29]
+    tallies_0_end = cells[30]
+    floor_0_at = cells[31]
+    floor_0_end = cells[32]
+    mean_0_at = cells[33]
+    mean_0_end = cells[34]
+    sums_1_at = cells[35]
+    sums_1_end = cells[36]
+    tallies_1_at = cells[37]
+    tallies_1_end = cells[38]
+    limit_1_at = cells[39]
+    limit_1_end = cells[40]
+    top_1_at = cells[41]
+    top_1_end = cells[42]
+    lift_1_at = cells[43]
+    lift_1_end = cells[44]
+    seats = cells[45]
+    memory_size = cells[46]
+    axes_0 = cells[1 : 5]
+    axes_1 = cells[5 : 12]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    g = carray(pointer(read(desk, 1)), y_size)
+    out = carray(pointer(read(desk, 2)), y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    slope = memory[slope_at : slope_end]
+    h0 = memory[h0_at : h0_end]
+    sums_0 = memory[sums_0_at : sums_0_end]
+    tallies_0 = memory[tallies_0_at : tallies_0_end]
+    floor_0 = memory[floor_0_at : floor_0_end]
+    mean_0 = memory[mean_0_at : mean_0_end]
+    sums_1 = memory[sums_1_at : sums_1_end]
+    tallies_1 = memory[tallies_1_at : tallies_1_end]
+    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    top_1 = memory[top_1_at : top_1_end].view(np.float32)
+    lift_1 = memory[lift_1_at : lift_1_end].view(np.float32)
+    if seat == 0:
+        prepare_1(v0, u0, limit_1, top_1)
+        release(desk, 1, 0)
+    wait(desk, 1)
+    # gather from level 1, linf of y
+    done = 0
+    while True:
+        block = draw(desk, seat, seats, 2, blocks_1)
+        if block < 0:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        gather_1(y, g, v0, u0, limit_1, top_1, sums_1, tallies_1, first, last, axes_1)
+        done += 1
+    if complete(desk, 2, done, blocks_1):
+        settle_1(v0, u0, sums_1, tallies_1, h0)
+        gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
+        settle_0(total, radius, sums_0, tallies_0, slope)
+        weigh_0(total, radius, sums_0, tallies_0, floor_0, mean_0)
+        spread_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
+        weigh_1(v0, u0, sums_1, tallies_1, h0, lift_1)
+        release(desk, 2, 0)
+    wait(desk, 2)
+    # spread over level 1, linf of y
+    while True:
+        block = draw(desk, seat, seats, 3, blocks_1)
+        if block < 0:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        spread_1(y, g, out, v0, u0, limit_1, top_1, lift_1, first, last, axes_1)
+    return 0
