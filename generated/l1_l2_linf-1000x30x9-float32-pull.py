@@ -5,13 +5,14 @@
     level 2  linf  of y: packed (groups, reduced)
 
 What the radii are owed is gathered from the leaf to the root, then what the values are owed is
-spread from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
+shared out from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
 alone: so results do not depend on the threads.
 Written by projgen, codegen 2.
 """
 
 import numpy as np
 from numba import carray, cfunc, types
+from numba.core.cgutils import ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -128,6 +129,28 @@ def down(x):
     return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
 
 
+@intrinsic
+def spread_9(typing_context, limits, group, tile):
+    """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
+
+    def codegen(context, builder, signature, args):
+        limits, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        first = builder.bitcast(builder.gep(limits, [args[1]]), vector.as_pointer())
+        values = builder.load(first, align=4)
+        at = builder.gep(tile, [builder.mul(args[1], word(9))])
+        for i in range(0, 144, 16):
+            lanes = ir.Constant(ir.VectorType(lane, 16), [(i + j) // 9 for j in range(16)])
+            part = builder.bitcast(builder.gep(at, [word(i)]), vector.as_pointer())
+            builder.store(builder.shuffle_vector(values, values, lanes), part, align=4)
+        return context.get_dummy_value()
+
+    return types.void(limits, types.int64, tile), codegen
+
+
 @register_jitable(fastmath=FAST)
 def prepare_2(values, radii, limit, top):
     """What the values of level 2, linf of y are compared with, group by group."""
@@ -151,13 +174,11 @@ def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
         y_row = y[at + start * 9 : at + stop * 9]
         g_row = g[at + start * 9 : at + stop * 9]
         known = limits[start : stop]
-        for group in range(known.size):
-            for j in range(9):
-                limit_row[9 * group + j] = known[group]
+        for group in range(0, known.size, 16):
+            spread_9(known, group, limit_row)
         known = tops[start : stop]
-        for group in range(known.size):
-            for j in range(9):
-                top_row[9 * group + j] = known[group]
+        for group in range(0, known.size, 16):
+            spread_9(known, group, top_row)
         for j in range(y_row.size):
             limit = limit_row[j]
             a[j] = chosen(abs(y_row[j]) > limit, along(y_row[j], g_row[j]), np.float32(0))
@@ -245,7 +266,7 @@ def weigh_0(values, radii, sums, tallies, floor, mean):
 
 
 @register_jitable(fastmath=FAST)
-def spread_0(y, x, g, out, values, radii, floors, means, axes):
+def share_0(y, x, g, out, values, radii, floors, means, axes):
     """What the values of level 0, l1 of v0 are owed."""
     n0 = axes[0]
     group = 0
@@ -279,7 +300,7 @@ def weigh_1(values, radii, sums, rise, scale, tilt):
 
 
 @register_jitable(fastmath=FAST)
-def spread_1(y, g, out, values, radii, scales, tilts, axes):
+def share_1(y, g, out, values, radii, scales, tilts, axes):
     """What the values of level 1, l2 of v1 are owed."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
     for i0 in range(0, n0):
@@ -311,7 +332,7 @@ def weigh_2(values, radii, sums, tallies, rise, lift):
 
 
 @register_jitable(fastmath=FAST)
-def spread_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
+def share_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
     """What the values of level 2, linf of y are owed."""
     memory = scratch.view(np.float32)
     limit_row = memory[0 : 2016]
@@ -324,17 +345,14 @@ def spread_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
         g_row = g[at + start * 9 : at + stop * 9]
         out_row = out[at + start * 9 : at + stop * 9]
         known = limits[start : stop]
-        for group in range(known.size):
-            for j in range(9):
-                limit_row[9 * group + j] = known[group]
+        for group in range(0, known.size, 16):
+            spread_9(known, group, limit_row)
         known = tops[start : stop]
-        for group in range(known.size):
-            for j in range(9):
-                top_row[9 * group + j] = known[group]
+        for group in range(0, known.size, 16):
+            spread_9(known, group, top_row)
         known = lifts[start : stop]
-        for group in range(known.size):
-            for j in range(9):
-                lift_row[9 * group + j] = known[group]
+        for group in range(0, known.size, 16):
+            spread_9(known, group, lift_row)
         for j in range(y_row.size):
             limit = limit_row[j]
             top = top_row[j]
@@ -463,18 +481,18 @@ def pull(y_at, x_at, geometry, work, desk):
         gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
         settle_0(total, radius, sums_0, tallies_0, slope)
         weigh_0(total, radius, sums_0, tallies_0, floor_0, mean_0)
-        spread_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
+        share_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
         weigh_1(v0, u0, sums_1, h0, scale_1, tilt_1)
-        spread_1(v1, h1, h1, v0, u0, scale_1, tilt_1, axes_1)
+        share_1(v1, h1, h1, v0, u0, scale_1, tilt_1, axes_1)
         weigh_2(v1, u1, sums_2, tallies_2, h1, lift_2)
         release(desk, 2, 0)
     wait(desk, 2)
-    # spread over level 2, linf of y
+    # share out over level 2, linf of y
     while True:
         block = draw(desk, seat, seats, 3, blocks_2)
         if block < 0:
             break
         first = block * step_2
         last = min(first + step_2, end_2)
-        spread_2(y, g, out, limit_2, top_2, lift_2, scratch, first, last, axes_2)
+        share_2(y, g, out, limit_2, top_2, lift_2, scratch, first, last, axes_2)
     return 0

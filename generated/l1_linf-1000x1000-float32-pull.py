@@ -4,7 +4,7 @@
     level 1  linf  of y: rows (groups, reduced)
 
 What the radii are owed is gathered from the leaf to the root, then what the values are owed is
-spread from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
+shared out from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
 alone: so results do not depend on the threads.
 Written by projgen, codegen 2.
 """
@@ -211,7 +211,7 @@ def weigh_0(values, radii, sums, tallies, floor, mean):
 
 
 @register_jitable(fastmath=FAST)
-def spread_0(y, x, g, out, values, radii, floors, means, axes):
+def share_0(y, x, g, out, values, radii, floors, means, axes):
     """What the values of level 0, l1 of v0 are owed."""
     n0 = axes[0]
     group = 0
@@ -243,7 +243,7 @@ def weigh_1(values, radii, sums, tallies, rise, lift):
 
 
 @register_jitable(fastmath=FAST)
-def spread_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
+def share_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
     """What the values of level 1, linf of y are owed."""
     n1, s0 = axes[1], axes[2]
     for i0 in range(first, last):
@@ -363,16 +363,16 @@ def pull(y_at, x_at, geometry, work, desk):
         gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
         settle_0(total, radius, sums_0, tallies_0, slope)
         weigh_0(total, radius, sums_0, tallies_0, floor_0, mean_0)
-        spread_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
+        share_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
         weigh_1(v0, u0, sums_1, tallies_1, h0, lift_1)
         release(desk, 2, 0)
     wait(desk, 2)
-    # spread over level 1, linf of y
+    # share out over level 1, linf of y
     while True:
         block = draw(desk, seat, seats, 3, blocks_1)
         if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        spread_1(y, g, out, v0, u0, limit_1, top_1, lift_1, first, last, axes_1)
+        share_1(y, g, out, v0, u0, limit_1, top_1, lift_1, first, last, axes_1)
     return 0

@@ -278,7 +278,8 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
     size = int(digits)
 
     def spread(limits: Array, group: int, tile: Array) -> None:
-        tile[size * group :][: 16 * size] = np.repeat(limits[group:][:16], size)
+        values = np.repeat(limits[group:][:16], size)
+        tile[size * group :][: values.size] = values
 
     def deal(row: Array, group: int, tile: Array) -> None:
         pitch = max(64, 2048 // size // 16 * 16)

@@ -2,7 +2,7 @@
 
 A level has two sweeps over its array y and the gradient g of its projection. The first gathers for
 each group what its radius is owed, which is the gradient of a value of the level above; so it goes
-up the tree, from the leaf to the root. The second goes down again and spreads over each group what
+up the tree, from the leaf to the root. The second goes down again and shares out over each group what
 its values are owed: their share of g, and what reached the group's value from above. Both read what
 the projection found: see `projgen.cpu.pull.Tape`.
 """
@@ -28,7 +28,7 @@ STRIP = 512  # columns that are gathered from together: what is known of them st
 
 @dataclass(frozen=True)
 class PullCode:
-    """The functions of one level, named after it: ``gather_1``, ``spread_1``..."""
+    """The functions of one level, named after it: ``gather_1``, ``share_1``..."""
 
     code: StageCode
 
@@ -104,7 +104,7 @@ class PullCode:
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """What `spread` needs to know of each group, in the type of its arithmetic."""
+        """What `share` needs to know of each group, in the type of its arithmetic."""
         names = {"l1": ("floor", "mean"), "l2": ("scale", "tilt"), "linf": ("limit", "top")}
         lift = ("lift",) if self.rises and self.code.norm != "l2" else ()
         return names[self.code.norm] + lift
@@ -148,7 +148,7 @@ class PullCode:
         return ("values", "radii", *self._sums, *rise, *own)
 
     @property
-    def spreads(self) -> tuple[str, ...]:
+    def shares(self) -> tuple[str, ...]:
         own = (*self.arrays, "out", *self._passing, *(f"{name}s" for name in self.coefficients))
         return (*own, *(("scratch",) if self.scratches else ()), *self._block, "axes")
 
