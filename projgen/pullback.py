@@ -61,26 +61,26 @@ def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullba
     check_dtype(source)
     binding = projection._bind(source)
     radii = check_radius(radius, binding, source.shape)
-    x, tape = project(projection, binding, source, radii)
+    x = np.empty_like(source)
+    tape = project(projection, binding, source, x, radii)
     return wrap(x), _ChainPullback(projection, binding, source, radii, x, tape)
 
 
 def project(
-    projection: Projection, binding: Binding, y: Array, radii: float | Array
-) -> tuple[Array, Array | None]:
-    """The projection of `y`, which has been checked, and its tape: see `projgen.cpu.pull`.
+    projection: Projection, binding: Binding, y: Array, x: Array, radii: float | Array
+) -> Array | None:
+    """Project `y`, which has been checked, into `x`, which is like it.
 
-    The tape is None where gradients go the reference's way.
+    The tape: see `projgen.cpu.pull`. None where gradients go the reference's way.
     """
     from projgen.cpu import pull
 
     kernels = projection.backend != "numpy" and not projection.is_joint
-    if kernels and pull.has_kernel(binding) and pull.is_dense(y):
-        return pull.project(projection, binding, y, radii)
-    x = np.empty_like(y)
+    if kernels and pull.has_kernel(binding) and pull.is_dense(y) and x.strides == y.strides:
+        return pull.project(projection, binding, y, x, radii)
     if y.size:
         projection._project(binding, y, x, radii)
-    return x, None
+    return None
 
 
 def pull_back(
@@ -91,12 +91,13 @@ def pull_back(
     x: Array,
     tape: Array | None,
     g: Array,
-) -> tuple[Array, Array]:
-    """The gradients of `y`, of its dtype, and of the radii, from that of `x`."""
+    out: Array,
+) -> Array:
+    """Write the gradient of `y` to `out`, which is like it, from that of `x`; those of the radii."""
     if tape is not None:
         from projgen.cpu import pull
 
-        return pull.pull(projection, binding, y, x, tape, g)
+        return pull.pull(projection, binding, y, x, tape, g, out)
     if projection.is_joint:
         from projgen import exact
 
@@ -105,9 +106,8 @@ def pull_back(
         from projgen import interpret_pullbacks
 
         result, slopes = interpret_pullbacks.pull_back_chain(binding.tree, y, radii, g)
-    like = np.empty_like(y)
-    put(like, result)
-    return like, slopes
+    put(out, result)
+    return slopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,9 @@ class _ChainPullback(Pullback):
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
         g, wrap = view(detached(gradient))
         _check_like(g, self.y, "y")
-        result, slopes = pull_back(
-            self.projection, self.binding, self.y, self.radii, self.x, self.tape, g
+        result = np.empty_like(self.y)
+        slopes = pull_back(
+            self.projection, self.binding, self.y, self.radii, self.x, self.tape, g, result
         )
         return wrap(result), wrap(slopes) if self.binding.batch else float(slopes)
 

@@ -43,46 +43,58 @@ def is_dense(y: Array) -> bool:
 
 
 def project(
-    projection: Projection, binding: Binding, y: Array, radii: float | Array
-) -> tuple[Array, Radii | None]:
-    """The projection of `y`, which `is_dense`, and its tape; None if its sums are out of range."""
-    x = np.empty_like(y)
+    projection: Projection, binding: Binding, y: Array, x: Array, radii: float | Array
+) -> Radii | None:
+    """Project `y`, which `is_dense`, into `x` of the same strides.
+
+    The tape; or None if the values' sums are out of range.
+    """
     call = forward.ready(projection, binding, y, x)
     ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
     verdict, tape = call.taped(y.ctypes.data, x.ctypes.data, ordered)
     if verdict == call.OUT_OF_RANGE:
         forward.rescue(projection, binding, y, x, radii)
-        return x, None
+        return None
     if verdict == call.INSIDE:
         np.copyto(x, y)
         tape[2 * call.plan.batch :] = 0.0
-    return x, tape
+    return tape
 
 
 def pull(
-    projection: Projection, binding: Binding, y: Array, x: Array, tape: Radii, g: Array
-) -> tuple[Array, Radii]:
-    """The gradients of `y` and of the radii, where `g` is that of `x`; both as `project` left them.
+    projection: Projection,
+    binding: Binding,
+    y: Array,
+    x: Array,
+    tape: Radii,
+    g: Array,
+    out: Array,
+) -> Radii:
+    """Write the gradient of `y` to `out`, where `g` is that of `x`, as `project` left both.
 
-    `g` has y's shape and dtype. The gradients of the radii have the shape of the batch axes.
+    All have y's shape and dtype, `out` its strides too. The gradients of the radii have the shape
+    of the batch axes.
     """
     plan = forward.ready(projection, binding, y, x).plan
     radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
     if bool(np.all(norms <= radii)):
-        return g.copy(order="K"), np.zeros([y.shape[axis] for axis in binding.batch])
-    kept = y.dtype
-    if is_half(kept):  # gradients overflow, and have to be seen to: in halves they might not be
-        y, x, g = (array.astype(np.float32) for array in (y, x, g))
-    elif g.strides != y.strides or not g.flags.aligned:
+        np.copyto(out, g)
+        return np.zeros([y.shape[axis] for axis in binding.batch])
+    result = out
+    if is_half(
+        out.dtype
+    ):  # gradients overflow, and have to be seen to: in halves they might not be
+        y, x, g = (np.array(array, np.float32, order="K") for array in (y, x, g))
+        result = np.empty_like(y)
+    if g.strides != y.strides or not g.flags.aligned:
         own = np.empty_like(y)
         np.copyto(own, g)
         g = own
-    call = _ready(projection, plan)
-    result = np.empty_like(y)
-    slopes = call.run(y, x, g, result, tape)
-    with np.errstate(over="ignore"):
-        result = result.astype(kept, copy=False)
-    return result, np.array(axis_order(slopes, binding, plan, y.shape))
+    slopes = _ready(projection, plan).run(y, x, g, result, tape)
+    if result is not out:
+        with np.errstate(over="ignore"):
+            np.copyto(out, result, casting="unsafe")
+    return np.array(axis_order(slopes, binding, plan, y.shape))
 
 
 class PullCall:

@@ -46,8 +46,7 @@ def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     check_dtype(source)
     binding = projection._bind(source)
     radii = check_radius(radius.detach().numpy(), binding, source.shape)
-    found, tape = pullback.project(projection, binding, source, radii)
-    np.copyto(array_of(x), found)
+    tape = pullback.project(projection, binding, source, array_of(x), radii)
     kept = torch.zeros(_tape_size(projection, binding, y.shape), dtype=torch.float64)
     if tape is not None:
         kept[: tape.size] = torch.from_numpy(tape)
@@ -99,10 +98,16 @@ def _pull(
     found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
     if not source.size:
         found = None
-    pulled, slopes = pullback.pull_back(
-        projection, binding, source, radii, array_of(x), found, gradient
+    slopes = pullback.pull_back(
+        projection,
+        binding,
+        source,
+        radii,
+        array_of(x),
+        found,
+        gradient,
+        array_of(result),
     )
-    np.copyto(array_of(result), pulled)
     return result, torch.from_numpy(np.array(slopes, np.float64))
 
 
