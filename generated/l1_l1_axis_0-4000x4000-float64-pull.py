@@ -3,9 +3,11 @@
     level 0  l1    of v0: rows (reduced)
     level 1  l1    of y: columns (reduced, groups)
 
-What the radii are owed is gathered from the leaf to the root, then what the values are owed is
-shared out from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
-alone: so results do not depend on the threads.
+Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
+from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
+of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
+the threads.
 Written by projgen, codegen 2.
 """
 
@@ -123,7 +125,7 @@ def chosen(yes, a, b):
 
 @register_jitable(fastmath=FAST)
 def gather_1(y, x, g, sums, tallies, first, last, axes):
-    """What the radii of level 1, l1 of y are owed, group by group."""
+    """Sums over the groups of level 1, l1 of y, for the gradients of their radii."""
     n1, s0 = axes[1], axes[2]
     sums[0 : n1] = 0
     tallies[0 : n1] = 0
@@ -144,36 +146,36 @@ def gather_1(y, x, g, sums, tallies, first, last, axes):
             x_row_1 = x[at + begin : at + end]
             g_row_1 = g[at + begin : at + end]
             for j in range(a.size):
-                a[j] += np.float64((chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0))) + (chosen(x_row_1[j] != 0, along(y_row_1[j], g_row_1[j]), np.float64(0))))
+                a[j] += (chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0))) + (chosen(x_row_1[j] != 0, along(y_row_1[j], g_row_1[j]), np.float64(0)))
             for j in range(n.size):
-                n[j] += np.float64((chosen(x_row_0[j] != 0, np.float64(1), np.float64(0))) + (chosen(x_row_1[j] != 0, np.float64(1), np.float64(0))))
+                n[j] += (chosen(x_row_0[j] != 0, np.float64(1), np.float64(0))) + (chosen(x_row_1[j] != 0, np.float64(1), np.float64(0)))
         for i0 in range(whole, last):
             at = i0 * s0
             y_row_0 = y[at + begin : at + end]
             x_row_0 = x[at + begin : at + end]
             g_row_0 = g[at + begin : at + end]
             for j in range(a.size):
-                a[j] += np.float64(chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0)))
+                a[j] += chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0))
             for j in range(n.size):
-                n[j] += np.float64(chosen(x_row_0[j] != 0, np.float64(1), np.float64(0)))
+                n[j] += chosen(x_row_0[j] != 0, np.float64(1), np.float64(0))
 
 
 @register_jitable(fastmath=FAST)
 def settle_1(values, radii, sums, tallies, slope, blocks):
-    """Join what was gathered of level 1, l1 of y: the gradients of its radii."""
+    """The gradients of the radii of level 1, l1 of y, from the sums."""
     for b in range(1, blocks):
-        for g in range(values.size):
-            sums[g] += sums[b * values.size + g]
-            tallies[g] += tallies[b * values.size + g]
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+        for group in range(values.size):
+            sums[group] += sums[b * values.size + group]
+            tallies[group] += tallies[b * values.size + group]
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        slope[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def gather_0(y, x, g, values, radii, sums, tallies, axes):
-    """What the radii of level 0, l1 of v0 are owed, group by group."""
+    """Sums over the groups of level 0, l1 of v0, for the gradients of their radii."""
     n0 = axes[0]
     group = 0
     a = 0.0
@@ -184,34 +186,34 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
         x_row = x[at : at + n0]
         g_row = g[at : at + n0]
         for j in range(y_row.size):
-            a += np.float64(chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0)))
-            n += np.float64(chosen(x_row[j] != 0, np.float64(1), np.float64(0)))
+            a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
+            n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
     sums[group] = a
     tallies[group] = n
 
 
 @register_jitable(fastmath=FAST)
 def settle_0(values, radii, sums, tallies, slope):
-    """Join what was gathered of level 0, l1 of v0: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """The gradients of the radii of level 0, l1 of v0, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        slope[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def weigh_0(values, radii, sums, tallies, floor, mean):
-    """How level 0, l1 of v0 spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        floor[g] = -1 if u >= v else 0
-        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """What the gradients of the values of level 0, l1 of v0 need to know of their groups."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        floor[group] = -1 if u >= v else 0
+        mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def share_0(y, x, g, out, values, radii, floors, means, axes):
-    """What the values of level 0, l1 of v0 are owed."""
+    """The gradients of the values of level 0, l1 of v0."""
     n0 = axes[0]
     group = 0
     at = 0
@@ -234,18 +236,18 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
 
 @register_jitable(fastmath=FAST)
 def weigh_1(values, radii, sums, tallies, rise, floor, mean, lift):
-    """How level 1, l1 of y spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        floor[g] = -1 if u >= v else 0
-        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
-        lift[g] = rise[g]
+    """What the gradients of the values of level 1, l1 of y need to know of their groups."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        floor[group] = -1 if u >= v else 0
+        mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
+        lift[group] = rise[group]
 
 
 @register_jitable(fastmath=FAST)
 def share_1(y, x, g, out, floors, means, lifts, first, last, axes):
-    """What the values of level 1, l1 of y are owed."""
+    """The gradients of the values of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
     floor_row = floors[0 : n1]
     mean_row = means[0 : n1]

@@ -4,9 +4,11 @@
     level 1  l2    of v1: rows (groups, reduced)
     level 2  linf  of y: packed (groups, reduced)
 
-What the radii are owed is gathered from the leaf to the root, then what the values are owed is
-shared out from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
-alone: so results do not depend on the threads.
+Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
+from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
+of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
+the threads.
 Written by projgen, codegen 2.
 """
 
@@ -154,15 +156,15 @@ def spread_9(typing_context, limits, group, tile):
 @register_jitable(fastmath=FAST)
 def prepare_2(values, radii, limit, top):
     """What the values of level 2, linf of y are compared with, group by group."""
-    for g in range(values.size):
-        v, u = values[g], radii[g]
-        limit[g] = np.inf if u >= v else -1 if u <= 0 else down(u)
-        top[g] = v if v > 0 else -1
+    for group in range(values.size):
+        v, u = values[group], radii[group]
+        limit[group] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        top[group] = v if v > 0 else -1
 
 
 @register_jitable(fastmath=FAST)
 def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
-    """What the radii of level 2, linf of y are owed, group by group."""
+    """Sums over the groups of level 2, linf of y, for the gradients of their radii."""
     memory = scratch.view(np.float32)
     a = memory[0 : 2016]
     n = memory[2016 : 4032]
@@ -196,16 +198,16 @@ def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
 
 
 @register_jitable(fastmath=FAST)
-def settle_2(values, radii, sums, tallies, slope):
-    """Join what was gathered of level 2, linf of y: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        slope[g] = a if 0 < u < v else 0.0
+def settle_2(values, radii, sums, slope):
+    """The gradients of the radii of level 2, linf of y, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        slope[group] = a if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def gather_1(y, g, values, radii, sums, axes):
-    """What the radii of level 1, l2 of v1 are owed, group by group."""
+    """Sums over the groups of level 1, l2 of v1, for the gradients of their radii."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
     for i0 in range(0, n0):
         group = i0
@@ -215,21 +217,21 @@ def gather_1(y, g, values, radii, sums, axes):
             y_row = y[at : at + n1]
             g_row = g[at : at + n1]
             for j in range(y_row.size):
-                a += np.float64(np.float64(y_row[j]) * np.float64(g_row[j]))
+                a += np.float64(y_row[j]) * np.float64(g_row[j])
         sums[group] = a
 
 
 @register_jitable(fastmath=FAST)
 def settle_1(values, radii, sums, slope):
-    """Join what was gathered of level 1, l2 of v1: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        slope[g] = a / v if 0 < u < v else 0.0
+    """The gradients of the radii of level 1, l2 of v1, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        slope[group] = a / v if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def gather_0(y, x, g, values, radii, sums, tallies, axes):
-    """What the radii of level 0, l1 of v0 are owed, group by group."""
+    """Sums over the groups of level 0, l1 of v0, for the gradients of their radii."""
     n0 = axes[0]
     group = 0
     a = 0.0
@@ -240,34 +242,34 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
         x_row = x[at : at + n0]
         g_row = g[at : at + n0]
         for j in range(y_row.size):
-            a += np.float64(chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0)))
-            n += np.float64(chosen(x_row[j] != 0, np.float64(1), np.float64(0)))
+            a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
+            n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
     sums[group] = a
     tallies[group] = n
 
 
 @register_jitable(fastmath=FAST)
 def settle_0(values, radii, sums, tallies, slope):
-    """Join what was gathered of level 0, l1 of v0: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """The gradients of the radii of level 0, l1 of v0, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        slope[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def weigh_0(values, radii, sums, tallies, floor, mean):
-    """How level 0, l1 of v0 spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        floor[g] = -1 if u >= v else 0
-        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """What the gradients of the values of level 0, l1 of v0 need to know of their groups."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        floor[group] = -1 if u >= v else 0
+        mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def share_0(y, x, g, out, values, radii, floors, means, axes):
-    """What the values of level 0, l1 of v0 are owed."""
+    """The gradients of the values of level 0, l1 of v0."""
     n0 = axes[0]
     group = 0
     at = 0
@@ -290,18 +292,18 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
 
 @register_jitable(fastmath=FAST)
 def weigh_1(values, radii, sums, rise, scale, tilt):
-    """How level 1, l2 of v1 spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        scale[g] = 1.0 if u >= v else u / v if u > 0 else 0.0
-        tilt[g] = -u / v * (a / v / v) if 0 < u < v else 0.0
+    """What the gradients of the values of level 1, l2 of v1 need to know of their groups."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        scale[group] = 1.0 if u >= v else u / v if u > 0 else 0.0
+        tilt[group] = -u / v * (a / v / v) if 0 < u < v else 0.0
         if v > 0:
-            tilt[g] += rise[g] / v
+            tilt[group] += rise[group] / v
 
 
 @register_jitable(fastmath=FAST)
 def share_1(y, g, out, values, radii, scales, tilts, axes):
-    """What the values of level 1, l2 of v1 are owed."""
+    """The gradients of the values of level 1, l2 of v1."""
     n0, n1, s0 = axes[0], axes[1], axes[2]
     for i0 in range(0, n0):
         group = i0
@@ -323,17 +325,16 @@ def share_1(y, g, out, values, radii, scales, tilts, axes):
 
 
 @register_jitable(fastmath=FAST)
-def weigh_2(values, radii, sums, tallies, rise, lift):
-    """How level 2, linf of y spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        lift[g] = rise[g] / max(n, 1.0)
+def weigh_2(tallies, rise, lift):
+    """What the gradients of the values of level 2, linf of y need to know of their groups."""
+    for group in range(tallies.size):
+        n = tallies[group]
+        lift[group] = rise[group] / max(n, 1.0)
 
 
 @register_jitable(fastmath=FAST)
 def share_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
-    """What the values of level 2, linf of y are owed."""
+    """The gradients of the values of level 2, linf of y."""
     memory = scratch.view(np.float32)
     limit_row = memory[0 : 2016]
     top_row = memory[2016 : 4032]
@@ -475,7 +476,7 @@ def pull(y_at, x_at, geometry, work, desk):
         gather_2(y, g, limit_2, top_2, sums_2, tallies_2, scratch, first, last, axes_2)
         done += 1
     if complete(desk, 2, done, blocks_2):
-        settle_2(v1, u1, sums_2, tallies_2, h1)
+        settle_2(v1, u1, sums_2, h1)
         gather_1(v1, h1, v0, u0, sums_1, axes_1)
         settle_1(v0, u0, sums_1, h0)
         gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
@@ -484,7 +485,7 @@ def pull(y_at, x_at, geometry, work, desk):
         share_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
         weigh_1(v0, u0, sums_1, h0, scale_1, tilt_1)
         share_1(v1, h1, h1, v0, u0, scale_1, tilt_1, axes_1)
-        weigh_2(v1, u1, sums_2, tallies_2, h1, lift_2)
+        weigh_2(tallies_2, h1, lift_2)
         release(desk, 2, 0)
     wait(desk, 2)
     # share out over level 2, linf of y

@@ -3,9 +3,11 @@
     level 0  l1    of v0: rows (reduced)
     level 1  linf  of y: rows (groups, reduced)
 
-What the radii are owed is gathered from the leaf to the root, then what the values are owed is
-shared out from the root to the leaf. The threads share the leaf's blocks, which depend on the shape
-alone: so results do not depend on the threads.
+Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
+from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
+of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
+the threads.
 Written by projgen, codegen 2.
 """
 
@@ -131,15 +133,15 @@ def down(x):
 @register_jitable(fastmath=FAST)
 def prepare_1(values, radii, limit, top):
     """What the values of level 1, linf of y are compared with, group by group."""
-    for g in range(values.size):
-        v, u = values[g], radii[g]
-        limit[g] = np.inf if u >= v else -1 if u <= 0 else down(u)
-        top[g] = v if v > 0 else -1
+    for group in range(values.size):
+        v, u = values[group], radii[group]
+        limit[group] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        top[group] = v if v > 0 else -1
 
 
 @register_jitable(fastmath=FAST)
 def gather_1(y, g, values, radii, limits, tops, sums, tallies, first, last, axes):
-    """What the radii of level 1, linf of y are owed, group by group."""
+    """Sums over the groups of level 1, linf of y, for the gradients of their radii."""
     n1, s0 = axes[1], axes[2]
     for i0 in range(first, last):
         group = i0
@@ -165,16 +167,16 @@ def gather_1(y, g, values, radii, limits, tops, sums, tallies, first, last, axes
 
 
 @register_jitable(fastmath=FAST)
-def settle_1(values, radii, sums, tallies, slope):
-    """Join what was gathered of level 1, linf of y: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        slope[g] = a if 0 < u < v else 0.0
+def settle_1(values, radii, sums, slope):
+    """The gradients of the radii of level 1, linf of y, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        slope[group] = a if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def gather_0(y, x, g, values, radii, sums, tallies, axes):
-    """What the radii of level 0, l1 of v0 are owed, group by group."""
+    """Sums over the groups of level 0, l1 of v0, for the gradients of their radii."""
     n0 = axes[0]
     group = 0
     a = 0.0
@@ -185,34 +187,34 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
         x_row = x[at : at + n0]
         g_row = g[at : at + n0]
         for j in range(y_row.size):
-            a += np.float64(chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0)))
-            n += np.float64(chosen(x_row[j] != 0, np.float64(1), np.float64(0)))
+            a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
+            n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
     sums[group] = a
     tallies[group] = n
 
 
 @register_jitable(fastmath=FAST)
 def settle_0(values, radii, sums, tallies, slope):
-    """Join what was gathered of level 0, l1 of v0: the gradients of its radii."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        slope[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """The gradients of the radii of level 0, l1 of v0, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        slope[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def weigh_0(values, radii, sums, tallies, floor, mean):
-    """How level 0, l1 of v0 spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        floor[g] = -1 if u >= v else 0
-        mean[g] = a / max(n, 1.0) if 0 < u < v else 0.0
+    """What the gradients of the values of level 0, l1 of v0 need to know of their groups."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        n = tallies[group]
+        floor[group] = -1 if u >= v else 0
+        mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
 @register_jitable(fastmath=FAST)
 def share_0(y, x, g, out, values, radii, floors, means, axes):
-    """What the values of level 0, l1 of v0 are owed."""
+    """The gradients of the values of level 0, l1 of v0."""
     n0 = axes[0]
     group = 0
     at = 0
@@ -234,17 +236,16 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
 
 
 @register_jitable(fastmath=FAST)
-def weigh_1(values, radii, sums, tallies, rise, lift):
-    """How level 1, linf of y spreads what its groups are owed."""
-    for g in range(values.size):
-        v, u, a = values[g], radii[g], sums[g]
-        n = tallies[g]
-        lift[g] = rise[g] / max(n, 1.0)
+def weigh_1(tallies, rise, lift):
+    """What the gradients of the values of level 1, linf of y need to know of their groups."""
+    for group in range(tallies.size):
+        n = tallies[group]
+        lift[group] = rise[group] / max(n, 1.0)
 
 
 @register_jitable(fastmath=FAST)
 def share_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
-    """What the values of level 1, linf of y are owed."""
+    """The gradients of the values of level 1, linf of y."""
     n1, s0 = axes[1], axes[2]
     for i0 in range(first, last):
         group = i0
@@ -359,12 +360,12 @@ def pull(y_at, x_at, geometry, work, desk):
         gather_1(y, g, v0, u0, limit_1, top_1, sums_1, tallies_1, first, last, axes_1)
         done += 1
     if complete(desk, 2, done, blocks_1):
-        settle_1(v0, u0, sums_1, tallies_1, h0)
+        settle_1(v0, u0, sums_1, h0)
         gather_0(v0, u0, h0, total, radius, sums_0, tallies_0, axes_0)
         settle_0(total, radius, sums_0, tallies_0, slope)
         weigh_0(total, radius, sums_0, tallies_0, floor_0, mean_0)
         share_0(v0, u0, h0, h0, total, radius, floor_0, mean_0, axes_0)
-        weigh_1(v0, u0, sums_1, tallies_1, h0, lift_1)
+        weigh_1(tallies_1, h0, lift_1)
         release(desk, 2, 0)
     wait(desk, 2)
     # share out over level 1, linf of y

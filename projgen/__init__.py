@@ -17,6 +17,7 @@ from projgen.projection import Projection
 
 if TYPE_CHECKING:
     from projgen.info import Info
+    from projgen.pullback import Pullback
     from projgen.sweep import Path, path
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "Info",
     "Path",
     "Projection",
+    "Pullback",
     "SpecError",
     "__version__",
     "build",
@@ -32,7 +34,12 @@ __all__ = [
     "project",
 ]
 
-_LATER = {"Info": "projgen.info", "Path": "projgen.sweep", "path": "projgen.sweep"}
+_LATER = {
+    "Info": "projgen.info",
+    "Path": "projgen.sweep",
+    "Pullback": "projgen.pullback",
+    "path": "projgen.sweep",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ def project(binding: Binding, y: Any, radius: Any) -> Array:
     return _back(binding, array, x)
 
 
-def pull_back(binding: Binding, y: Any, x: Any, radius: Any, gradient: Any) -> tuple[Array, Array]:
+def pull_back(binding: Binding, y: Any, x: Any, gradient: Any) -> tuple[Array, Array]:
     """The gradients of `y` and of the radii, from that of its projection `x`, which `project` made.
 
     The values of a group that are clipped have one limit, which moves with their mean and with

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.interpret_trees import Walk, is_counted
+from projgen.interpret_trees import Walk, finite_entries, is_counted, spread
 from projgen.structure import Key, Place, places
 from projgen.tree import NormTree
 from projgen.trees import BoundArm, BoundTree, bind_tree
@@ -36,17 +36,22 @@ def pull_back(
     labels: Mapping[str, Array],
 ) -> tuple[dict[Key, Array], Array]:
     """The gradients of `arrays`, by the keys of `bound`'s arms, and of the radius of each index of
-    the batch.
+    the batch; NaN where an array is not finite.
 
     `gradients` are those of the projections of `arrays`, of the same shapes. See
     `projgen.interpret_trees.project` for the rest.
     """
-    walk = _Pull(bound, arrays, given, labels, gradients, {})
+    finite = finite_entries(bound, arrays)
+    tame = {arm.key: np.where(spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
+    walk = _Pull(bound, tame, given, labels, gradients, {})
     radii = np.broadcast_to(np.asarray(radius, np.float64), bound.batch).reshape(-1)
     scaled = radii if is_counted(bound) else np.ldexp(radii, -walk.exponent)
     slope, finish = walk.pull(bound.place, 0, scaled)
     finish(np.zeros_like(slope))
-    return walk.results, slope.reshape(bound.batch)
+    results = {
+        arm.key: np.where(spread(arm, finite), walk.results[arm.key], np.nan) for arm in bound.arms
+    }
+    return results, np.where(finite, slope.reshape(bound.batch), np.nan)
 
 
 def pull_back_chain(tree: NormTree, y: Array, radius: Any, gradient: Any) -> tuple[Array, Array]:

@@ -68,10 +68,10 @@ def project_any(
     labels: Mapping[str, Array],
 ) -> dict[Key, Array]:
     """As `project`; an index of the batch at which an array is not finite becomes NaN in all."""
-    finite = _finite_entries(bound, arrays)
-    tame = {arm.key: np.where(_spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
+    finite = finite_entries(bound, arrays)
+    tame = {arm.key: np.where(spread(arm, finite), arrays[arm.key], 0.0) for arm in bound.arms}
     results = project(bound, tame, radius, given, labels)
-    return {arm.key: np.where(_spread(arm, finite), results[arm.key], np.nan) for arm in bound.arms}
+    return {arm.key: np.where(spread(arm, finite), results[arm.key], np.nan) for arm in bound.arms}
 
 
 @np.errstate(over="ignore", under="ignore")
@@ -251,7 +251,7 @@ def _is_nonneg(arm: BoundArm) -> bool:
     return any(node.nonneg for node in arm.arm.nodes)
 
 
-def _finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:
+def finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:
     """For each index of the batch, whether all its values in all arrays are finite."""
     finite = np.ones(bound.batch, bool)
     for arm in bound.arms:
@@ -265,7 +265,7 @@ def _finite_entries(bound: BoundTree, arrays: Mapping[Key, Array]) -> Array:
     return finite
 
 
-def _spread(arm: BoundArm, entries: Array) -> Array:
+def spread(arm: BoundArm, entries: Array) -> Array:
     """What holds for each index of the batch, in a shape that broadcasts over the arm's array."""
     if any(cut.axis in arm.arm.batch for cut in arm.arm.cuts):
         return np.ones((), bool)

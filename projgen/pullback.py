@@ -44,7 +44,7 @@ def vjp(
     projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
 ) -> tuple[Any, Pullback]:
     """See `Projection.vjp`."""
-    if projection.is_joint or (projection._is_plain and not named):
+    if projection._is_plain and not named:
         return _vjp_chain(projection, y, radius)
     from projgen import calls
 
@@ -55,8 +55,10 @@ def vjp(
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
     if radius is None:
         raise TypeError("a radius is missing: the call is p.vjp(y, radius)")
-    if on_gpu(y) or projection.backend == "cuda":
+    if on_gpu(y):
         raise TypeError("gradients are taken on the CPU: use y.cpu()")
+    if projection.backend == "cuda":
+        raise TypeError(f"gradients are taken on the CPU: use projgen.build({projection.spec!r})")
     source, wrap = view(y)
     check_dtype(source)
     binding = projection._bind(source)
@@ -93,7 +95,10 @@ def pull_back(
     g: Array,
     out: Array,
 ) -> Array:
-    """Write the gradient of `y` to `out`, which is like it, from that of `x`; those of the radii."""
+    """Write the gradient of `y` to `out`, which is like it, from that of `x`.
+
+    The gradients of the radii, of the batch's shape.
+    """
     if tape is not None:
         from projgen.cpu import pull
 
@@ -101,7 +106,7 @@ def pull_back(
     if projection.is_joint:
         from projgen import exact
 
-        result, slopes = exact.pull_back(binding, y, x, radii, g)
+        result, slopes = exact.pull_back(binding, y, x, g)
     else:
         from projgen import interpret_pullbacks
 
@@ -151,7 +156,8 @@ class _TreePullback(Pullback):
             put(like, pulled[key])
             results[key] = wraps[key](like)
         batch = call.tree.batch
-        return rebuilt(gradient, results), slopes if batch else float(slopes)
+        wrap = wraps[next(iter(results))]
+        return rebuilt(gradient, results), wrap(slopes) if batch else float(slopes)
 
 
 def _check_like(g: Array, y: Array, name: str) -> None:

@@ -245,6 +245,19 @@ def test_corners() -> None:
         assert np.isnan(p.vjp(y, 0.3 * p.norm(y))[1](np.nan * g)[0]).any()
 
 
+def test_what_is_not_finite_has_no_gradient() -> None:
+    y, g = normal(2, 3, 4), normal(2, 3, 4)
+    y[1, 2, 1] = np.nan
+    with rehearsals():
+        p = projgen.build("l1(linf(axis=2), axis=1)", check_finite=False)
+        _, pullback = p.vjp(y, [1.0, 1.0])
+        pulled, slopes = pullback(g)
+    assert np.isnan(pulled[1]).all()
+    assert np.isnan(slopes[1])
+    assert np.isfinite(pulled[0]).all()
+    assert np.isfinite(slopes[0])
+
+
 def test_equal_largest_values_share() -> None:
     y = np.array([[1.0, -1.0, 0.5], [0.2, 0.1, 0.3]])
     g = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -285,5 +298,9 @@ def test_a_gradient_must_fit() -> None:
         pullback(normal(5, 4))
     with pytest.raises(ValueError, match=r"it has .* float32"):
         pullback(normal(4, 5, dtype="float32"))
+    with pytest.raises(TypeError, match="junk"):
+        projgen.build("l1(linf)", exact=True).vjp(normal(4, 5), 1.0, junk=3)
+    with pytest.raises(TypeError, match=r"use projgen.build\('l1\(linf\)'\)"):
+        projgen.build("l1(linf)", backend="cuda").vjp(normal(4, 5), 1.0)
     with pytest.raises(TypeError, match="a radius is missing"):
         projgen.build("l1(linf)").vjp(normal(4, 5))

@@ -1,5 +1,6 @@
 """Differentiable projections: autograd, operators, torch.compile, vmap, parametrizations."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -165,8 +166,44 @@ def test_vmap_and_func() -> None:
         torch.testing.assert_close(
             torch.func.grad(loss, argnums=(0, 1))(y[i], r[i]), (each[0][i], each[1][i])
         )
+    both = torch.func.grad(loss, argnums=(0, 1))
+    only = torch.vmap(both, in_dims=(None, 0))(y[0], r)
+    for i in range(3):
+        torch.testing.assert_close(both(y[0], r[i]), (only[0][i], only[1][i]))
     rows = torch.vmap(lambda row: pt.project(row, "l1", 0.5))(y[0])
     torch.testing.assert_close(rows, pt.project(y[0], "l1(axis=1)", 0.5))
+
+
+@pytest.mark.parametrize("spec", ["l1(linf)", "l1(l1(axis=0))", "l2(axis=1)"])
+def test_many_gradients_of_one_result(spec: str) -> None:
+    y, r = normal(4, 5, grad=True), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    x = pt.project(y, spec, r)
+    gs = normal(3, 4, 5)
+
+    def back(g: Any) -> Any:
+        return torch.autograd.grad(x, (y, r), g, retain_graph=True)
+
+    each = torch.vmap(back)(gs)
+    for i in range(3):
+        torch.testing.assert_close(back(gs[i]), (each[0][i], each[1][i]))
+    jacobian = torch.func.jacrev(lambda y: pt.project(y, spec, 1.0))(y.detach())
+    way = normal(4, 5)
+    step = 1e-7
+    ends = [pt.project(y.detach() + s * step * way, spec, 1.0) for s in (1, -1)]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close((jacobian * way).sum((-2, -1)), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_functions_of_functions_are_for_chains() -> None:
+    for spec in ("simplex", "lp(p=3)"):
+        with pytest.raises(TypeError, match=r"use torch\.autograd"):
+            torch.func.grad(lambda y, spec=spec: pt.project(y, spec, 1.0).sum())(normal(4))
+
+
+def test_recipes_keep_all_options() -> None:
+    options = {"threads": 3, "check_finite": False, "warm_start": True}
+    p = projgen.build("l1(linf)", exact=True, **options)
+    assert read_recipe(told(p)[0])[0] == p
 
 
 def test_a_batch_of_radii_has_gradients_of_its_shape() -> None:
@@ -182,7 +219,7 @@ def test_no_second_derivatives() -> None:
     y = normal(3, 4, grad=True)
     loss = (pt.project(y, "l1(linf)", 1.0) ** 2).sum()
     (first,) = torch.autograd.grad(loss, y, create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no second ones"):
         first.sum().backward()
 
 
@@ -206,8 +243,22 @@ def test_a_parametrized_layer_trains() -> None:
     assert p.norm(layer.weight.detach()) <= 0.5 * (1 + 1e-5)
     own.radius = 0.25
     assert p.norm(layer.weight.detach()) <= 0.25 * (1 + 1e-5)
+    assert p.norm(copy.deepcopy(layer).weight.detach()) <= 0.25 * (1 + 1e-5)
     torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
     assert p.norm(layer.weight.detach()) <= 0.25 * (1 + 1e-5)
+
+
+def test_a_radius_that_is_learned_and_one_that_moves_with_the_layer() -> None:
+    layer = torch.nn.Linear(6, 5)
+    pt.parametrize(layer, "weight", "l1(linf)", torch.nn.Parameter(torch.tensor(0.5)))
+    layer.weight.square().sum().backward()
+    assert layer.parametrizations.weight[0].radius.grad > 0
+    other = torch.nn.Linear(6, 5)
+    own = pt.parametrize(other, "weight", "l1(linf)", torch.tensor(0.5))
+    assert "parametrizations.weight.0.radius" in other.state_dict()
+    own.radius.fill_(0.25)
+    assert projgen.build("l1(linf)").norm(other.weight.detach()) <= 0.25 * (1 + 1e-5)
+    pt.parametrize(torch.nn.Linear(6, 5), "weight", "l0(l2, k=2)")
 
 
 def test_errors_are_those_of_a_call() -> None:

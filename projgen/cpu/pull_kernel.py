@@ -1,10 +1,10 @@
 """The kernel that takes gradients back through a projection: what its source depends on.
 
-A level has two sweeps over its array y and the gradient g of its projection. The first gathers for
-each group what its radius is owed, which is the gradient of a value of the level above; so it goes
-up the tree, from the leaf to the root. The second goes down again and shares out over each group what
-its values are owed: their share of g, and what reached the group's value from above. Both read what
-the projection found: see `projgen.cpu.pull.Tape`.
+A level has two sweeps over its array y and the gradient g of its projection. The first sums what
+each group's radius gets, which is the gradient of a value of the level above; so it goes up the
+tree, from the leaf to the root. The second goes down again and gives the values their gradients:
+their share of g, and what reached the group's value from above. Both read what the projection
+found, its tape: see `projgen.cpu.pull`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PullCode:
 
     @property
     def averages(self) -> bool:
-        """Whether a radius is owed the mean of some gradients; else their sum."""
+        """Whether a radius gets the mean of some gradients; else their sum."""
         return self.code.norm == "l1"
 
     @property
@@ -137,7 +137,8 @@ class PullCode:
     @property
     def settles(self) -> tuple[str, ...]:
         blocks = ("blocks",) if self.code.partial else ()
-        return ("values", "radii", *self._sums, "slope", *blocks)
+        sums = self._sums if self.averages or blocks else ("sums",)
+        return ("values", "radii", *sums, "slope", *blocks)
 
     @property
     def weighs(self) -> tuple[str, ...]:
@@ -145,7 +146,8 @@ class PullCode:
         if not own:
             return ()
         rise = ("rise",) if self.rises else ()
-        return ("values", "radii", *self._sums, *rise, *own)
+        known = ("tallies",) if self.compares else ("values", "radii", *self._sums)
+        return (*known, *rise, *own)
 
     @property
     def shares(self) -> tuple[str, ...]:

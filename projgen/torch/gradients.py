@@ -11,7 +11,7 @@ import projgen
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
 from projgen.torch.operators import Radius, project_array
-from projgen.torch.recipes import joined, outlined, told
+from projgen.torch.recipes import is_transformed, joined, outlined, told
 from projgen.torch.tree_operators import project_tree
 
 
@@ -45,6 +45,11 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
         return project_array(y, at, recipe)
     leaves: list[Tensor] = []
     outline = outlined(y, leaves)
+    if is_transformed(*leaves, at):
+        raise TypeError(
+            f"torch.func goes through chains of l1, l2 and linf over one tensor, and {name} is "
+            "another tree: use torch.autograd"
+        )
     given = {name: torch.as_tensor(array) for name, array in arrays.items()}
     results = project_tree(leaves, [*given.values()], at, joined(recipe, outline, [*given]))
     return rebuilt(y, {key: x for (key, _), x in zip(flat(y), results, strict=True)})
@@ -53,14 +58,23 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
 class Projected(torch.nn.Module):
     """A parametrization: a parameter that is the projection of what is trained.
 
-    For `torch.nn.utils.parametrize.register_parametrization`; or see `parametrize`. ``radius`` may
-    be set at any time.
+    For `torch.nn.utils.parametrize.register_parametrization`; or see `parametrize`.
+
+    Attributes:
+        projection: see `projgen.build`.
+        radius: a number, which may be set at any time; or a tensor, whose values may: a buffer, or
+            if it is a `torch.nn.Parameter` one to be learned. None where the spec has a count.
     """
 
-    def __init__(self, spec: str | Projection, radius: Radius) -> None:
+    radius: Radius | None
+
+    def __init__(self, spec: str | Projection, radius: Radius | None = None) -> None:
         super().__init__()
         self.projection = spec if isinstance(spec, Projection) else projgen.build(spec)
-        self.radius = radius
+        if isinstance(radius, Tensor) and not isinstance(radius, torch.nn.Parameter):
+            self.register_buffer("radius", radius)
+        else:
+            self.radius = radius
 
     def forward(self, y: Tensor) -> Tensor:
         x: Tensor = project(y, self.projection, self.radius)
@@ -75,7 +89,7 @@ class Projected(torch.nn.Module):
 
 
 def parametrize(
-    module: torch.nn.Module, name: str, spec: str | Projection, radius: Radius
+    module: torch.nn.Module, name: str, spec: str | Projection, radius: Radius | None = None
 ) -> Projected:
     """Make ``module.name`` the projection of a parameter that is trained in its place.
 

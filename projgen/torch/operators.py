@@ -18,17 +18,22 @@ from projgen.bind import Binding, bind
 from projgen.cpu import pull
 from projgen.operands import check_radius
 from projgen.projection import Projection
-from projgen.torch.recipes import array_of, operator, read_recipe, recipe_of
+from projgen.torch.recipes import (
+    array_of,
+    is_transformed,
+    operator,
+    read_recipe,
+    recipe_of,
+    refuse_twice,
+)
 from projgen.tree import Node, NormTree
 
 Radius = float | Tensor
 
-_ONCE = "projections have first derivatives here, and no second ones"
-
 
 def project_array(y: Tensor, radius: Tensor, recipe: str) -> Tensor:
     """The projection of `y`, with gradients."""
-    one: Any = _Function.apply if _is_transformed(y, radius) else _project
+    one: Any = _Function.apply if is_transformed(y, radius) else _project
     x: Tensor = one(y, radius, recipe)[0]
     return x
 
@@ -132,12 +137,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
     y, x, tape, radius = ctx.saved_tensors
-    one: Any = _PullFunction.apply if _is_transformed(g, y, radius) else _pull
+    one: Any = _PullFunction.apply if is_transformed(g, y, radius) else _pull
     pulled, slopes = one(g, y, x, tape, radius, ctx.recipe)
     return pulled, slopes.sum_to_size(radius.shape).to(radius.dtype), None
 
 
 _project.register_autograd(_back, setup_context=_keep)
+_pull.register_autograd(refuse_twice)
 
 
 class _Function(torch.autograd.Function):
@@ -171,44 +177,49 @@ class _PullFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         pass
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(_ONCE)
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and any(
-        torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors
-    )
+    backward = staticmethod(refuse_twice)
 
 
 def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """vmap: what is mapped over becomes one batch axis more, the first."""
-    *tensors, recipe = inputs
-    dims = in_dims[: len(tensors)]
-    rank = max(t.ndim - (d is not None) for t, d in zip(tensors[:-1], dims, strict=False))
+    """vmap of `_project`: what is mapped over becomes one batch axis more, the first."""
+    y, radius, recipe = inputs
+    above, batch = _recipe_above(recipe, y.ndim - (in_dims[0] is not None))
+    y, radius = _first(info, y, in_dims[0]), _batch_first(radius, in_dims[1], batch)
+    return _project(y, radius, above), (0, None)
+
+
+def _batched_back(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+    """vmap of `_pull`. The tape is that of all together, if the projection was mapped over."""
+    g, y, x, tape, radius, recipe = inputs
+    was_mapped = in_dims[2] is not None
+    above, batch = _recipe_above(recipe, x.ndim - was_mapped)
+    g, y, x = (_first(info, t, dim) for t, dim in zip((g, y, x), in_dims[:3], strict=True))
+    radius = _batch_first(radius, in_dims[4], batch)
+    if not was_mapped:
+        x, tape = _project(y, radius, above)
+    return _pull(g, y, x, tape, radius, above), (0, 0)
+
+
+def _first(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
+    """What is mapped over along the first axis."""
+    if dim is not None:
+        return tensor.movedim(dim, 0)
+    return tensor.expand(info.batch_size, *tensor.shape).contiguous()
+
+
+def _batch_first(radius: Tensor, dim: int | None, batch: int) -> Tensor:
+    """The same of radii, whose other axes stand at the end of `batch` axes."""
+    if dim is None:
+        return radius
+    first = radius.movedim(dim, 0)
+    return first.reshape(first.shape[0], *(1,) * (batch - first.ndim + 1), *first.shape[1:])
+
+
+def _recipe_above(recipe: str, rank: int) -> tuple[str, int]:
+    """The recipe for one batch axis more, and how many there are without it."""
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, rank)
-    forward = len(tensors) == 2
-    moved: list[Tensor] = []
-    for i, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        is_radius, is_tape = i == len(tensors) - 1, not forward and i == 3
-        if is_tape:
-            moved.append(tensor)  # of all together, whatever is mapped over
-        elif dim is None and not is_radius:
-            moved.append(tensor.expand(info.batch_size, *tensor.shape).contiguous())
-        elif dim is None:
-            moved.append(tensor)
-        else:
-            first = tensor.movedim(dim, 0)
-            if is_radius:  # its axes stand at the end of the batch's
-                lacking = len(binding.batch) - (first.ndim - 1)
-                first = first.reshape(first.shape[0], *(1,) * lacking, *first.shape[1:])
-            moved.append(first)
-    above = recipe_of(_lifted(projection, binding))
-    if forward:
-        return _project(*moved, above), (0, None)
-    return _pull(*moved, above), (0, 0)
+    return recipe_of(_lifted(projection, binding)), len(binding.batch)
 
 
 def _lifted(projection: Projection, binding: Binding) -> Projection:
@@ -218,15 +229,8 @@ def _lifted(projection: Projection, binding: Binding) -> Projection:
         axes = tuple(axis + 1 for axis in level.axes)
         node = Node(own.norm, axes, (node,) if node else ())
     assert node is not None
-    return Projection(
-        NormTree(node),
-        projection._backend,
-        projection._threads,
-        projection._check_finite,
-        projection._unmatched,
-        projection._exact and projection.is_joint,
-    )
+    return Projection(NormTree(node), *projection._state()[1:])
 
 
 _project.register_vmap(_batched)
-_pull.register_vmap(_batched)
+_pull.register_vmap(_batched_back)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import projgen
 from projgen.arrays import view
+from projgen.check import parse_tree
 from projgen.projection import Projection
 from projgen.structure import entries
 
@@ -37,15 +38,7 @@ def told(spec: str | Projection) -> tuple[str, bool, bool, str]:
 
 
 def recipe_of(projection: Projection) -> str:
-    own = {
-        "spec": projection.spec,
-        "backend": projection._backend,
-        "threads": projection._threads,
-        "check_finite": projection._check_finite,
-        "unmatched": projection._unmatched,
-        "exact": projection._exact,
-    }
-    return json.dumps(own)
+    return json.dumps({"projection": [projection.spec, *projection._state()[1:]]})
 
 
 @_constant
@@ -57,9 +50,8 @@ def joined(recipe: str, outline: Any, names: list[str]) -> str:
 @lru_cache(maxsize=1024)
 def read_recipe(recipe: str) -> tuple[Projection, Mapping[str, Any]]:
     told = json.loads(recipe)
-    own = {name: told.pop(name) for name in ("spec", "backend", "threads", "check_finite")}
-    own |= {name: told.pop(name) for name in ("unmatched", "exact")}
-    return projgen.build(**own), told
+    spec, *options = told.pop("projection")
+    return Projection(parse_tree(spec), *options), told
 
 
 def array_of(tensor: Tensor) -> Any:
@@ -92,3 +84,15 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Make a function the operator ``projgen::name``, which writes to none of its arguments."""
     made: Any = torch.library.custom_op(f"projgen::{name}", mutates_args=())
     return lambda function: made(function)
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether `torch.func.grad` or its kin look at one of them."""
+    return not torch.compiler.is_compiling() and any(
+        torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors
+    )
+
+
+def refuse_twice(ctx: Any, *gradients: Any) -> Any:
+    """The backward of what takes gradients back."""
+    raise RuntimeError("projections have first derivatives here, and no second ones")

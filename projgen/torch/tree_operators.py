@@ -12,7 +12,7 @@ from projgen import calls, interpret_pullbacks
 from projgen.dtypes import put
 from projgen.projection import Projection
 from projgen.structure import flat
-from projgen.torch.recipes import array_of, filled, operator, read_recipe
+from projgen.torch.recipes import array_of, filled, operator, read_recipe, refuse_twice
 
 
 def _bound(
@@ -91,3 +91,4 @@ def _back_tree(ctx: Any, gs: list[Tensor]) -> tuple[list[Tensor], list[None], Te
 
 
 project_tree.register_autograd(_back_tree, setup_context=_keep_tree)
+_pull_tree.register_autograd(refuse_twice)
