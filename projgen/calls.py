@@ -344,7 +344,7 @@ def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     checked = check_radii(_required(projection, radius), bound.batch, projection.spec)
-    return np.full(bound.batch, checked)
+    return np.broadcast_to(np.asarray(checked, np.float64), bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

@@ -203,7 +203,7 @@ def test_weighted_balls_meet_the_conditions_of_the_nearest_point(norm: str) -> N
         assert norm == "l2" or np.all(gap[x[row] == 0] <= t[clear].max() * (1 + 1e-9))
 
 
-@pytest.mark.parametrize("n", [5, 48, 49, 300])
+@pytest.mark.parametrize("n", [5, 9, 48, 49, 300])
 def test_l0_keeps_the_first_of_equal_values(n: int) -> None:
     y = np.random.default_rng(n).integers(-3, 4, (4, n)).astype(np.float64)
     for y_way in (y, np.asfortranarray(y)):
@@ -272,6 +272,21 @@ def test_a_rehearsed_team(team: Any) -> None:
 
 
 COMPILED = [Ball("lp", 1.5), Ball("l1", weighted=True), Ball("l0")]
+
+
+def test_compiled_ranks_of_short_groups() -> None:
+    """Of every 4 neighbours the 2 largest, of equal ones the first; and -0.0 stays as it is."""
+    y = np.random.default_rng(6).integers(-3, 4, (500, 30, 4)).astype(np.float32)
+    y[y == 0] = -0.0
+    order = np.argsort(-np.abs(y), axis=2, kind="stable")
+    ranks = np.argsort(order, axis=2)
+    for threads in (1, 2):
+        groups = Groups(Ball("l0"), y, (2,), out=np.full_like(y, np.nan), threads=threads)
+        assert groups.project(2.0).tobytes() == np.where(ranks < 2, y, 0 * y).tobytes()
+        assert np.array_equal(groups.norms(), np.count_nonzero(y, axis=2))
+    assert "before3" in groups.call._walk.kernel.source
+    y[3, 3, 3] = np.inf
+    assert groups.norms() is None
 
 
 @pytest.mark.parametrize("ball", COMPILED, ids=repr)
