@@ -27,7 +27,7 @@ from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.shapes import require_gpu
 from projgen.structure import Key, Place, at, dotted, flat, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
-from projgen.weights import Given, read_given
+from projgen.weights import Given, check_weights, read_given
 
 if TYPE_CHECKING:
     from projgen.cuda.trees import OnDevice
@@ -294,6 +294,8 @@ def _checked(
             operands.check(leaf)
     shapes = {key: array.shape for key, array in arrays.items()}
     bound = bind_tree(projection.tree, place, shapes, given.labels)
+    if projection.unmatched == "error":
+        check_weights(place, given.arrays)
     for leaf in place.arms if targets else ():
         with _Named(leaf, "out "):
             operands.check_out(leaf)
@@ -344,6 +346,10 @@ def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     checked = check_radii(_required(projection, radius), bound.batch, projection.spec)
+    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(checked)):
+        raise ValueError(
+            "values that add up to an infinite radius are none of a simplex: its radius is finite"
+        )
     return np.broadcast_to(np.asarray(checked, np.float64), bound.batch)
 
 

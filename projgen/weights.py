@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,6 +97,23 @@ def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
             names = tree.bound_names
             hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"
             raise TypeError(f"{quote(name)} is not named in {tree.spec}: {hint}")
+
+
+def check_weights(place: Place, given: Mapping[str, Any]) -> None:
+    """A ValueError for weights that no child of a branch takes."""
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    for branch in place.walk():
+        if branch.node.is_branch and branch.node.weights is not None:
+            keys = {dotted(child.key[len(branch.key) :]) for child in branch.children}
+            taken[branch.node.weights] |= keys
+    for name, keys in taken.items():
+        found = [dotted(key) for key, _ in flat(given.get(name)) if key]
+        left = [key for key in found if not any(f"{key}.".startswith(f"{own}.") for own in keys)]
+        if left:
+            raise ValueError(
+                f"{quote(name)} has weights for {', '.join(map(quote, left[:5]))}, and the branch "
+                f"has children {', '.join(map(quote, sorted(keys)[:5]))}"
+            )
 
 
 def is_weighted(place: Place) -> bool:

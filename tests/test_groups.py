@@ -203,6 +203,42 @@ def test_weighted_balls_meet_the_conditions_of_the_nearest_point(norm: str) -> N
         assert norm == "l2" or np.all(gap[x[row] == 0] <= t[clear].max() * (1 + 1e-9))
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_weights_whose_squares_have_no_room_together(norm: str) -> None:
+    w = 10.0 ** np.array([[-250, -80, -80, 0, 70, 70, 240, 240, 240, -400]])  # the last one is 0
+    y = np.array([[2.0, 3.0, -1.0, 4.0, 3.0, 2.0, 1.0, -3.0, 2.0, 5.0]])
+    compared = 0
+    with rehearsals():
+        for array, weights, axis in ((y, w, 1), (np.tile(y.T, 3), np.tile(w.T, 3), 0)):
+            groups = Groups(
+                Ball(norm, weighted=True), array, (axis,), weights, np.empty_like(array)
+            )
+            for radius in (1e-260, 1e-249, 1e-100, 1e-79, 0.1, 3.0, 1e69, 2e70, 1e239, 4e240):
+                x = groups.project(radius)
+                shape = [1 if i == axis else n for i, n in enumerate(array.shape)]
+                radii, a = np.full(shape, radius), np.abs(array)
+                reference = REFERENCES[norm].ball(a, (axis,), radii, weights=weights)
+                assert_near(np.abs(x), reference, array)
+                found = REFERENCES[norm].norm(np.abs(x), (axis,), weights=weights)
+                assert np.all(found <= radii * (1 + 1e-9))
+                compared += 1
+    assert compared == 20
+
+
+@pytest.mark.parametrize("ball", [Ball("l1", weighted=True), Ball("l1"), Ball("simplex")], ids=repr)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_small_radii_are_met(ball: Ball, axis: int) -> None:
+    y = np.random.default_rng(8).standard_normal((60, 60)) + 5.0
+    w = np.random.default_rng(9).uniform(0.1, 1, y.shape) if ball.weighted else None
+    for part in (1e-5, 1e-9, 1e-13):
+        radius = part * 300
+        with rehearsals():
+            groups = Groups(ball, y, (axis,), w, np.empty_like(y))
+            x = groups.project(radius)
+        lengths = np.abs(x if w is None else w * x).sum(axis)
+        np.testing.assert_allclose(lengths, radius, rtol=1e-10)
+
+
 @pytest.mark.parametrize("n", [5, 9, 48, 49, 300])
 def test_l0_keeps_the_first_of_equal_values(n: int) -> None:
     y = np.random.default_rng(n).integers(-3, 4, (4, n)).astype(np.float64)

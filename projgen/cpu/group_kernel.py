@@ -228,15 +228,14 @@ class GroupKernel:
     @property
     def rescues(self) -> bool:
         """Whether some of a tile's groups may be worked on alone."""
-        squares = self.ball.norm == "l2" or (self.ball.norm == "l1" and self.ball.weighted)
-        return squares and self.abreast
+        return self.ball.norm in ("l1", "l2") and self.abreast
 
     @property
     def lane_vectors(self) -> tuple[str, ...]:
         """What is known of each group of a tile."""
         if not self.searches:
             return ("sums", "level")
-        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes")
+        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
     def limit(self, x: str) -> str:
