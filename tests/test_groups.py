@@ -273,6 +273,33 @@ def test_labels_are_groups_that_lie_anywhere(ball: Ball) -> None:
             assert_near(x.take(mine, axis), reference, own)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_labels_of_one_long_row(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut into pieces, each with sums of its own; squares that have no room, too."""
+    monkeypatch.setattr("projgen.cpu.groups.BLOCK", 40)
+    rng = np.random.default_rng(7)
+    labels, y = rng.integers(0, 9, 3000), rng.standard_normal(3000)
+    for label, scale in enumerate((1e-200, 1e200, 0.0, 1e-308, 1.0)):
+        y[labels == label] *= scale
+    results = []
+    for team, threads in ((None, 1), (early, 3), (together, 3)):
+        with rehearsals(team):
+            out = np.full_like(y, np.nan)
+            groups = Groups(Ball(norm, ragged=True), y, (0,), None, out, labels, threads)
+            values = groups.norms()
+            results.append(groups.project(0.5 * values).tobytes())
+    assert len(set(results)) == 1
+    assert groups.call._walk.cells["pieces"] > 9
+    for label in range(9):
+        own = y[labels == label]
+        value, _, reference = expected(Ball(norm), own, (0,), 0.5, None)
+        np.testing.assert_allclose(values[label], value[0], rtol=1e-10)
+        assert_near(out[labels == label], reference, own)
+    y[1234] = np.inf
+    with rehearsals():
+        assert groups.norms() is None
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("ball", BALLS, ids=repr)
 def test_what_is_not_finite_is_noticed(ball: Ball, value: float) -> None:

@@ -36,12 +36,8 @@ TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
-GROUPS = {
-    "cpu/groups.py.j2",
-    "cpu/abreast.py.j2",
-    "cpu/ranks.py.j2",
-    *BALLS,
-}  # of the kernel of one level
+PARTS = ("groups", "abreast", "gather", "ranks", "scales", "spread")
+GROUPS = {*(f"cpu/{part}.py.j2" for part in PARTS), *BALLS}
 PULLS = {name for name in NAMES if name.startswith("cpu/pull")}  # of the way back
 RULES = {name for name in PULLS if name.startswith("cpu/pulls/")}
 IDS = [exhibit.name for exhibit in CANON]

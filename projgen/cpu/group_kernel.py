@@ -16,8 +16,8 @@ from projgen.cpu.lower import VERSION
 from projgen.render import render_group
 
 LANES = 16  # of float32 a cache line, and of float64 two
-ABREAST = 64  # groups that are swept together where they lie
-RANKED_ABREAST = 256  # groups of a few values that are ranked together
+ABREAST = 64  # groups that are searched together where they lie: sweep after sweep
+SWEPT_ABREAST = 256  # groups that are swept together, once for values and once for results
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 
 CELLS = (
@@ -48,6 +48,10 @@ CELLS = (
     "y_lane",
     "x_lane",
     "w_lane",
+    "pieces",
+    "piece",
+    "slots_at",
+    "slots_size",
     "y_offsets",
     "y_offsets_end",
     "x_offsets",
@@ -79,6 +83,7 @@ class GroupKernel:
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
+    ``spread``: labelled elements are read in the array's order.
     """
 
     ball: Ball
@@ -88,6 +93,7 @@ class GroupKernel:
     contiguous: frozenset[str]
     direct: bool = False
     ranked: int = 0
+    spread: bool = False
 
     shares_cell: int = field(default=32, init=False)
     version: int = field(default=VERSION, init=False)
@@ -116,6 +122,8 @@ class GroupKernel:
             return (
                 f"groups lie side by side in memory: tiles of {self.lanes} are gathered together",
             )
+        if self.spread:
+            return ("labelled elements are read as they lie, and added up by label",)
         if self.ball.ragged:
             return ("the elements of a group lie anywhere along an axis: each has an offset",)
         if self.direct:
@@ -150,6 +158,9 @@ class GroupKernel:
             without.add("tiles")
         if self.ranked:
             without |= {"labels", "starts_at", "pitch"}
+        if self.spread:
+            names += ["pieces", "piece", "slots_at", "slots_size"]
+            without |= {"pitch", "spare_size"}
         if not self.spare:
             without.add("spare_size")
         return tuple(name for name in names if name not in without)
@@ -265,6 +276,8 @@ class GroupKernel:
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         own = 1 + self.ball.weighted
+        if self.spread:
+            return 0  # `walk_groups` adds a level for each label
         if not self.direct:
             room = pitch * self.lanes * own
         elif self.lanes > 1:

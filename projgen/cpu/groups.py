@@ -17,7 +17,7 @@ from projgen.cpu.group_kernel import (
     CELLS,
     LANES,
     RANKED,
-    RANKED_ABREAST,
+    SWEPT_ABREAST,
     Ball,
     GroupKernel,
 )
@@ -29,6 +29,7 @@ Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
 BLOCK = 32768  # elements, about, that a thread draws together
+PIECES = 32  # of labelled elements, if there are few rows of them
 
 _INFINITE = int(np.array(np.inf).view(np.int64))  # its bits
 
@@ -79,8 +80,10 @@ def walk_groups(
     dense = [name for name in steps if name != "w"]
     side_by_side = extent > 1 and all(lane[name] == 1 for name in dense)
     tiled = side_by_side and (labels is not None or step["y"] != 1)
+    scales = ball.norm == "linf" or (ball.norm == "l2" and "w" not in steps)
+    spread = labels is not None and not tiled and scales
     contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
-    if labels is not None:
+    if labels is not None and not spread:
         contiguous = frozenset()
     adjacent = tiled or (extent > 1 and all(lane[name] == run for name in contiguous))
     swept = ball.norm in ("l1", "l2", "linf")
@@ -91,39 +94,51 @@ def walk_groups(
         contiguous = frozenset(name for name in steps if lane[name] == 1)
         direct = True
     else:
-        whole = len(loops) <= 1 and contiguous == steps.keys()
+        whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
         direct = whole and (swept or ball.norm == "simplex")
-    lanes = RANKED_ABREAST if ranked else 1 if not tiled else ABREAST if direct else LANES
-    kernel = GroupKernel(ball, dtype, out_strides is None, lanes, contiguous, direct, ranked)
-    if labels is not None:
+    searched = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
+    if ranked or (tiled and direct and not searched):
+        lanes = SWEPT_ABREAST
+    else:
+        lanes = 1 if not tiled else ABREAST if direct else LANES
+    in_place = out_strides is None
+    kernel = GroupKernel(ball, dtype, in_place, lanes, contiguous, direct, ranked, spread)
+    if spread:
+        offsets = {name: np.zeros(0, np.int64) for name in steps}
+        starts, numbers, run = labels, int(labels.max()) + 1, labels.size
+    elif labels is not None:
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+        numbers = starts.size - 1
         offsets = {name: order * step[name] for name in steps}
     else:
         outer = loops[:-1]
         offsets = {
             name: _sums([n for n, _ in outer], [way[name] for _, way in outer]) for name in steps
         }
-        starts = np.array([0, offsets["y"].size])
-    numbers = starts.size - 1
+        starts, numbers = np.array([0, offsets["y"].size]), 1
     bases, offset, span = {}, {}, {}
     for name, way in steps.items():
         low = sum(min(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
         bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
-    longest = int(np.diff(starts).max(initial=0)) * run
+    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * run
     tiles = -(-extent // kernel.lanes)
+    groups, pieces = bases["y"].size * extent * numbers, 1
     items = bases["y"].size * tiles * numbers
-    average = max(1, starts[-1] * run // max(1, numbers)) * kernel.lanes
-    block_size = max(1, BLOCK // int(average))
+    average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
+    if spread:
+        pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
+        items, average = groups // numbers * pieces, -(-run // pieces)
+    block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
     pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
-        "groups": bases["y"].size * extent * numbers,
+        "groups": groups,
         "blocks": -(-items // block_size),
         "block_size": block_size,
         "items": items,
@@ -131,7 +146,11 @@ def walk_groups(
         "tiles": tiles,
         "extent": extent,
         "run": run,
-        "scratch_size": kernel.scratch_size(pitch, longest),
+        "pieces": pieces,
+        "piece": -(-run // pieces),
+        "slots_at": 2 * groups if pieces > 1 else 0,
+        "slots_size": groups * pieces if pieces > 1 else 0,
+        "scratch_size": numbers if spread else kernel.scratch_size(pitch, longest),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
@@ -170,6 +189,14 @@ def _sums(extents: Sequence[int], steps: Sequence[int]) -> Offsets:
     for extent, step in zip(extents, steps, strict=True):
         offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * step).reshape(-1)
     return offsets
+
+
+@np.errstate(invalid="ignore")  # what is not finite is noticed by the kernel
+def _length(lengths: Array, axis: int) -> Any:
+    """The length of vectors that consist of some of these lengths."""
+    top = lengths.max(axis=axis, keepdims=True)
+    shares = lengths / np.where(top > 0, top, 1.0)
+    return np.sqrt(np.square(shares).sum(axis=axis)) * top.squeeze(axis)
 
 
 class GroupCall:
@@ -212,7 +239,11 @@ class GroupCall:
         threads = max(1, min(threads, walk.cells["blocks"]))
         groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
         self._groups = groups
-        size = 2 * groups + threads * walk.cells["scratch_size"]
+        slots = walk.cells["slots_size"]
+        self._slots = slice(2 * groups, 2 * groups + slots)
+        self._slots_shape = groups // walk.cells["labels"], -1, walk.cells["labels"]
+        self._combine = np.maximum.reduce if ball.norm == "linf" else _length
+        size = 2 * groups + slots + threads * walk.cells["scratch_size"]
         cells = {**dict.fromkeys(CELLS, 0), **walk.cells, "seats": threads, "memory_size": size}
         self._cells = np.concatenate([[cells[name] for name in CELLS], walk.index]).astype(np.int64)
         shares = walk.kernel.shares_cell
@@ -238,6 +269,10 @@ class GroupCall:
         work = self._borrow()
         work.memory[self._groups] = -1.0
         self._run(y, y, weights, work, 0, projects=False)
+        slots = work.memory[self._slots]
+        if slots.size:
+            values = work.memory[: self._groups].reshape(-1, self._slots_shape[-1])
+            values[...] = self._combine(slots.reshape(self._slots_shape), axis=1)
         return work
 
     def values(self, begun: cpu.Workspace | None) -> NDArray[np.float64] | None:
