@@ -254,8 +254,11 @@ def _read(
     known = tuple(forms)
     ready = projection._ready.get(known)
     if ready is None:
+        forms[2] = given.lasting_signature
         ready = remember(
-            projection._ready, known, _checked(projection, place, operands, arrays, targets, given)
+            projection._ready,
+            tuple(forms),
+            _checked(projection, place, operands, arrays, targets, given),
         )
     elif out is not None:
         for leaf, target in zip(place.arms, targets.values(), strict=True):

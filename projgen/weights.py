@@ -21,6 +21,21 @@ from projgen.trees import BoundArm, BoundTree
 Array = NDArray[Any]
 
 
+class _Labels:
+    """Labels as a key: equal if all are; with a hash that few of them make."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Labels) and np.array_equal(self._array, other._array)
+
+    def __hash__(self) -> int:
+        return hash((self._array.size, *self._array[:: 1 + self._array.size // 64].tolist()))
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """What a call binds to the names of a spec: weights as they came, and checked labels.
@@ -30,7 +45,17 @@ class Given:
 
     arrays: Mapping[str, Any]
     labels: Mapping[str, Array]
-    signature: Hashable
+    shapes: Hashable
+
+    @property
+    def signature(self) -> Hashable:
+        """To look something up by: good for this call."""
+        return self.shapes, tuple((name, _Labels(own)) for name, own in self.labels.items())
+
+    @property
+    def lasting_signature(self) -> Hashable:
+        """The same to remember something by: the caller's labels may change."""
+        return self.shapes, tuple((name, _Labels(own.copy())) for name, own in self.labels.items())
 
     def apart_from(self, outs: Sequence[Array]) -> Given:
         """The same, with copies of the weights that lie where results will be written.
@@ -61,8 +86,7 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
         for name in given
         if name not in labels
     )
-    contents = tuple((name, array.tobytes()) for name, array in labels.items())
-    return Given(given, labels, (shapes, contents))
+    return Given(given, labels, shapes)
 
 
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
@@ -76,15 +100,25 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
                     f"{quote(node.groups)} takes a vector of whole numbers, the group of each "
                     f"place; it has rank {array.ndim} and dtype {array.dtype}"
                 )
-            if array.size and int(array.min()) < 0:
+            largest = _largest(array)
+            if largest < 0:
                 raise ValueError(f"{quote(node.groups)} has a negative label")
-            if array.size and int(array.max()) >= max(1 << 20, 4 * array.size):
+            if largest >= max(1 << 20, 4 * array.size):
                 raise ValueError(
-                    f"{quote(node.groups)} has label {int(array.max())}: labels count groups from "
+                    f"{quote(node.groups)} has label {largest}: labels count groups from "
                     "0; np.unique(labels, return_inverse=True)[1] makes such ones"
                 )
             labels[node.groups] = np.ascontiguousarray(array, np.int64)
     return labels
+
+
+def _largest(labels: Array) -> int:
+    """The largest of them, 0 of none; a negative one if there is any."""
+    if not labels.size:
+        return 0
+    if labels.dtype == np.int64:  # read once: a negative one is above all others there
+        return int(labels.view(np.uint64).max().astype(np.int64))
+    return int(labels.max()) if int(labels.min()) >= 0 else -1
 
 
 def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ def walk_groups(
         lanes = 1 if not tiled else ABREAST if direct else LANES
     in_place = out_strides is None
     kernel = GroupKernel(ball, dtype, in_place, lanes, contiguous, direct, ranked, spread)
-    if spread:
+    if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
         starts, numbers, run = labels, int(labels.max()) + 1, labels.size
     elif labels is not None:
