@@ -334,6 +334,48 @@ def test_a_rehearsed_team(team: Any) -> None:
     assert len(set(results)) == 1
 
 
+def halved_lp(a: Array, radii: Array, p: float) -> Any:
+    """The nearest points of lp balls, rows of `a`, by halving brackets alone: in logarithms, and in
+    the widest float that there is."""
+    wide = np.longdouble
+    logs, goal = np.log(a.astype(wide)), np.log(radii.astype(wide))[:, None]
+
+    def halved(above: Any, low: Any, high: Any) -> Any:
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = np.where(above(middle), low, middle), np.where(above(middle), middle, high)
+        return (low + high) / 2
+
+    def depths(t: Any) -> Any:  # z with exp(z) + exp(c + (p - 1) z) = 1
+        c = t + (wide(p) - 2) * logs
+        top = np.minimum(wide(0), -c / (wide(p) - 1))
+        return halved(
+            lambda z: np.exp(z) + np.exp(c + (wide(p) - 1) * z) > 1, top - 1 - 1 / wide(p - 1), top
+        )
+
+    def shorter(t: Any) -> Any:
+        powers = wide(p) * (logs + depths(t))
+        most = powers.max(1, keepdims=True)
+        return (np.log(np.exp(powers - most).sum(1, keepdims=True)) + most) / wide(p) < goal
+
+    bound = np.full_like(goal, 3000)
+    return np.exp(logs + depths(halved(shorter, -bound, bound)))
+
+
+@pytest.mark.parametrize("p", [1.01, 1.5, 3.0, 50.0])
+def test_compiled_lp_keeps_the_digits_of_every_entry(p: float) -> None:
+    """To 1e-10 of each entry, however small; for p from 1.5 on to 1e-13."""
+    rng = np.random.default_rng(12)
+    a = 10 ** (rng.uniform(-1, 0, (8, 30)) * np.repeat([0.5, 6], 4)[:, None])
+    groups = Groups(Ball("lp", p), a, (1,), out=np.empty_like(a))
+    radii = groups.norms() * np.tile([1e-6, 0.1, 0.7, 0.999], 2)
+    x, exact = groups.project(radii), halved_lp(a, radii, p)
+    seen = exact > 1e-290
+    assert seen.sum() > 100
+    error = np.abs(x[seen] / exact[seen] - 1).max()
+    assert error <= (1e-13 if p >= 1.5 else 1e-10), error
+
+
 COMPILED = [Ball("lp", 1.5), Ball("l1", weighted=True), Ball("l0")]
 
 
