@@ -20,6 +20,8 @@ from projgen.trees import BoundArm, BoundTree
 
 Array = NDArray[Any]
 
+_INFINITE = np.array(np.inf).view(np.uint64)
+
 
 class _Labels:
     """Labels as a key: equal if all are; with a hash that few of them make."""
@@ -221,6 +223,13 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
             f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "
             f"the values that it weighs, {shape}"
         ) from None
-    if array.size and not (array.min() >= 0 and np.isfinite(array.max())):  # NaN is in both
+    if array.size and not _are_weights(array):
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
+
+
+def _are_weights(array: Array) -> bool:
+    """Whether numbers are finite, and 0 or above."""
+    if array.dtype == np.float64 and array.view(np.uint64).max() < _INFINITE:
+        return True  # one look at their bits: those of negative ones and NaN are above infinity's
+    return bool(array.min() >= 0 and np.isfinite(array.max()))  # NaN is in both
