@@ -266,7 +266,7 @@ class GroupKernel:
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0":
-            return 0 if self.ranked else 256
+            return 0 if self.ranked else 2 << 11  # two counts of each digit
         if self.ball.norm == "lp":
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0

@@ -95,7 +95,7 @@ def walk_groups(
         direct = True
     else:
         whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
-        direct = whole and (swept or ball.norm == "simplex")
+        direct = whole and (swept or ball.norm in ("simplex", "l0"))
     searched = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
     if ranked or (tiled and direct and not searched):
         lanes = SWEPT_ABREAST
