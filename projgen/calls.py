@@ -27,7 +27,7 @@ from projgen.operands import check_out, check_radii, overlap, same_memory
 from projgen.shapes import require_gpu
 from projgen.structure import Key, Place, at, dotted, flat, outline, places, rebuilt
 from projgen.trees import BoundArm, BoundTree, bind_tree
-from projgen.weights import Given, read_given
+from projgen.weights import Given, check_weights, read_given
 
 if TYPE_CHECKING:
     from projgen.cuda.trees import OnDevice
@@ -254,8 +254,11 @@ def _read(
     known = tuple(forms)
     ready = projection._ready.get(known)
     if ready is None:
+        forms[2] = given.lasting_signature
         ready = remember(
-            projection._ready, known, _checked(projection, place, operands, arrays, targets, given)
+            projection._ready,
+            tuple(forms),
+            _checked(projection, place, operands, arrays, targets, given),
         )
     elif out is not None:
         for leaf, target in zip(place.arms, targets.values(), strict=True):
@@ -294,6 +297,8 @@ def _checked(
             operands.check(leaf)
     shapes = {key: array.shape for key, array in arrays.items()}
     bound = bind_tree(projection.tree, place, shapes, given.labels)
+    if projection.unmatched == "error":
+        check_weights(place, given.arrays)
     for leaf in place.arms if targets else ():
         with _Named(leaf, "out "):
             operands.check_out(leaf)
@@ -344,7 +349,11 @@ def _check_apart(ready: Ready, arrays: Mapping[Key, Array], targets: Mapping[Key
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     checked = check_radii(_required(projection, radius), bound.batch, projection.spec)
-    return np.full(bound.batch, checked)
+    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(checked)):
+        raise ValueError(
+            "values that add up to an infinite radius are none of a simplex: its radius is finite"
+        )
+    return np.broadcast_to(np.asarray(checked, np.float64), bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

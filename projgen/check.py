@@ -151,6 +151,13 @@ def _check_place(
             call.name,
             hint="l1(..., nonneg=True) has values of 0 and above that add up to the radius at most",
         )
+    for weight in (weight for child in children for weight in child.weights):
+        if not NORMS[options.norm].weighs:
+            raise SpecError(
+                f"{options.norm} has no weights, so its children have none",
+                weight,
+                hint=NORMS[options.norm].summary,
+            )
     if options.norm == "l0" and set(above) - {"linf"}:
         raise SpecError(
             "l0 counts, so its radius is a number of groups, which no norm above but linf gives it",

@@ -97,9 +97,11 @@ def _ready(
     """The kernels from arrays laid out like `arrays` to such as `like`."""
     pairs = ((arrays[key], like[key]) for key in arrays)
     layouts = tuple((a.strides, a.flags.aligned, b.strides, b.flags.aligned) for a, b in pairs)
-    known = "info", bound, layouts, given.signature
-    found = projection._ready.get(known)
-    return found or remember(projection._ready, known, Ready(bound, [], []))
+    found = projection._ready.get(("info", bound, layouts, given.signature))
+    if found is None:
+        known = "info", bound, layouts, given.lasting_signature
+        found = remember(projection._ready, known, Ready(bound, [], []))
+    return found
 
 
 def _subject(

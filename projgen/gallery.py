@@ -10,9 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.groups import walk_groups
 from projgen.cpu.pull_kernel import PullKernel, lower_pull
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import compile_binding as compile_cuda
@@ -104,6 +108,37 @@ class PullExhibit(Showing):
         return lower_pull(self.spec, simplify(binding, shape, strides), dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupExhibit:
+    """A kernel of one level of groups, along ``axes`` of C-ordered arrays.
+
+    ``labels``: for groups of given sizes, how many; the kernel does not depend on which they are.
+    """
+
+    shows: str
+    ball: Ball
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    dtype: str = "float32"
+    labels: int = 0
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``group_l1_w_axis_0-1000x1000-float32.py``."""
+        axes = "_".join(["axis", *map(str, self.axes)])
+        title = re.sub(r"[^a-z0-9]+", "_", f"group_{self.compiled().title}_{axes}")
+        return f"{title}-{'x'.join(map(str, self.shape))}-{self.dtype}.py"
+
+    def compiled(self) -> GroupKernel:
+        """The kernel that walks such arrays."""
+        strides = c_strides(self.shape)
+        labels = np.arange(self.shape[self.axes[0]]) % self.labels if self.labels else None
+        weights = strides if self.ball.weighted else None
+        return walk_groups(
+            self.ball, self.dtype, self.shape, strides, self.axes, strides, weights, labels
+        ).kernel
+
+
 CANON = (
     Exhibit("rows", "l1(linf)", (1000, 1000)),
     Exhibit("rows, in place", "l1(linf)", (1000, 1000), in_place=True),
@@ -126,6 +161,13 @@ CANON = (
     Exhibit("half precision, packed and sorted", "l1(l1)", (100_000, 9), "bfloat16", in_place=True),
     Exhibit("the nearest point, of rows", "l1(linf)", (1000, 1000), exact=True),
     Exhibit("of columns and a batch", "l1(linf(axis=1), axis=2)", (8, 1000, 300), exact=True),
+)
+
+GROUP_CANON = (
+    GroupExhibit("2:4 sparsity, many groups at a time", Ball("l0"), (4096, 1024, 4), (2,)),
+    GroupExhibit("weights, groups side by side", Ball("l1", weighted=True), (1000, 1000), (0,)),
+    GroupExhibit("a search in logarithms", Ball("lp", 1.5), (1000, 1000), (1,), "float64"),
+    GroupExhibit("groups of given sizes", Ball("l2", ragged=True), (100, 1000), (1,), labels=30),
 )
 
 CUDA_CANON = (
@@ -153,7 +195,7 @@ PULL_CANON = (
 
 def gallery() -> dict[str, str]:
     """The sources by file name."""
-    exhibits = (*CANON, *CUDA_CANON, *PULL_CANON)
+    exhibits = (*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON)
     return {exhibit.name: exhibit.compiled().source for exhibit in exhibits}
 
 

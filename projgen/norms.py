@@ -24,8 +24,10 @@ class Norm:
     of its value and radius. ``rounds``: "down" or "up", where a limit in float32 goes so that the
     group stays in its ball. ``merges``: equal neighbours are one level (see `projgen.simplify`).
     ``chained``: a kernel of many levels may have it among them; otherwise a level is a kernel of
-    its own. ``weighs``: its values may have weights. ``pulls``: a kernel takes gradients back
-    through its ball (see `projgen.cpu.pull`); others go the reference's way.
+    its own. ``alone``: a level of it may be such a kernel, of ``templates/cpu/balls``: groups of
+    given sizes ask for one; ``weighs``: its values may have weights, which ask for one as well.
+    ``pulls``: a kernel takes gradients back through its ball (see `projgen.cpu.pull`); others go
+    the reference's way.
     """
 
     name: str
@@ -41,7 +43,8 @@ class Norm:
     rounds: str = "down"
     merges: bool = False
     chained: bool = True
-    weighs: bool = True
+    alone: bool = False
+    weighs: bool = False
     pulls: bool = False
 
 
@@ -55,6 +58,8 @@ _TABLE = (
         operations=5,
         searches=True,
         rounds="up",
+        alone=True,
+        weighs=True,
         pulls=True,
     ),
     Norm(
@@ -66,6 +71,8 @@ _TABLE = (
         operations=3,
         squares=True,
         merges=True,
+        alone=True,
+        weighs=True,
         pulls=True,
     ),
     Norm(
@@ -77,6 +84,8 @@ _TABLE = (
         operations=4,
         accumulates="max",
         merges=True,
+        alone=True,
+        weighs=True,
         pulls=True,
     ),
     Norm(
@@ -88,6 +97,8 @@ _TABLE = (
         operations=60,
         searches=True,
         chained=False,
+        alone=True,
+        weighs=True,
     ),
     Norm(
         "l0",
@@ -98,7 +109,7 @@ _TABLE = (
         operations=8,
         searches=True,
         chained=False,
-        weighs=False,
+        alone=True,
     ),
     Norm(
         "simplex",
@@ -109,7 +120,7 @@ _TABLE = (
         operations=5,
         searches=True,
         chained=False,
-        weighs=False,
+        alone=True,
     ),
 )
 

@@ -34,7 +34,7 @@ def check_radii(radius: Any, batch: tuple[int, ...], what: str) -> float | Array
             raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
         if given.ndim:
             try:
-                radii = np.broadcast_to(given.astype(np.float64), batch)
+                radii = np.broadcast_to(given.astype(np.float64, copy=False), batch)
             except ValueError:
                 has = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
                 raise ValueError(

@@ -76,7 +76,7 @@ def read_options(norm: str, name: Span, given: Mapping[str, Argument]) -> Option
         axis=axis,
         axis_spans=axis_spans,
         block=_block(given, axis, axis_spans),
-        groups=_labels(given, axis),
+        groups=_labels(norm, given, axis),
         weights=_weights(norm, given.get("w")),
         p=None if p in (1, 2, math.inf) else p,
         k=_count(norm, given.get("k")),
@@ -172,10 +172,11 @@ def _block(
     return tuple(sizes)
 
 
-def _labels(given: Mapping[str, Argument], axis: tuple[int, ...] | None) -> str | None:
+def _labels(norm: str, given: Mapping[str, Argument], axis: tuple[int, ...] | None) -> str | None:
     argument = given.get("groups")
     if argument is None:
         return None
+    _require(NORMS[norm].alone, norm, "groups of given sizes", argument)
     if "block" in given:
         raise SpecError(
             "'block' and 'groups' both cut the level's axis",
@@ -195,9 +196,13 @@ def _labels(given: Mapping[str, Argument], axis: tuple[int, ...] | None) -> str 
 def _weights(norm: str, argument: Argument | None) -> str | None:
     if argument is None:
         return None
-    if not NORMS[norm].weighs:
-        raise SpecError(f"{norm} has no weights", argument.span, hint=NORMS[norm].summary)
+    _require(NORMS[norm].weighs, norm, "weights", argument)
     return _name(argument, "an array of weights, given at the call")
+
+
+def _require(has: bool, norm: str, what: str, argument: Argument) -> None:
+    if not has:
+        raise SpecError(f"{norm} has no {what}", argument.span, hint=NORMS[norm].summary)
 
 
 def _name(argument: Argument, what: str) -> str:

@@ -84,6 +84,9 @@ def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Ar
     """
     real = weights > 0
     w = np.where(real, weights, 0.0)
+    lightest = np.where(real, weights, np.inf).min(axis=axes, keepdims=True, initial=np.inf)
+    if np.any(_linf(w, axes) * 1e-140 > lightest):
+        return _spread_l1_ball(a, axes, radius, w)
     _, heavy = np.frexp(_linf(w, axes))
     w = np.ldexp(w, -heavy)  # to square
     _, exponent = np.frexp(_linf(a, axes))
@@ -108,6 +111,18 @@ def _weighted_l1_ball(a: Array, axes: Axes, radius: Array, weights: Array) -> Ar
     return np.where(free, a, np.where(radius > 0, x, 0.0))
 
 
+def _spread_l1_ball(a: Array, axes: Axes, radius: Array, w: Array) -> Array:
+    """The same by halving a bracket of log t: for weights whose squares have no room together."""
+    logs = np.log(np.where(w > 0, w, 1.0))
+
+    def left(log_t: Array) -> Array:
+        pulled = np.exp(np.minimum(log_t + logs, 709.0))
+        return np.where(w > 0, np.maximum(a - pulled, 0.0), a)
+
+    t = _bisected(lambda log_t: _l1(w * left(log_t), axes) > radius, -3000.0, 3000.0, radius.shape)
+    return np.where((radius > 0) | (w == 0), left(t), 0.0)
+
+
 def _l2_ball(
     a: Array, axes: Axes, radius: Array, *, p: float | None = None, weights: Any = None
 ) -> Array:
@@ -116,16 +131,16 @@ def _l2_ball(
     if weights is None:
         return a / np.where(outside, length, 1.0) * np.where(outside, radius, 1.0)
     w = np.broadcast_to(weights, a.shape)
-    _, exponent = np.frexp(_linf(w, axes))
-    d = np.ldexp(w, -exponent) ** 2
-    goal = np.where(outside, radius / np.where(outside, length, 1.0), 1.0)
-    shares = w * a / np.where(outside, length, 1.0)
+    logs = np.log(np.where(w > 0, w, 1.0))
 
-    def too_long(log_t: Array) -> Any:
-        return _l2(shares / (1 + np.exp(log_t) * d), axes) > goal
+    def shrunk(log_t: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.where(w > 0, a / (1 + np.exp(log_t + 2 * logs)), a)
 
-    t = np.exp(_bisected(too_long, -700.0, 700.0, radius.shape))
-    return np.where((radius > 0) | (w == 0), a / (1 + t * d), 0.0)
+    t = _bisected(
+        lambda log_t: _l2(w * shrunk(log_t), axes) > radius, -5000.0, 5000.0, radius.shape
+    )
+    return np.where((radius > 0) | (w == 0), shrunk(t), 0.0)
 
 
 def _linf_ball(

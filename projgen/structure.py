@@ -42,6 +42,12 @@ class Place:
         for child in self.children:
             yield from child.leaves()
 
+    def walk(self) -> Iterator[Place]:
+        """This place and those beneath it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
     @cached_property
     def arms(self) -> tuple[Place, ...]:
         """The places of arrays, in the spec's order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,23 @@ from projgen.trees import BoundArm, BoundTree
 
 Array = NDArray[Any]
 
+_INFINITE = np.array(np.inf).view(np.uint64)
+
+
+class _Labels:
+    """Labels as a key: equal if all are; with a hash that few of them make."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Labels) and np.array_equal(self._array, other._array)
+
+    def __hash__(self) -> int:
+        return hash((self._array.size, *self._array[:: 1 + self._array.size // 64].tolist()))
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -29,7 +47,17 @@ class Given:
 
     arrays: Mapping[str, Any]
     labels: Mapping[str, Array]
-    signature: Hashable
+    shapes: Hashable
+
+    @property
+    def signature(self) -> Hashable:
+        """To look something up by: good for this call."""
+        return self.shapes, tuple((name, _Labels(own)) for name, own in self.labels.items())
+
+    @property
+    def lasting_signature(self) -> Hashable:
+        """The same to remember something by: the caller's labels may change."""
+        return self.shapes, tuple((name, _Labels(own.copy())) for name, own in self.labels.items())
 
     def apart_from(self, outs: Sequence[Array]) -> Given:
         """The same, with copies of the weights that lie where results will be written.
@@ -60,8 +88,7 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
         for name in given
         if name not in labels
     )
-    contents = tuple((name, array.tobytes()) for name, array in labels.items())
-    return Given(given, labels, (shapes, contents))
+    return Given(given, labels, shapes)
 
 
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
@@ -75,15 +102,25 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
                     f"{quote(node.groups)} takes a vector of whole numbers, the group of each "
                     f"place; it has rank {array.ndim} and dtype {array.dtype}"
                 )
-            if array.size and int(array.min()) < 0:
+            largest = _largest(array)
+            if largest < 0:
                 raise ValueError(f"{quote(node.groups)} has a negative label")
-            if array.size and int(array.max()) >= max(1 << 20, 4 * array.size):
+            if largest >= max(1 << 20, 4 * array.size):
                 raise ValueError(
-                    f"{quote(node.groups)} has label {int(array.max())}: labels count groups from "
+                    f"{quote(node.groups)} has label {largest}: labels count groups from "
                     "0; np.unique(labels, return_inverse=True)[1] makes such ones"
                 )
             labels[node.groups] = np.ascontiguousarray(array, np.int64)
     return labels
+
+
+def _largest(labels: Array) -> int:
+    """The largest of them, 0 of none; a negative one if there is any."""
+    if not labels.size:
+        return 0
+    if labels.dtype == np.int64:  # read once: a negative one is above all others there
+        return int(labels.view(np.uint64).max().astype(np.int64))
+    return int(labels.max()) if int(labels.min()) >= 0 else -1
 
 
 def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
@@ -96,6 +133,23 @@ def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
             names = tree.bound_names
             hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"
             raise TypeError(f"{quote(name)} is not named in {tree.spec}: {hint}")
+
+
+def check_weights(place: Place, given: Mapping[str, Any]) -> None:
+    """A ValueError for weights that no child of a branch takes."""
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    for branch in place.walk():
+        if branch.node.is_branch and branch.node.weights is not None:
+            keys = {dotted(child.key[len(branch.key) :]) for child in branch.children}
+            taken[branch.node.weights] |= keys
+    for name, keys in taken.items():
+        found = [dotted(key) for key, _ in flat(given.get(name)) if key]
+        left = [key for key in found if not any(f"{key}.".startswith(f"{own}.") for own in keys)]
+        if left:
+            raise ValueError(
+                f"{quote(name)} has weights for {', '.join(map(quote, left[:5]))}, and the branch "
+                f"has children {', '.join(map(quote, sorted(keys)[:5]))}"
+            )
 
 
 def is_weighted(place: Place) -> bool:
@@ -169,6 +223,13 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
             f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "
             f"the values that it weighs, {shape}"
         ) from None
-    if array.size and not (array.min() >= 0 and np.isfinite(array.max())):  # NaN is in both
+    if array.size and not _are_weights(array):
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
+
+
+def _are_weights(array: Array) -> bool:
+    """Whether numbers are finite, and 0 or above."""
+    if array.dtype == np.float64 and array.view(np.uint64).max() < _INFINITE:
+        return True  # one look at their bits: those of negative ones and NaN are above infinity's
+    return bool(array.min() >= 0 and np.isfinite(array.max()))  # NaN is in both

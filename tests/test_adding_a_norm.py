@@ -81,3 +81,16 @@ def test_the_copys_own_tests_pass(copy: Path) -> None:
 def test_it_is_explained(copy: Path) -> None:
     text = run(copy, "-m", "projgen", "explain", "linf(rms)", "--shape", "30x40")
     assert re.search(r"rms of y +scales; the values", text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("rms(w=v)", "rms has no weights"),
+        ("rms(2.0*a=l1, b=l1)", "rms has no weights, so its children have none"),
+        ("rms(axis=1, groups=labels)", "rms has no groups of given sizes"),
+    ],
+)
+def test_it_has_no_kernel_of_its_own(copy: Path, spec: str, reason: str) -> None:
+    code = f"import projgen\ntry: projgen.build({spec!r})\nexcept projgen.SpecError as e: print(e)"
+    assert run(copy, "-c", code).startswith(reason)

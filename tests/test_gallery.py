@@ -1,18 +1,27 @@
 """generated/ is what the compiler emits, byte for byte, and shows all of its ways."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from projgen.gallery import CANON, CUDA_CANON, PULL_CANON, CudaExhibit, gallery, write
+from projgen.gallery import (
+    CANON,
+    CUDA_CANON,
+    GROUP_CANON,
+    PULL_CANON,
+    CudaExhibit,
+    gallery,
+    write,
+)
 from projgen.plan import Plan
 from projgen.resources import resource_dir
 from projgen.stage import Threshold, Walk
 
 GENERATED = resource_dir("generated")
 IDS = [exhibit.name for exhibit in CANON]
-EXHIBITS = [*CANON, *CUDA_CANON, *PULL_CANON]
+EXHIBITS = [*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON]
 ALL = [exhibit.name for exhibit in EXHIBITS]
 
 
@@ -36,8 +45,8 @@ def test_no_orphans() -> None:
 
 def test_names_tell_exhibits_apart() -> None:
     assert len(set(ALL)) == len(EXHIBITS)
-    for exhibit in EXHIBITS:
-        assert exhibit.stem.replace("-", "_").isidentifier()
+    for name in ALL:
+        assert Path(name).stem.replace("-", "_").isidentifier()
 
 
 WAYS: dict[str, tuple[set[Any], Callable[[Plan], set[Any]]]] = {

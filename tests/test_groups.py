@@ -203,7 +203,43 @@ def test_weighted_balls_meet_the_conditions_of_the_nearest_point(norm: str) -> N
         assert norm == "l2" or np.all(gap[x[row] == 0] <= t[clear].max() * (1 + 1e-9))
 
 
-@pytest.mark.parametrize("n", [5, 48, 49, 300])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_weights_whose_squares_have_no_room_together(norm: str) -> None:
+    w = 10.0 ** np.array([[-250, -80, -80, 0, 70, 70, 240, 240, 240, -400]])  # the last one is 0
+    y = np.array([[2.0, 3.0, -1.0, 4.0, 3.0, 2.0, 1.0, -3.0, 2.0, 5.0]])
+    compared = 0
+    with rehearsals():
+        for array, weights, axis in ((y, w, 1), (np.tile(y.T, 3), np.tile(w.T, 3), 0)):
+            groups = Groups(
+                Ball(norm, weighted=True), array, (axis,), weights, np.empty_like(array)
+            )
+            for radius in (1e-260, 1e-249, 1e-100, 1e-79, 0.1, 3.0, 1e69, 2e70, 1e239, 4e240):
+                x = groups.project(radius)
+                shape = [1 if i == axis else n for i, n in enumerate(array.shape)]
+                radii, a = np.full(shape, radius), np.abs(array)
+                reference = REFERENCES[norm].ball(a, (axis,), radii, weights=weights)
+                assert_near(np.abs(x), reference, array)
+                found = REFERENCES[norm].norm(np.abs(x), (axis,), weights=weights)
+                assert np.all(found <= radii * (1 + 1e-9))
+                compared += 1
+    assert compared == 20
+
+
+@pytest.mark.parametrize("ball", [Ball("l1", weighted=True), Ball("l1"), Ball("simplex")], ids=repr)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_small_radii_are_met(ball: Ball, axis: int) -> None:
+    y = np.random.default_rng(8).standard_normal((60, 60)) + 5.0
+    w = np.random.default_rng(9).uniform(0.1, 1, y.shape) if ball.weighted else None
+    for part in (1e-5, 1e-9, 1e-13):
+        radius = part * 300
+        with rehearsals():
+            groups = Groups(ball, y, (axis,), w, np.empty_like(y))
+            x = groups.project(radius)
+        lengths = np.abs(x if w is None else w * x).sum(axis)
+        np.testing.assert_allclose(lengths, radius, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [5, 9, 48, 49, 300])
 def test_l0_keeps_the_first_of_equal_values(n: int) -> None:
     y = np.random.default_rng(n).integers(-3, 4, (4, n)).astype(np.float64)
     for y_way in (y, np.asfortranarray(y)):
@@ -235,6 +271,33 @@ def test_labels_are_groups_that_lie_anywhere(ball: Ball) -> None:
             total, _, reference = expected(ball, own, (axis,), 0.5, weights)
             np.testing.assert_allclose(values[:, label], total.reshape(-1), rtol=1e-10)
             assert_near(x.take(mine, axis), reference, own)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_labels_of_one_long_row(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut into pieces, each with sums of its own; squares that have no room, too."""
+    monkeypatch.setattr("projgen.cpu.groups.BLOCK", 40)
+    rng = np.random.default_rng(7)
+    labels, y = rng.integers(0, 9, 3000), rng.standard_normal(3000)
+    for label, scale in enumerate((1e-200, 1e200, 0.0, 1e-308, 1.0)):
+        y[labels == label] *= scale
+    results = []
+    for team, threads in ((None, 1), (early, 3), (together, 3)):
+        with rehearsals(team):
+            out = np.full_like(y, np.nan)
+            groups = Groups(Ball(norm, ragged=True), y, (0,), None, out, labels, threads)
+            values = groups.norms()
+            results.append(groups.project(0.5 * values).tobytes())
+    assert len(set(results)) == 1
+    assert groups.call._walk.cells["pieces"] > 9
+    for label in range(9):
+        own = y[labels == label]
+        value, _, reference = expected(Ball(norm), own, (0,), 0.5, None)
+        np.testing.assert_allclose(values[label], value[0], rtol=1e-10)
+        assert_near(out[labels == label], reference, own)
+    y[1234] = np.inf
+    with rehearsals():
+        assert groups.norms() is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -271,7 +334,64 @@ def test_a_rehearsed_team(team: Any) -> None:
     assert len(set(results)) == 1
 
 
+def halved_lp(a: Array, radii: Array, p: float) -> Any:
+    """The nearest points of lp balls, rows of `a`, by halving brackets alone: in logarithms, and in
+    the widest float that there is."""
+    wide = np.longdouble
+    logs, goal = np.log(a.astype(wide)), np.log(radii.astype(wide))[:, None]
+
+    def halved(above: Any, low: Any, high: Any) -> Any:
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = np.where(above(middle), low, middle), np.where(above(middle), middle, high)
+        return (low + high) / 2
+
+    def depths(t: Any) -> Any:  # z with exp(z) + exp(c + (p - 1) z) = 1
+        c = t + (wide(p) - 2) * logs
+        top = np.minimum(wide(0), -c / (wide(p) - 1))
+        return halved(
+            lambda z: np.exp(z) + np.exp(c + (wide(p) - 1) * z) > 1, top - 1 - 1 / wide(p - 1), top
+        )
+
+    def shorter(t: Any) -> Any:
+        powers = wide(p) * (logs + depths(t))
+        most = powers.max(1, keepdims=True)
+        return (np.log(np.exp(powers - most).sum(1, keepdims=True)) + most) / wide(p) < goal
+
+    bound = np.full_like(goal, 3000)
+    return np.exp(logs + depths(halved(shorter, -bound, bound)))
+
+
+@pytest.mark.parametrize("p", [1.01, 1.5, 3.0, 50.0])
+def test_compiled_lp_keeps_the_digits_of_every_entry(p: float) -> None:
+    """To 1e-10 of each entry, however small; for p from 1.5 on to 1e-13."""
+    rng = np.random.default_rng(12)
+    a = 10 ** (rng.uniform(-1, 0, (8, 30)) * np.repeat([0.5, 6], 4)[:, None])
+    groups = Groups(Ball("lp", p), a, (1,), out=np.empty_like(a))
+    radii = groups.norms() * np.tile([1e-6, 0.1, 0.7, 0.999], 2)
+    x, exact = groups.project(radii), halved_lp(a, radii, p)
+    seen = exact > 1e-290
+    assert seen.sum() > 100
+    error = np.abs(x[seen] / exact[seen] - 1).max()
+    assert error <= (1e-13 if p >= 1.5 else 1e-10), error
+
+
 COMPILED = [Ball("lp", 1.5), Ball("l1", weighted=True), Ball("l0")]
+
+
+def test_compiled_ranks_of_short_groups() -> None:
+    """Of every 4 neighbours the 2 largest, of equal ones the first; and -0.0 stays as it is."""
+    y = np.random.default_rng(6).integers(-3, 4, (500, 30, 4)).astype(np.float32)
+    y[y == 0] = -0.0
+    order = np.argsort(-np.abs(y), axis=2, kind="stable")
+    ranks = np.argsort(order, axis=2)
+    for threads in (1, 2):
+        groups = Groups(Ball("l0"), y, (2,), out=np.full_like(y, np.nan), threads=threads)
+        assert groups.project(2.0).tobytes() == np.where(ranks < 2, y, 0 * y).tobytes()
+        assert np.array_equal(groups.norms(), np.count_nonzero(y, axis=2))
+    assert "before3" in groups.call._walk.kernel.source
+    y[3, 3, 3] = np.inf
+    assert groups.norms() is None
 
 
 @pytest.mark.parametrize("ball", COMPILED, ids=repr)

@@ -91,6 +91,7 @@ WRONG_SPECS = {
         "l1(w=radius)",
         "l1(w=f(x))",
         "l0(w=name)",
+        "l0(2.0*linf, l2)",
         "l1(nonneg=1)",
     ],
     "Places in a tree": [

@@ -82,6 +82,13 @@ def refusals() -> dict[str, Refusal]:
         "weights that are words": lambda: weighted(enc, 1.0, importance=["a", "b", "c"]),
         "another name": lambda: weighted(enc, 1.0, importance=bias, weights=bias),
         "a name for a chain": lambda: projgen.build("l1(linf)")(enc, 1.0, w=bias),
+        "weights for no child": lambda: projgen.build("l1(a=linf, b=l2, w=ws)")(
+            {"a": enc, "b": bias}, 1.0, ws={"a": 1.0, "b": 2.0, "c": 3.0}
+        ),
+        "weights too many": lambda: projgen.build("l1(linf, l2, w=ws)")(
+            [enc, bias], 1.0, ws=[1.0, 2.0, 3.0]
+        ),
+        "an infinite simplex": lambda: projgen.build("simplex")(bias, np.inf),
         "weights that lack a child": lambda: projgen.build("l1(a=linf, b=l2, w=ws)")(
             {"a": enc, "b": dec}, 1.0, ws={"a": bias}
         ),

@@ -296,9 +296,11 @@ class Composition:
         call = _Call(self, {key: operand.y for key, operand in operands.items()}, given)
         try:
             total = call.up(self.root)
-            if np.any((total < Call.VANISHING) & (radii < Call.VANISHING)):
+            own = radii if any(radii.strides) else radii[:1]
+            small = own.min(initial=np.inf) < Call.VANISHING
+            if small and np.any((total < Call.VANISHING) & (own < Call.VANISHING)):
                 raise OutOfRangeError  # squares may have vanished on the way
-            inside = bool(np.all(total <= radii)) and self.bound.tree.root.norm != "simplex"
+            inside = bool(np.all(total <= own)) and self.bound.tree.root.norm != "simplex"
             if inside and not any(node.nonneg for node in self.bound.tree.levels):
                 for operand in operands.values():
                     if operand.out is not None:

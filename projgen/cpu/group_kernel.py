@@ -16,7 +16,9 @@ from projgen.cpu.lower import VERSION
 from projgen.render import render_group
 
 LANES = 16  # of float32 a cache line, and of float64 two
-ABREAST = 64  # groups that are swept together where they lie
+ABREAST = 64  # groups that are searched together where they lie: sweep after sweep
+SWEPT_ABREAST = 256  # groups that are swept together, once for values and once for results
+RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 
 CELLS = (
     "index_size",
@@ -43,7 +45,13 @@ CELLS = (
     "y_step",
     "x_step",
     "w_step",
+    "y_lane",
+    "x_lane",
     "w_lane",
+    "pieces",
+    "piece",
+    "slots_at",
+    "slots_size",
     "y_offsets",
     "y_offsets_end",
     "x_offsets",
@@ -73,7 +81,9 @@ class GroupKernel:
     """A kernel; equal ones have equal sources.
 
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
-    of them, and is worked on where it lies.
+    of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
+    where they are so few that all are compared with each other, in many groups at a time.
+    ``spread``: labelled elements are read in the array's order.
     """
 
     ball: Ball
@@ -82,6 +92,8 @@ class GroupKernel:
     lanes: int
     contiguous: frozenset[str]
     direct: bool = False
+    ranked: int = 0
+    spread: bool = False
 
     shares_cell: int = field(default=32, init=False)
     version: int = field(default=VERSION, init=False)
@@ -95,6 +107,12 @@ class GroupKernel:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        if self.ranked:
+            beside = "one after the other" if self.units["y"] else "side by side"
+            return (
+                f"groups of {self.ranked} lie {beside} in memory: "
+                f"{self.lanes} are worked on together",
+            )
         if self.abreast:
             return (
                 f"groups lie side by side in memory: {self.lanes} are worked on together, "
@@ -104,6 +122,8 @@ class GroupKernel:
             return (
                 f"groups lie side by side in memory: tiles of {self.lanes} are gathered together",
             )
+        if self.spread:
+            return ("labelled elements are read as they lie, and added up by label",)
         if self.ball.ragged:
             return ("the elements of a group lie anywhere along an axis: each has an offset",)
         if self.direct:
@@ -130,12 +150,17 @@ class GroupKernel:
         names = ["index_size", "y_size", "x_size", "w_size", "memory_size", "seats"]
         names += ["scratch_size", "spare_size", "pitch", "groups", "blocks", "block_size", "items"]
         names += ["labels", "tiles", "extent", "starts_at"]
-        names += ["y_bases_at", "x_bases_at", "w_bases_at"]
+        names += ["y_bases_at", "x_bases_at", "w_bases_at", "y_lane", "x_lane", "w_lane"]
         without = {
             name for name in names if name[:2] in ("x_", "w_") and name[0] not in self.arrays
         }
         if self.lanes == 1:
-            without |= {"tiles", "extent"}
+            without.add("tiles")
+        if self.ranked:
+            without |= {"labels", "starts_at", "pitch"}
+        if self.spread:
+            names += ["pieces", "piece", "slots_at", "slots_size"]
+            without |= {"pitch", "spare_size"}
         if not self.spare:
             without.add("spare_size")
         return tuple(name for name in names if name not in without)
@@ -214,15 +239,14 @@ class GroupKernel:
     @property
     def rescues(self) -> bool:
         """Whether some of a tile's groups may be worked on alone."""
-        squares = self.ball.norm == "l2" or (self.ball.norm == "l1" and self.ball.weighted)
-        return squares and self.abreast
+        return self.ball.norm in ("l1", "l2") and self.abreast
 
     @property
     def lane_vectors(self) -> tuple[str, ...]:
         """What is known of each group of a tile."""
         if not self.searches:
             return ("sums", "level")
-        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes")
+        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
     def limit(self, x: str) -> str:
@@ -242,14 +266,18 @@ class GroupKernel:
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0":
-            return 256
+            return 0 if self.ranked else 2 << 11  # two counts of each digit
         if self.ball.norm == "lp":
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
     def scratch_size(self, pitch: int, longest: int) -> int:
         """The room that a thread needs for groups of up to `longest` elements."""
+        if self.ranked:
+            return self.lanes * (1 + self.ranked)
         own = 1 + self.ball.weighted
+        if self.spread:
+            return 0  # `walk_groups` adds a level for each label
         if not self.direct:
             room = pitch * self.lanes * own
         elif self.lanes > 1:
@@ -257,6 +285,17 @@ class GroupKernel:
         else:
             room = 0
         return room + self.spare_size(longest)
+
+    @property
+    def dealt(self) -> bool:
+        """Whether groups to be ranked are copied first, value by value: the compiler finds shuffles
+        for a few values that lie one after the other."""
+        return self.ranked > 8 or (self.ranked > 0 and not self.units["y"])
+
+    @property
+    def bits(self) -> str:
+        """The integer type that holds an element's bits."""
+        return self.dtype.replace("float", "int")
 
     @property
     def near(self) -> str:

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
-from projgen.cpu.group_kernel import ABREAST, CELLS, LANES, Ball, GroupKernel
+from projgen.cpu.group_kernel import (
+    ABREAST,
+    CELLS,
+    LANES,
+    RANKED,
+    SWEPT_ABREAST,
+    Ball,
+    GroupKernel,
+)
 from projgen.cpu.sharing import Sharing
 
 __all__ = ["Ball", "GroupCall", "walk_groups"]
@@ -21,6 +29,9 @@ Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
 BLOCK = 32768  # elements, about, that a thread draws together
+PIECES = 32  # of labelled elements, if there are few rows of them
+
+_INFINITE = int(np.array(np.inf).view(np.int64))  # its bits
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
@@ -61,57 +72,73 @@ def walk_groups(
     # Of equal values l0 keeps the first: its elements are walked in the order of their axes.
     inner = sorted(axes) if ball.norm == "l0" else [axis for axis in outward if axis in axes]
     loops = _merged(shape, steps, inner)
-    extents = [n for n, _ in loops] or [1]
-    run = 1 if labels is not None else extents[-1]
-    step = {name: loops[-1][1][name] if loops else 1 for name in steps}
-    dense = [way for name, way in steps.items() if name != "w"]
-    side_by_side = (
-        bool(batch) and shape[batch[-1]] > 1 and all(way[batch[-1]] == 1 for way in dense)
-    )
-    tiled = side_by_side and (labels is not None or step["y"] != 1)
-    contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
+    run, step = loops[-1] if loops else (1, dict.fromkeys(steps, 1))
     if labels is not None:
+        run = 1
+    rows = _merged(shape, steps, batch)
+    extent, lane = rows.pop() if rows else (1, dict.fromkeys(steps, 0))
+    dense = [name for name in steps if name != "w"]
+    side_by_side = extent > 1 and all(lane[name] == 1 for name in dense)
+    tiled = side_by_side and (labels is not None or step["y"] != 1)
+    scales = ball.norm == "linf" or (ball.norm == "l2" and "w" not in steps)
+    spread = labels is not None and not tiled and scales
+    contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
+    if labels is not None and not spread:
         contiguous = frozenset()
+    adjacent = tiled or (extent > 1 and all(lane[name] == run for name in contiguous))
     swept = ball.norm in ("l1", "l2", "linf")
-    if tiled and swept and ("w" not in steps or steps["w"][batch[-1]] in (0, 1)):
-        contiguous = frozenset(name for name in steps if steps[name][batch[-1]] == 1)
+    ranked, direct = 0, False
+    if ball.norm == "l0" and labels is None and len(loops) <= 1 and 1 < run <= RANKED and adjacent:
+        ranked = run if tiled or contiguous == steps.keys() else 0
+    elif tiled and swept and ("w" not in steps or lane["w"] in (0, 1)):
+        contiguous = frozenset(name for name in steps if lane[name] == 1)
         direct = True
     else:
-        whole = len(loops) <= 1 and contiguous == steps.keys()
-        direct = whole and (swept or ball.norm == "simplex")
-    lanes = 1 if not tiled else ABREAST if direct else LANES
-    kernel = GroupKernel(ball, dtype, out_strides is None, lanes, contiguous, direct)
-    if labels is not None:
+        whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
+        direct = whole and (swept or ball.norm in ("simplex", "l0"))
+    searched = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
+    if ranked or (tiled and direct and not searched):
+        lanes = SWEPT_ABREAST
+    else:
+        lanes = 1 if not tiled else ABREAST if direct else LANES
+    in_place = out_strides is None
+    kernel = GroupKernel(ball, dtype, in_place, lanes, contiguous, direct, ranked, spread)
+    if labels is not None and spread:
+        offsets = {name: np.zeros(0, np.int64) for name in steps}
+        starts, numbers, run = labels, int(labels.max()) + 1, labels.size
+    elif labels is not None:
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+        numbers = starts.size - 1
         offsets = {name: order * step[name] for name in steps}
     else:
         outer = loops[:-1]
         offsets = {
             name: _sums([n for n, _ in outer], [way[name] for _, way in outer]) for name in steps
         }
-        starts = np.array([0, offsets["y"].size])
-    numbers = starts.size - 1
+        starts, numbers = np.array([0, offsets["y"].size]), 1
     bases, offset, span = {}, {}, {}
     for name, way in steps.items():
         low = sum(min(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
-        bases[name] = _sums([shape[axis] for axis in batch], [way[axis] for axis in batch]) - low
-    rows = bases["y"].size
-    longest = int(np.diff(starts).max(initial=0)) * run
-    extent = shape[batch[-1]] if batch else 1
+        bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
+    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * run
     tiles = -(-extent // kernel.lanes)
-    items = rows // extent * tiles * numbers
-    average = max(1, starts[-1] * run // max(1, numbers)) * kernel.lanes
-    block_size = max(1, BLOCK // int(average))
+    groups, pieces = bases["y"].size * extent * numbers, 1
+    items = bases["y"].size * tiles * numbers
+    average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
+    if spread:
+        pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
+        items, average = groups // numbers * pieces, -(-run // pieces)
+    block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
     pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
-        "groups": rows * numbers,
+        "groups": groups,
         "blocks": -(-items // block_size),
         "block_size": block_size,
         "items": items,
@@ -119,16 +146,20 @@ def walk_groups(
         "tiles": tiles,
         "extent": extent,
         "run": run,
-        "w_lane": steps["w"][batch[-1]] if "w" in steps and batch else 0,
-        "scratch_size": kernel.scratch_size(pitch, longest),
+        "pieces": pieces,
+        "piece": -(-run // pieces),
+        "slots_at": 2 * groups if pieces > 1 else 0,
+        "slots_size": groups * pieces if pieces > 1 else 0,
+        "scratch_size": numbers if spread else kernel.scratch_size(pitch, longest),
         **{f"{name}_step": step[name] for name in steps},
+        **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
     }
     vectors = [starts]
     at = len(CELLS)
     cells["starts_at"], at = at, at + starts.size
     for name in steps:
-        cells[f"{name}_bases_at"], at = at, at + rows
+        cells[f"{name}_bases_at"], at = at, at + bases[name].size
         cells[f"{name}_offsets"], cells[f"{name}_offsets_end"] = at, at + offsets[name].size
         at += offsets[name].size
         vectors += [bases[name], offsets[name]]
@@ -158,6 +189,14 @@ def _sums(extents: Sequence[int], steps: Sequence[int]) -> Offsets:
     for extent, step in zip(extents, steps, strict=True):
         offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * step).reshape(-1)
     return offsets
+
+
+@np.errstate(invalid="ignore")  # what is not finite is noticed by the kernel
+def _length(lengths: Array, axis: int) -> Any:
+    """The length of vectors that consist of some of these lengths."""
+    top = lengths.max(axis=axis, keepdims=True)
+    shares = lengths / np.where(top > 0, top, 1.0)
+    return np.sqrt(np.square(shares).sum(axis=axis)) * top.squeeze(axis)
 
 
 class GroupCall:
@@ -200,10 +239,16 @@ class GroupCall:
         threads = max(1, min(threads, walk.cells["blocks"]))
         groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
         self._groups = groups
-        size = 2 * groups + threads * walk.cells["scratch_size"]
+        slots = walk.cells["slots_size"]
+        self._slots = slice(2 * groups, 2 * groups + slots)
+        self._slots_shape = groups // walk.cells["labels"], -1, walk.cells["labels"]
+        self._combine = np.maximum.reduce if ball.norm == "linf" else _length
+        size = 2 * groups + slots + threads * walk.cells["scratch_size"]
         cells = {**dict.fromkeys(CELLS, 0), **walk.cells, "seats": threads, "memory_size": size}
         self._cells = np.concatenate([[cells[name] for name in CELLS], walk.index]).astype(np.int64)
-        self._sizes = size, walk.kernel.shares_cell + 16 * threads
+        shares = walk.kernel.shares_cell
+        self._sizes = size, shares + 16 * threads
+        self._highest = slice(shares + 1, None, 16)
         self._offset = walk.offset["y"] * itemsize
         self._out_offset = walk.offset.get("x", walk.offset["y"]) * itemsize
         self._own_offset = walk.offset.get("w", 0) * 8
@@ -223,17 +268,21 @@ class GroupCall:
             return None
         work = self._borrow()
         work.memory[self._groups] = -1.0
-        self._run(y, y, weights, work, projects=False)
+        self._run(y, y, weights, work, 0, projects=False)
+        slots = work.memory[self._slots]
+        if slots.size:
+            values = work.memory[: self._groups].reshape(-1, self._slots_shape[-1])
+            values[...] = self._combine(slots.reshape(self._slots_shape), axis=1)
         return work
 
     def values(self, begun: cpu.Workspace | None) -> NDArray[np.float64] | None:
-        """The value of each group; None if one is not finite."""
+        """The value of each group, good until `begun` is ended; None if one is not finite."""
         if self._walk is None or begun is None:
             return np.zeros(self.values_shape)
-        walked = begun.memory[: self._groups]
-        if not np.isfinite(walked).all():
+        if begun.desk[self._highest].max() >= _INFINITE:
             return None
-        return walked.reshape(self._walked).transpose(self._natural).copy(order="C")
+        walked = begun.memory[: self._groups].reshape(self._walked)
+        return np.asarray(walked.transpose(self._natural), order="C")
 
     def end(
         self, begun: cpu.Workspace | None, y: int, out: int, radii: Array, weights: int
@@ -245,10 +294,14 @@ class GroupCall:
         """
         if self._walk is None or begun is None:
             return
-        ordered = np.asarray(radii, np.float64).reshape(self.values_shape)
-        to = begun.memory[self._groups : 2 * self._groups].reshape(self._walked)
-        to[...] = ordered.transpose(self._memory)
-        self._run(y, out, weights, begun, projects=True)
+        alike = not any(radii.strides)
+        if alike:
+            begun.memory[self._groups] = radii.flat[0]
+        else:
+            ordered = np.asarray(radii, np.float64).reshape(self.values_shape)
+            to = begun.memory[self._groups : 2 * self._groups].reshape(self._walked)
+            to[...] = ordered.transpose(self._memory)
+        self._run(y, out, weights, begun, 0 if alike else 1, projects=True)
         self.abandon(begun)
 
     def abandon(self, begun: cpu.Workspace | None) -> None:
@@ -262,9 +315,11 @@ class GroupCall:
         except IndexError:
             return cpu.Workspace(*self._sizes)
 
-    def _run(self, y: int, out: int, weights: int, work: cpu.Workspace, projects: bool) -> None:
+    def _run(
+        self, y: int, out: int, weights: int, work: cpu.Workspace, radius_step: int, projects: bool
+    ) -> None:
         work.desk.fill(0)
-        work.desk[1] = weights + self._own_offset
+        work.desk[1:3] = weights + self._own_offset, radius_step
         arguments = (
             y + self._offset,
             out + self._out_offset,
