@@ -24,6 +24,7 @@ WAYS, SETS = 8, 1024  # of that cache, to go by: lines whose addresses differ by
 FAR_SCRATCH_BYTES = 4 << 20  # of a tile that is as wide as reading it in short runs asks for
 SHORT = 63  # groups of up to so many adjacent values are handled many at a time
 SORTED = 32  # groups of up to so many are, where thresholds are searched for
+BUNDLED = 128  # groups whose values alternate are as well, if they have so many together
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
@@ -103,6 +104,9 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         step = math.prod(axis.extent for axis in axes)
         axes = (Axis(False, 1, step, step), *axes)
     searches = leaf if joint else NORMS[layout.norms[level]].searches
+    bundle = _bundle(axes, SORTED if searches else BUNDLED) if leaf and not joint else 1
+    if bundle > 1:
+        axes = _untangled(axes)
     lanes = _lanes(axes) if leaf and not searches else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
@@ -111,10 +115,11 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         axes = _side_by_side(axes)
     itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
-    walk = _walk(axes, leaf, unit, 0 if joint else SORTED if searches else SHORT)
+    short = 0 if joint else BUNDLED if bundle > 1 else SORTED if searches else SHORT
+    walk = _walk(axes, leaf, unit, short)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
-    cut = _cut(axes, loop, itemsize) if shared else UNCUT
+    cut = _cut(axes, loop, itemsize, bundle) if shared else UNCUT
     alone = sum(axis.reduced for axis in axes) == 1
     whole = not (shared and axes[loop].reduced)
     direct = walk is not Walk.COLUMNS and alone and whole
@@ -139,7 +144,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     # fmt: off
     return Stage(
         level, norm, leaf, axes, walk, cut, tiles, direct, unit, inner, shared, lanes, together,
-        threshold,
+        threshold, bundle,
     )
     # fmt: on
 
@@ -215,6 +220,28 @@ def _widened(axes: Sequence[Axis], lanes: int) -> tuple[Axis, ...]:
     )
 
 
+def _bundle(axes: Sequence[Axis], longest: int) -> int:
+    """How many groups of up to `longest` values alternate, in bundles that follow each other."""
+    if len(axes) < 3 or axes[-1].reduced or not axes[-2].reduced or axes[-3].reduced:
+        return 1
+    outer, rows, columns = axes[-3:]
+    size = rows.extent * columns.extent
+    dense = columns.stride == columns.out_stride == 1 and all(
+        (axis.stride, axis.out_stride) == (step, step)
+        for axis, step in ((rows, columns.extent), (outer, size))
+    )
+    few = rows.extent <= longest and size <= BUNDLED and outer.extent >= 16
+    alone = sum(axis.reduced for axis in axes) == 1
+    return columns.extent if dense and few and alone else 1
+
+
+def _untangled(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    *others, outer, rows, columns = axes
+    size = rows.extent
+    groups = Axis(False, outer.extent * columns.extent, size, size)
+    return (*others, groups, Axis(True, size, 1, 1))
+
+
 def _together(axes: Sequence[Axis]) -> int:
     """How many values a group has side by side, if it has more elsewhere and runs are short.
 
@@ -271,7 +298,7 @@ def _most_blocks(axes: Sequence[Axis], loop: int) -> int:
     return extent if loop < len(axes) - 1 else max(1, extent // (4 * WIDE))
 
 
-def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
+def _cut(axes: Sequence[Axis], loop: int, itemsize: int, bundle: int = 1) -> Cut:
     size = math.prod(axis.extent for axis in axes)
     extent = axes[loop].extent
     blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
@@ -279,6 +306,7 @@ def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
     if axes[loop].reduced and not axes[-1].reduced:  # rows of columns are read several at once
         several = 16 if step >= 64 else 4
         step = -(-step // several) * several
+    step = -(-step // bundle) * bundle
     return Cut(loop, step, -(-extent // step))
 
 

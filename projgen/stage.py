@@ -61,6 +61,8 @@ class Stage:
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
     one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
     group has as many accumulators. ``together``: so many adjacent columns are one group.
+    ``bundle``: so many packed groups' values alternate; axes are those of the same groups, as if
+    they lay one after the other, which is the same memory for whole bundles.
     ``vector``: a GPU takes so many adjacent elements in one access.
     """
 
@@ -78,6 +80,7 @@ class Stage:
     lanes: int
     together: int
     threshold: Threshold | None
+    bundle: int = 1
     vector: int = 1
 
     @property

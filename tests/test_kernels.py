@@ -125,6 +125,17 @@ def test_packed_groups_of_every_length(norm: str, dtype: str) -> None:
             check(f"l1({norm})", values(dtype, (70, length), length)["normal"], (0.4,))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", CHAINED)
+def test_groups_that_alternate(norm: str, dtype: str) -> None:
+    """Whose values are side by side, in bundles that follow each other."""
+    with rehearsals(BLOCK_BYTES=2048):
+        for shape in ((40, 2, 2), (50, 3, 3), (17, 32, 4), (300, 2, 17)):
+            leaf = projgen.build(f"l1({norm}(axis=1))").plan(shape, dtype).leaf
+            assert (str(leaf.walk), leaf.bundle) == ("packed", shape[2])
+            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], (0.4,))
+
+
 @pytest.mark.parametrize(
     ("norm", "length"),
     [

@@ -213,9 +213,26 @@ class StageCode:
     @property
     def width(self) -> int:
         """How many values a row of a tile has room for."""
-        if self.walk == "packed":  # a few thousand values: in the first-level cache
-            return max(64, 2048 // self.stage.inner // 16 * 16)
+        if self.walk == "packed":
+            return self.stage.bundle * self.bundles
         return tile_width(self.stage.group_size, ITEMSIZE[self.dtype])
+
+    @property
+    def bundled(self) -> int:
+        """How many adjacent values the groups of a bundle have."""
+        return self.stage.inner * self.stage.bundle
+
+    @property
+    def spread(self) -> str:
+        """The name of what spreads the limits of its packed groups over their values."""
+        bundle = f"_{self.stage.bundle}" if self.stage.bundle > 1 else ""
+        return f"spread_{self.bundled}{bundle}"
+
+    @property
+    def bundles(self) -> int:
+        """How many bundles of packed groups a tile has: a few thousand values, which are in the
+        first-level cache."""
+        return max(64, 2048 // self.bundled // 16 * 16)
 
     @property
     def exchanges(self) -> tuple[tuple[int, int], ...]:
@@ -226,7 +243,7 @@ class StageCode:
     def dealt(self) -> bool:
         """Whether packed groups become vectors by shuffles of our own: for a few values the
         compiler finds them itself."""
-        return self.walk == "packed" and self.stage.inner >= 8
+        return self.walk == "packed" and self.bundled >= 8
 
     @property
     def block(self) -> str:
@@ -242,6 +259,8 @@ class StageCode:
     def few(self) -> int:
         """How many neighbours of a packed group are joined in advance: a vector's share of that
         loop, against the scalar steps that then remain."""
+        if self.stage.bundle > 1:
+            return 1
         size = self.stage.inner
         return min(range(1, size + 1), key=lambda n: size * n / 11 * (n > 1) + size // n + size % n)
 
