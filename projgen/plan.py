@@ -29,6 +29,7 @@ TOGETHER = 64  # runs up to this are columns of their own, where a group has man
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
 BAKED = 128  # extents up to this are written into the kernel
+CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
 
@@ -104,10 +105,16 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         step = math.prod(axis.extent for axis in axes)
         axes = (Axis(False, 1, step, step), *axes)
     searches = leaf if joint else NORMS[layout.norms[level]].searches
-    bundle = _bundle(axes, SORTED if searches else BUNDLED) if leaf and not joint else 1
+    wide = ITEMSIZE[dtype] == ITEMSIZE[arithmetic(dtype)]
+    longest = BUNDLED if wide or not searches else SORTED
+    bundle = _bundle(axes, longest) if leaf and not joint else 1
     if bundle > 1:
         axes = _untangled(axes)
-    lanes = _lanes(axes) if leaf and not searches else 1
+    if not searches:
+        lanes = _lanes(axes, 2 * WIDE) if leaf else 1
+    else:  # fewer columns than a vector has
+        few = leaf and not joint and axes[-1].extent < 16 and not _few_rows(axes)
+        lanes = _lanes(axes, NARROW) if few else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
     together = _together(axes) if leaf and not searches else 1
@@ -115,7 +122,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         axes = _side_by_side(axes)
     itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
-    short = 0 if joint else BUNDLED if bundle > 1 else SORTED if searches else SHORT
+    short = 0 if joint else longest if bundle > 1 else SORTED if searches else SHORT
     walk = _walk(axes, leaf, unit, short)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
@@ -123,16 +130,27 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     alone = sum(axis.reduced for axis in axes) == 1
     whole = not (shared and axes[loop].reduced)
     direct = walk is not Walk.COLUMNS and alone and whole
-    threshold, tiles = None, UNCUT
+    threshold, tiles, crossing = None, UNCUT, False
     if searches:
-        threshold = Threshold.JOINT if joint else _threshold(axes, walk, cut, direct, itemsize)
+        threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if joint:
+            threshold = Threshold.JOINT
+        elif lanes > 1:
+            threshold = Threshold.SWEEP
+        elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
+            threshold = Threshold.SORT
         if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
-        searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once
+        searched = [Threshold.STRIP, Threshold.TILE]  # many groups at once
+        searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
-        if threshold in searched:
-            tiles = _cut_for_tiles(axes, itemsize)
+        if walk is Walk.PACKED:
+            tiles = cut
+        elif threshold in searched:
+            crossing = _crosses(axes)
+            threshold = Threshold.TILE if crossing and threshold is Threshold.STRIP else threshold
+            tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
     baked = (
         unit
@@ -144,7 +162,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     # fmt: off
     return Stage(
         level, norm, leaf, axes, walk, cut, tiles, direct, unit, inner, shared, lanes, together,
-        threshold, bundle,
+        threshold, bundle, crossing,
     )
     # fmt: on
 
@@ -196,8 +214,8 @@ def _lacks_groups(layout: Layout, level: int, axes: Sequence[Axis]) -> bool:
     )
 
 
-def _lanes(axes: Sequence[Axis]) -> int:
-    """How many rows of columns, if few lie densely, make one row: of about `WIDE` columns, or
+def _lanes(axes: Sequence[Axis], wide: int) -> int:
+    """How many rows of columns, if few lie densely, make one row: of up to `wide` columns, or
     of about `NARROW` where there is one such block after the other, each with its own groups."""
     if len(axes) < 2 or axes[-1].reduced or not axes[-2].reduced:
         return 1
@@ -205,7 +223,7 @@ def _lanes(axes: Sequence[Axis]) -> int:
         return 1
     rows, columns = axes[-2].extent, axes[-1].extent
     if len(axes) == 2:
-        most = min(2 * WIDE // columns, rows // 4)
+        most = min(wide // columns, rows // 4)
     else:  # accumulators should be few beside the values, but make whole vectors
         most = min(NARROW // columns, max(rows // 8, min(64 // columns, rows // 2)))
     return max(lanes for lanes in range(1, max(1, most) + 1) if rows % lanes == 0)
@@ -310,8 +328,22 @@ def _cut(axes: Sequence[Axis], loop: int, itemsize: int, bundle: int = 1) -> Cut
     return Cut(loop, step, -(-extent // step))
 
 
-def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
+def _few_rows(axes: Sequence[Axis]) -> bool:
+    """Whether columns are short enough to be sorted, and side by side."""
+    reduced = [axis.extent for axis in axes if axis.reduced]
+    beside = len(axes) > 1 and axes[-2].reduced and axes[-1].stride == 1
+    return beside and len(reduced) == 1 and reduced[0] <= SORTED
+
+
+def _crosses(axes: Sequence[Axis]) -> bool:
+    """Whether a tile takes the columns of several turns of the loop around a group's."""
+    return len(axes) > 2 and not axes[-3].reduced and axes[-1].extent < CROSSED
+
+
+def _cut_for_tiles(axes: Sequence[Axis], itemsize: int, crossing: bool) -> Cut:
     """Tiles hold whole groups, so the loop that is cut runs over groups."""
+    if crossing:
+        return _cut(axes, len(axes) - 3, itemsize)
     loop = max(range(len(axes)), key=lambda i: (not axes[i].reduced) * axes[i].extent)
     extent = axes[loop].extent
     if loop < len(axes) - 1:
@@ -334,7 +366,7 @@ def _threshold(
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
     small = rows * itemsize <= 8 * SCRATCH_BYTES
     if walk is Walk.PACKED:
-        return Threshold.SORT
+        return Threshold.SORT if axes[-1].extent <= SORTED else Threshold.TILE
     if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
         return Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES

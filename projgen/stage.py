@@ -22,7 +22,7 @@ class Threshold(str, Enum):
     STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
     TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
-    SORT = "sort"  # a few values each: sorted, many groups at once
+    SORT = "sort"  # a few values each: sorted, many groups at once, in a copy
     JOINT = "joint"  # one search for all groups of a batch entry, by sweeps: see `plan`
 
     __str__ = str.__str__
@@ -63,7 +63,8 @@ class Stage:
     group has as many accumulators. ``together``: so many adjacent columns are one group.
     ``bundle``: so many packed groups' values alternate; axes are those of the same groups, as if
     they lay one after the other, which is the same memory for whole bundles.
-    ``vector``: a GPU takes so many adjacent elements in one access.
+    ``crossing``: its tiles take the columns of several turns of the loop around a group's, as few
+    lie side by side. ``vector``: a GPU takes so many adjacent elements in one access.
     """
 
     level: int
@@ -81,6 +82,7 @@ class Stage:
     together: int
     threshold: Threshold | None
     bundle: int = 1
+    crossing: bool = False
     vector: int = 1
 
     @property
