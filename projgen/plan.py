@@ -28,7 +28,7 @@ BUNDLED = 128  # groups whose values alternate are as well, if they have so many
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
-BAKED = 128  # extents up to this are written into the kernel
+BAKED = 128  # extents of rows up to this are written into the kernel; of a block, it saves 1 us
 CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
@@ -152,10 +152,11 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             threshold = Threshold.TILE if crossing and threshold is Threshold.STRIP else threshold
             tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
+    large = math.prod(axis.extent for axis in axes) * itemsize >= BLOCK_BYTES
     baked = (
         unit
         and len(axes) - 1 not in (cut.loop, tiles.loop)
-        and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED))
+        and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED and large))
     )
     inner = inner if leaf and baked else 0
     norm = layout.norms[level]
