@@ -264,23 +264,20 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
         for b in range(blocks):
             excess += slots[b * groups + g]
             above += counts[b * groups + g]
+        t = limit[g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        goal = max(np.float64(limit[g]), safe)
-        if above > 0:
-            goal = np.float64(limit[g]) + (excess - u) / above
-        elif count[g] < 0 and limit[g] != np.float64(safe):
-            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        if above == 0 and count[g] < 0 and t != np.float64(safe):
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
-            continue
-        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
             goal = max(goal, 0.0)
-            limit[g] = goal
             count[g] = -2
         else:
-            limit[g] = goal
             count[g] = above
             open_groups += 1
+        limit[g] = goal
     return open_groups
 
 

@@ -168,6 +168,17 @@ def deal_9(typing_context, row, group, tile):
     return types.void(row, types.int64, tile), codegen
 
 
+@register_jitable
+def deal(row, bundles, tile):
+    """The values of that many groups to a tile, whose columns they then are."""
+    whole = bundles - bundles % 16
+    for g in range(0, whole, 16):
+        deal_9(row, g, tile)
+    for g in range(whole, bundles):
+        for j in range(9):
+            tile[224 * j + g] = row[9 * g + j]
+
+
 @intrinsic
 def spread_9(typing_context, limits, group, tile):
     """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
@@ -204,12 +215,7 @@ def aggregate_1(y, v0, scratch, first, last, axes):
         row = wide[: stored.size]
         for j in range(row.size):
             row[j] = widen(stored[j])
-        whole = values.size - values.size % 16
-        for g in range(0, whole, 16):
-            deal_9(row, g, tile)
-        for g in range(whole, values.size):
-            for j in range(9):
-                tile[224 * j + g] = row[9 * g + j]
+        deal(row, values.size, tile)
         for g in range(values.size):
             a = np.float64(abs(cells[g])) + np.float64(abs(cells[224 + g])) + np.float64(abs(cells[448 + g])) + np.float64(abs(cells[672 + g])) + np.float64(abs(cells[896 + g])) + np.float64(abs(cells[1120 + g])) + np.float64(abs(cells[1344 + g])) + np.float64(abs(cells[1568 + g])) + np.float64(abs(cells[1792 + g]))
             values[g] = a
@@ -340,23 +346,20 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
         for b in range(blocks):
             excess += slots[b * groups + g]
             above += counts[b * groups + g]
+        t = limit[g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        goal = max(np.float64(limit[g]), safe)
-        if above > 0:
-            goal = np.float64(limit[g]) + (excess - u) / above
-        elif count[g] < 0 and limit[g] != np.float64(safe):
-            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        if above == 0 and count[g] < 0 and t != np.float64(safe):
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
-            continue
-        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
             goal = max(goal, 0.0)
-            limit[g] = goal
             count[g] = -2
         else:
-            limit[g] = goal
             count[g] = above
             open_groups += 1
+        limit[g] = goal
     return open_groups
 
 
@@ -390,19 +393,7 @@ def thresholds_1(row, v, u, tile, limits):
     row_7 = tile[1568 : 1792]
     row_8 = tile[1792 : 2016]
     radius = tile[2016 : 2240]
-    whole = v.size - v.size % 16
-    for g in range(0, whole, 16):
-        deal_9(row, g, tile)
-    for g in range(whole, v.size):
-        row_0[g] = row[9 * g]
-        row_1[g] = row[9 * g + 1]
-        row_2[g] = row[9 * g + 2]
-        row_3[g] = row[9 * g + 3]
-        row_4[g] = row[9 * g + 4]
-        row_5[g] = row[9 * g + 5]
-        row_6[g] = row[9 * g + 6]
-        row_7[g] = row[9 * g + 7]
-        row_8[g] = row[9 * g + 8]
+    deal(row, v.size, tile)
     for g in range(v.size):
         radius[g] = u[g]
     for g in range(v.size):

@@ -162,6 +162,17 @@ def deal_9(typing_context, row, group, tile):
     return types.void(row, types.int64, tile), codegen
 
 
+@register_jitable
+def deal(row, bundles, tile):
+    """The values of that many groups to a tile, whose columns they then are."""
+    whole = bundles - bundles % 16
+    for g in range(0, whole, 16):
+        deal_9(row, g, tile)
+    for g in range(whole, bundles):
+        for j in range(9):
+            tile[224 * j + g] = row[9 * g + j]
+
+
 @intrinsic
 def spread_9(typing_context, limits, group, tile):
     """tile[9 * group + i] = limits[group + i // 9] for 16 groups: one shuffle for each vector."""
@@ -194,12 +205,7 @@ def aggregate_1(y, v0, scratch, first, last, axes):
         stop = min(start + 224, last)
         values = v0[start : stop]
         row = y[at + start * 9 : at + stop * 9]
-        whole = values.size - values.size % 16
-        for g in range(0, whole, 16):
-            deal_9(row, g, tile)
-        for g in range(whole, values.size):
-            for j in range(9):
-                tile[224 * j + g] = row[9 * g + j]
+        deal(row, values.size, tile)
         for g in range(values.size):
             a = max(max(max(max(np.int32(cells[g] & MAGNITUDE_32), np.int32(cells[224 + g] & MAGNITUDE_32)), np.int32(cells[448 + g] & MAGNITUDE_32)), max(np.int32(cells[672 + g] & MAGNITUDE_32), np.int32(cells[896 + g] & MAGNITUDE_32))), max(max(np.int32(cells[1120 + g] & MAGNITUDE_32), np.int32(cells[1344 + g] & MAGNITUDE_32)), max(np.int32(cells[1568 + g] & MAGNITUDE_32), np.int32(cells[1792 + g] & MAGNITUDE_32))))
             values[g] = np.float64(np.int32(a).view(np.float32))
@@ -330,23 +336,20 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
         for b in range(blocks):
             excess += slots[b * groups + g]
             above += counts[b * groups + g]
+        t = limit[g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        goal = max(np.float64(limit[g]), safe)
-        if above > 0:
-            goal = np.float64(limit[g]) + (excess - u) / above
-        elif count[g] < 0 and limit[g] != np.float64(safe):
-            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        if above == 0 and count[g] < 0 and t != np.float64(safe):
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
-            continue
-        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
+        elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
             goal = max(goal, 0.0)
-            limit[g] = goal
             count[g] = -2
         else:
-            limit[g] = goal
             count[g] = above
             open_groups += 1
+        limit[g] = goal
     return open_groups
 
 

@@ -221,13 +221,66 @@ def excess_1(y, limit, slot, above, first, last, axes):
     limits = limit[0 : n1]
     excesses = slot[0 : n1]
     counts = above[0 : n1]
-    for i0 in range(first, last):
+    whole = last - (last - first) % 8
+    for i0 in range(first, whole, 8):
         at = i0 * s0
-        row = y[at : at + n1]
+        row_0 = y[at : at + n1]
+        at_1 = at + s0
+        row_1 = y[at_1 : at_1 + n1]
+        at_2 = at_1 + s0
+        row_2 = y[at_2 : at_2 + n1]
+        at_3 = at_2 + s0
+        row_3 = y[at_3 : at_3 + n1]
+        at_4 = at_3 + s0
+        row_4 = y[at_4 : at_4 + n1]
+        at_5 = at_4 + s0
+        row_5 = y[at_5 : at_5 + n1]
+        at_6 = at_5 + s0
+        row_6 = y[at_6 : at_6 + n1]
+        at_7 = at_6 + s0
+        row_7 = y[at_7 : at_7 + n1]
         for j in range(limits.size):
-            a = abs(row[j]) - limits[j]
-            excesses[j] += np.float64(a) if a > 0 else 0.0
-            counts[j] += 1.0 if a > 0 else 0.0
+            t = limits[j]
+            excess = np.float32(0)
+            count = np.float32(0)
+            a = abs(row_0[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_1[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_2[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_3[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_4[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_5[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_6[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            a = abs(row_7[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            excesses[j] += np.float64(excess)
+            counts[j] += np.float64(count)
+    for i0 in range(whole, last):
+        at = i0 * s0
+        row_0 = y[at : at + n1]
+        for j in range(limits.size):
+            t = limits[j]
+            excess = np.float32(0)
+            count = np.float32(0)
+            a = abs(row_0[j]) - t
+            excess += a if a > 0 else np.float32(0)
+            count += np.float32(1) if a > 0 else np.float32(0)
+            excesses[j] += np.float64(excess)
+            counts[j] += np.float64(count)
 
 
 @register_jitable(fastmath=FAST)
@@ -244,23 +297,20 @@ def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
         for b in range(blocks):
             excess += slots[b * groups + g]
             above += counts[b * groups + g]
+        t = limit[g]
         u = u0[g]
         safe = (v0[g] - u) / (n0)
-        goal = max(np.float64(limit[g]), safe)
-        if above > 0:
-            goal = np.float64(limit[g]) + (excess - u) / above
-        elif count[g] < 0 and limit[g] != np.float32(safe):
-            limit[g] = safe  # the guess was right of every value: from here Newton cannot fail
+        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        if above == 0 and count[g] < 0 and t != np.float32(safe):
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
-            continue
-        if above == 0 or above == count[g] or (count[g] >= 0 and goal <= limit[g]):
-            goal = max(goal, 0.0)
-            limit[g] = up(goal)
+        elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
+            goal = up(max(goal, 0.0))
             count[g] = -2
         else:
-            limit[g] = goal
             count[g] = above
             open_groups += 1
+        limit[g] = goal
     return open_groups
 
 

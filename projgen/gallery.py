@@ -148,6 +148,7 @@ CANON = (
     Exhibit("rows with gaps", "linf(l2)", (1000, 1000), order="gaps"),
     Exhibit("short rows, packed", "l1(linf)", (100_000, 9)),
     Exhibit("short rows, packed, thresholds by sorting", "l1(l1)", (100_000, 9), in_place=True),
+    Exhibit("groups that alternate, in bundles of two", "l1(l1(axis=1))", (30_000, 3, 2)),
     Exhibit("a batch of rows, thresholds one by one", "l1(axis=1)", (1000, 1000)),
     Exhibit("columns, thresholds by strips", "l2(l1(axis=0))", (1000, 1000), in_place=True),
     Exhibit("columns that share cache lines, thresholds by tiles", "l2(l1(axis=0))", (1024, 1024)),

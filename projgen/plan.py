@@ -24,10 +24,12 @@ WAYS, SETS = 8, 1024  # of that cache, to go by: lines whose addresses differ by
 FAR_SCRATCH_BYTES = 4 << 20  # of a tile that is as wide as reading it in short runs asks for
 SHORT = 63  # groups of up to so many adjacent values are handled many at a time
 SORTED = 32  # groups of up to so many are, where thresholds are searched for
+BUNDLED = 128  # groups whose values alternate are as well, if they have so many together
 TOGETHER = 64  # runs up to this are columns of their own, where a group has many
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
-BAKED = 128  # extents up to this are written into the kernel
+BAKED = 128  # extents of rows up to this are written into the kernel; of a block, it saves 1 us
+CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
 
@@ -103,7 +105,16 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         step = math.prod(axis.extent for axis in axes)
         axes = (Axis(False, 1, step, step), *axes)
     searches = leaf if joint else NORMS[layout.norms[level]].searches
-    lanes = _lanes(axes) if leaf and not searches else 1
+    wide = ITEMSIZE[dtype] == ITEMSIZE[arithmetic(dtype)]
+    longest = BUNDLED if wide or not searches else SORTED
+    bundle = _bundle(axes, longest) if leaf and not joint else 1
+    if bundle > 1:
+        axes = _untangled(axes)
+    if not searches:
+        lanes = _lanes(axes, 2 * WIDE) if leaf else 1
+    else:  # fewer columns than a vector has
+        few = leaf and not joint and axes[-1].extent < 16 and not _few_rows(axes)
+        lanes = _lanes(axes, NARROW) if few else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
     together = _together(axes) if leaf and not searches else 1
@@ -111,35 +122,48 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         axes = _side_by_side(axes)
     itemsize = ITEMSIZE[arithmetic(dtype)] if leaf else 8
     unit = axes[-1].stride == axes[-1].out_stride == 1
-    walk = _walk(axes, leaf, unit, 0 if joint else SORTED if searches else SHORT)
+    short = 0 if joint else longest if bundle > 1 else SORTED if searches else SHORT
+    walk = _walk(axes, leaf, unit, short)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
     loop = _loop_to_cut(axes, walk)
-    cut = _cut(axes, loop, itemsize) if shared else UNCUT
+    cut = _cut(axes, loop, itemsize, bundle) if shared else UNCUT
     alone = sum(axis.reduced for axis in axes) == 1
     whole = not (shared and axes[loop].reduced)
     direct = walk is not Walk.COLUMNS and alone and whole
-    threshold, tiles = None, UNCUT
+    threshold, tiles, crossing = None, UNCUT, False
     if searches:
-        threshold = Threshold.JOINT if joint else _threshold(axes, walk, cut, direct, itemsize)
+        threshold = _threshold(axes, walk, cut, direct, itemsize)
+        if joint:
+            threshold = Threshold.JOINT
+        elif lanes > 1:
+            threshold = Threshold.SWEEP
+        elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
+            threshold = Threshold.SORT
         if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
-        searched = (Threshold.STRIP, Threshold.TILE)  # many groups at once
+        searched = [Threshold.STRIP, Threshold.TILE]  # many groups at once
+        searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
-        if threshold in searched:
-            tiles = _cut_for_tiles(axes, itemsize)
+        if walk is Walk.PACKED:
+            tiles = cut
+        elif threshold in searched:
+            crossing = _crosses(axes)
+            threshold = Threshold.TILE if crossing and threshold is Threshold.STRIP else threshold
+            tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
+    large = math.prod(axis.extent for axis in axes) * itemsize >= BLOCK_BYTES
     baked = (
         unit
         and len(axes) - 1 not in (cut.loop, tiles.loop)
-        and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED))
+        and (walk is Walk.PACKED or (walk is Walk.ROWS and inner <= BAKED and large))
     )
     inner = inner if leaf and baked else 0
     norm = layout.norms[level]
     # fmt: off
     return Stage(
         level, norm, leaf, axes, walk, cut, tiles, direct, unit, inner, shared, lanes, together,
-        threshold,
+        threshold, bundle, crossing,
     )
     # fmt: on
 
@@ -191,8 +215,8 @@ def _lacks_groups(layout: Layout, level: int, axes: Sequence[Axis]) -> bool:
     )
 
 
-def _lanes(axes: Sequence[Axis]) -> int:
-    """How many rows of columns, if few lie densely, make one row: of about `WIDE` columns, or
+def _lanes(axes: Sequence[Axis], wide: int) -> int:
+    """How many rows of columns, if few lie densely, make one row: of up to `wide` columns, or
     of about `NARROW` where there is one such block after the other, each with its own groups."""
     if len(axes) < 2 or axes[-1].reduced or not axes[-2].reduced:
         return 1
@@ -200,7 +224,7 @@ def _lanes(axes: Sequence[Axis]) -> int:
         return 1
     rows, columns = axes[-2].extent, axes[-1].extent
     if len(axes) == 2:
-        most = min(2 * WIDE // columns, rows // 4)
+        most = min(wide // columns, rows // 4)
     else:  # accumulators should be few beside the values, but make whole vectors
         most = min(NARROW // columns, max(rows // 8, min(64 // columns, rows // 2)))
     return max(lanes for lanes in range(1, max(1, most) + 1) if rows % lanes == 0)
@@ -213,6 +237,28 @@ def _widened(axes: Sequence[Axis], lanes: int) -> tuple[Axis, ...]:
         Axis(True, rows.extent // lanes, rows.stride * lanes, rows.out_stride * lanes),
         replace(columns, extent=columns.extent * lanes),
     )
+
+
+def _bundle(axes: Sequence[Axis], longest: int) -> int:
+    """How many groups of up to `longest` values alternate, in bundles that follow each other."""
+    if len(axes) < 3 or axes[-1].reduced or not axes[-2].reduced or axes[-3].reduced:
+        return 1
+    outer, rows, columns = axes[-3:]
+    size = rows.extent * columns.extent
+    dense = columns.stride == columns.out_stride == 1 and all(
+        (axis.stride, axis.out_stride) == (step, step)
+        for axis, step in ((rows, columns.extent), (outer, size))
+    )
+    few = rows.extent <= longest and size <= BUNDLED and outer.extent >= 16
+    alone = sum(axis.reduced for axis in axes) == 1
+    return columns.extent if dense and few and alone else 1
+
+
+def _untangled(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    *others, outer, rows, columns = axes
+    size = rows.extent
+    groups = Axis(False, outer.extent * columns.extent, size, size)
+    return (*others, groups, Axis(True, size, 1, 1))
 
 
 def _together(axes: Sequence[Axis]) -> int:
@@ -271,7 +317,7 @@ def _most_blocks(axes: Sequence[Axis], loop: int) -> int:
     return extent if loop < len(axes) - 1 else max(1, extent // (4 * WIDE))
 
 
-def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
+def _cut(axes: Sequence[Axis], loop: int, itemsize: int, bundle: int = 1) -> Cut:
     size = math.prod(axis.extent for axis in axes)
     extent = axes[loop].extent
     blocks = min(-(-size * itemsize // BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
@@ -279,11 +325,26 @@ def _cut(axes: Sequence[Axis], loop: int, itemsize: int) -> Cut:
     if axes[loop].reduced and not axes[-1].reduced:  # rows of columns are read several at once
         several = 16 if step >= 64 else 4
         step = -(-step // several) * several
+    step = -(-step // bundle) * bundle
     return Cut(loop, step, -(-extent // step))
 
 
-def _cut_for_tiles(axes: Sequence[Axis], itemsize: int) -> Cut:
+def _few_rows(axes: Sequence[Axis]) -> bool:
+    """Whether columns are short enough to be sorted, and side by side."""
+    reduced = [axis.extent for axis in axes if axis.reduced]
+    beside = len(axes) > 1 and axes[-2].reduced and axes[-1].stride == 1
+    return beside and len(reduced) == 1 and reduced[0] <= SORTED
+
+
+def _crosses(axes: Sequence[Axis]) -> bool:
+    """Whether a tile takes the columns of several turns of the loop around a group's."""
+    return len(axes) > 2 and not axes[-3].reduced and axes[-1].extent < CROSSED
+
+
+def _cut_for_tiles(axes: Sequence[Axis], itemsize: int, crossing: bool) -> Cut:
     """Tiles hold whole groups, so the loop that is cut runs over groups."""
+    if crossing:
+        return _cut(axes, len(axes) - 3, itemsize)
     loop = max(range(len(axes)), key=lambda i: (not axes[i].reduced) * axes[i].extent)
     extent = axes[loop].extent
     if loop < len(axes) - 1:
@@ -306,7 +367,7 @@ def _threshold(
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
     small = rows * itemsize <= 8 * SCRATCH_BYTES
     if walk is Walk.PACKED:
-        return Threshold.SORT
+        return Threshold.SORT if axes[-1].extent <= SORTED else Threshold.TILE
     if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
         return Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES

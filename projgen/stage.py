@@ -22,7 +22,7 @@ class Threshold(str, Enum):
     STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
     TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
-    SORT = "sort"  # a few values each: sorted, many groups at once
+    SORT = "sort"  # a few values each: sorted, many groups at once, in a copy
     JOINT = "joint"  # one search for all groups of a batch entry, by sweeps: see `plan`
 
     __str__ = str.__str__
@@ -61,7 +61,10 @@ class Stage:
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
     one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
     group has as many accumulators. ``together``: so many adjacent columns are one group.
-    ``vector``: a GPU takes so many adjacent elements in one access.
+    ``bundle``: so many packed groups' values alternate; axes are those of the same groups, as if
+    they lay one after the other, which is the same memory for whole bundles.
+    ``crossing``: its tiles take the columns of several turns of the loop around a group's, as few
+    lie side by side. ``vector``: a GPU takes so many adjacent elements in one access.
     """
 
     level: int
@@ -78,6 +81,8 @@ class Stage:
     lanes: int
     together: int
     threshold: Threshold | None
+    bundle: int = 1
+    crossing: bool = False
     vector: int = 1
 
     @property

@@ -274,12 +274,13 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         kind = re.search(r"\bfloat\d+", made.__doc__ or "")
         assert kind is not None
         return lambda address: (address, _TYPES[kind.group()])
-    name, digits = made.__name__.split("_")
-    size = int(digits)
+    name, *numbers = made.__name__.split("_")
+    size, bundle = map(int, (*numbers, 1)[:2])
 
     def spread(limits: Array, group: int, tile: Array) -> None:
-        values = np.repeat(limits[group:][:16], size)
-        tile[size * group :][: values.size] = values
+        given = limits[group:][: 16 * bundle].reshape(-1, 1, bundle)
+        rows = np.repeat(given, size // bundle, axis=1)
+        tile[size // bundle * group :][: rows.size] = rows.ravel()
 
     def deal(row: Array, group: int, tile: Array) -> None:
         pitch = max(64, 2048 // size // 16 * 16)

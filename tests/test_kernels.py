@@ -125,6 +125,37 @@ def test_packed_groups_of_every_length(norm: str, dtype: str) -> None:
             check(f"l1({norm})", values(dtype, (70, length), length)["normal"], (0.4,))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", CHAINED)
+def test_groups_that_alternate(norm: str, dtype: str) -> None:
+    """Whose values are side by side, in bundles that follow each other."""
+    with rehearsals(BLOCK_BYTES=2048):
+        for shape in ((40, 2, 2), (50, 3, 3), (17, 32, 4), (300, 2, 17), (35, 40, 3)):
+            leaf = projgen.build(f"l1({norm}(axis=1))").plan(shape, dtype).leaf
+            assert (str(leaf.walk), leaf.bundle) == ("packed", shape[2])
+            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], (0.4,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [
+        ((3, 70), "sort"),  # few rows
+        ((32, 900), "sort"),
+        ((70, 20, 9), "sort"),  # few rows and columns, too many values to be a bundle
+        ((70, 40, 20), "tile"),
+        ((700, 3), "sweep"),  # few columns
+        ((5, 300, 7), "sweep"),
+    ],
+)
+def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dtype: str) -> None:
+    spec = f"linf(l1(axis={len(shape) - 2}))"
+    assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
+    with rehearsals(BLOCK_BYTES=2048):
+        for y in values(dtype, shape).values():
+            check(spec, y, (1e-3, 0.4))
+
+
 @pytest.mark.parametrize(
     ("norm", "length"),
     [
@@ -157,7 +188,7 @@ def test_exchanges_sort(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "way"), [((1003, 77), "strip"), ((1000, 1024), "tile"), ((300, 9), "strip")]
+    ("shape", "way"), [((1003, 77), "strip"), ((1000, 1024), "tile"), ((300, 17), "strip")]
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], way: str, dtype: str) -> None:
@@ -343,6 +374,8 @@ TEAM = [
     ("linf(l1)", (200, 5)),
     ("l1", (2000,)),
     ("l1(l1(axis=0))", (300, 7)),
+    ("l1(l1(axis=0))", (9, 300)),
+    ("l1(l1(axis=1))", (40, 35, 3)),
 ]
 
 

@@ -36,6 +36,10 @@ SHARED = [  # ways in which threads share a level
     pytest.param("l2(l1)", (40000, 16), marks=pytest.mark.slow),
     pytest.param("l1(axis=0)", (30000, 20), marks=pytest.mark.slow),
     pytest.param("l1(l2(axis=0))", (3, 200000), marks=pytest.mark.slow),
+    pytest.param("l1(l1(axis=0))", (100000, 4), marks=pytest.mark.slow),
+    pytest.param("l2(l1(axis=0))", (20, 20000), marks=pytest.mark.slow),
+    pytest.param("l1(l1(axis=1))", (20000, 5, 3), marks=pytest.mark.slow),
+    pytest.param("l1(l1(axis=1))", (8000, 50, 2), marks=pytest.mark.slow),
 ]
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from projgen.cpu.alike import stage_codes
 from projgen.cpu.kernel import Segment
-from projgen.cpu.stages import StageCode, stage_codes
+from projgen.cpu.stages import StageCode
 from projgen.dtypes import ITEMSIZE
 from projgen.plan import Plan
 
@@ -86,6 +87,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         if s.abreast:
             width = 16 if s.threshold == "strip" else pitch
             sizes.append(136 + 16 + rows * width * itemsize // 8)
+        if s.sorted_aside:
+            sizes.append((rows + 1) * pitch * itemsize // 8)
         if s.walk == "packed":
             runs = 2 if s.half else 1  # dealt, and as they come
             sizes.append(max((runs * rows + 2) * pitch * itemsize // 8, rows * pitch))

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from projgen.cpu.alike import stage_codes
 from projgen.cpu.geometry import NEWTON_TURNS, cells, scratch, segments
 from projgen.cpu.kernel import Kernel, Phase
-from projgen.cpu.stages import StageCode, stage_codes
+from projgen.cpu.stages import StageCode
 from projgen.plan import Plan
 
 VERSION = 2  # of the generated code
@@ -44,6 +45,8 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
             actions += [("start", s), ("newton", s)]
         elif s.abreast:
             actions += [("hint", s)] if s.stage.shared else []
+            actions.append(("thresholds", s))
+        elif s.sorted_aside:
             actions.append(("thresholds", s))
         elif s.limited:
             actions.append(("limits", s))

@@ -1,17 +1,15 @@
-"""The levels of a plan as functions: levels that are alike share them, to be compiled once."""
+"""A level of a plan as functions: their names, what they read, and how they go about it."""
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
-from projgen.dtypes import ITEMSIZE, arithmetic
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
-from projgen.plan import Plan, tile_width
-from projgen.stage import UNCUT, Cut, Stage
+from projgen.plan import tile_width
+from projgen.stage import UNCUT, Stage
 
 STRETCH_BYTES = 512
 
@@ -43,6 +41,11 @@ class StageCode:
         if not self.stage.shared:  # a small level, where a short function counts for more
             return 1
         return 16 if self.streamed else 4
+
+    @property
+    def rows_of_sweep(self) -> int:
+        """The same in a sweep that looks for thresholds, which keeps two sums of each column."""
+        return 8 if self.stage.shared else 1
 
     @property
     def stretched(self) -> bool:
@@ -163,7 +166,7 @@ class StageCode:
     @property
     def limited(self) -> bool:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
-        return self.threshold in ("sweep", "joint") or self.walk == "columns"
+        return self.threshold in ("sweep", "joint", "tile") or self.walk == "columns"
 
     @property
     def joint(self) -> bool:
@@ -178,9 +181,8 @@ class StageCode:
     @property
     def copied(self) -> bool:
         """Whether halves are widened to scratch memory for a search, which reads them often."""
-        return self.half and (
-            self.threshold == "sort" or (self.threshold, self.walk) == ("row", "rows")
-        )
+        ways = ("sort", "packed"), ("row", "rows")
+        return self.half and (self.threshold, self.walk) in ways
 
     @property
     def scratches(self) -> bool:
@@ -193,8 +195,15 @@ class StageCode:
         return self.threshold in ("strip", "tile")
 
     @property
+    def sorted_aside(self) -> bool:
+        """Whether thresholds are found by sorting between the sweeps."""
+        return (self.threshold, self.walk) == ("sort", "columns")
+
+    @property
     def hinting(self) -> int:
         """How many turns of the loop that is cut say where the others should start."""
+        if self.walk == "packed":
+            return 16 * self.stage.bundle
         return 16 if self.stage.tiles.loop == len(self.stage.axes) - 1 else 1
 
     @property
@@ -208,25 +217,45 @@ class StageCode:
         """Whether a long group's threshold is guessed from a sample."""
         stage = self.stage
         alone = sum(axis.reduced for axis in stage.axes) == 1
-        return self.threshold == "sweep" and self.walk == "rows" and alone and stage.unit
+        rows = self.walk == "rows" and stage.unit
+        return self.threshold == "sweep" and alone and (rows or self.widened)
 
     @property
     def width(self) -> int:
         """How many values a row of a tile has room for."""
-        if self.walk == "packed":  # a few thousand values: in the first-level cache
-            return max(64, 2048 // self.stage.inner // 16 * 16)
+        if self.walk == "packed":
+            return self.stage.bundle * self.bundles
+        if self.sorted_aside:
+            return self.bundles
         return tile_width(self.stage.group_size, ITEMSIZE[self.dtype])
 
     @property
+    def bundled(self) -> int:
+        """How many adjacent values the groups of a bundle have."""
+        return self.stage.group_size * self.stage.bundle
+
+    @property
+    def spread(self) -> str:
+        """The name of what spreads the limits of its packed groups over their values."""
+        bundle = f"_{self.stage.bundle}" if self.stage.bundle > 1 else ""
+        return f"spread_{self.bundled}{bundle}"
+
+    @property
+    def bundles(self) -> int:
+        """How many bundles of packed groups, or columns to sort, a tile has: a few thousand values,
+        which are in the first-level cache."""
+        return max(64, 2048 // self.bundled // 16 * 16)
+
+    @property
     def exchanges(self) -> tuple[tuple[int, int], ...]:
-        """The sorting network for the values of a packed group."""
-        return exchanges(self.stage.inner)
+        """The sorting network for the values of a group."""
+        return exchanges(self.stage.group_size)
 
     @property
     def dealt(self) -> bool:
         """Whether packed groups become vectors by shuffles of our own: for a few values the
         compiler finds them itself."""
-        return self.walk == "packed" and self.stage.inner >= 8
+        return self.walk == "packed" and self.bundled >= 8
 
     @property
     def block(self) -> str:
@@ -242,6 +271,8 @@ class StageCode:
     def few(self) -> int:
         """How many neighbours of a packed group are joined in advance: a vector's share of that
         loop, against the scalar steps that then remain."""
+        if self.stage.bundle > 1:
+            return 1
         size = self.stage.inner
         return min(range(1, size + 1), key=lambda n: size * n / 11 * (n > 1) + size // n + size % n)
 
@@ -323,46 +354,6 @@ class StageCode:
         used = [name for name in self.names if re.search(rf"\b{name}\b", body)]
         cells = ", ".join(f"axes[{self.names.index(name)}]" for name in used)
         return f"    {', '.join(used)} = {cells}\n" if used else ""
-
-
-def stage_codes(plan: Plan) -> tuple[StageCode, ...]:
-    """Above the leaf, levels work on dense vectors of float64."""
-    codes = []
-    for stage in plan.stages:
-        own = (stage.level,)
-        stored = plan.dtype if stage.leaf else "float64"
-        in_place, streamed = stage.leaf and plan.in_place, stage.leaf and plan.streamed
-        code = StageCode(stage, arithmetic(stored), in_place, streamed, own, own, stored)
-        codes.append(code)
-    alike, searching = _levels_by(_form, codes), _levels_by(_search, codes)
-    return tuple(replace(s, levels=alike[_form(s)], searchers=searching[_search(s)]) for s in codes)
-
-
-def _levels_by(
-    key: Callable[[StageCode], Hashable], codes: list[StageCode]
-) -> dict[Hashable, tuple[int, ...]]:
-    levels: defaultdict[Hashable, tuple[int, ...]] = defaultdict(tuple)
-    for s in codes:
-        levels[key(s)] += (s.level,)
-    return levels
-
-
-def _form(s: StageCode) -> Hashable:
-    """Equal for levels whose functions differ in nothing but their arguments."""
-    if s.leaf:
-        return s.level
-    axes = tuple(replace(axis, extent=0, stride=0, out_stride=0) for axis in s.stage.axes)
-    cut, tiles = (Cut(cut.loop, 0, 0) for cut in (s.stage.cut, s.stage.tiles))
-    return replace(s.stage, level=0, axes=axes, cut=cut, tiles=tiles)
-
-
-def _search(s: StageCode) -> Hashable:
-    """Equal for levels that can use the same search."""
-    if s.abreast:
-        return "abreast", s.dtype
-    if s.threshold == "row" or s.sampled:
-        return "row", s.dtype, s.sum_dtype
-    return s.level
 
 
 def _counted(levels: tuple[int, ...], last: str = "") -> list[str]:
