@@ -228,7 +228,9 @@ def print_times(models: Sequence[nn.Module], most: int, seconds: float) -> None:
             if medians[0] > 1.2 * alone.setdefault(batch, medians[0]):
                 crowded.append(what)
     if crowded:
-        print(f"\nslower than 1 thread, so other work has the cores: {'; '.join(crowded)}")
+        print(
+            f"\nslower than with 1 thread, as where cores are busy or there is little to share: {'; '.join(crowded)}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
