@@ -228,9 +228,8 @@ def print_times(models: Sequence[nn.Module], most: int, seconds: float) -> None:
             if medians[0] > 1.2 * alone.setdefault(batch, medians[0]):
                 crowded.append(what)
     if crowded:
-        print(
-            f"\nslower than with 1 thread, as where cores are busy or there is little to share: {'; '.join(crowded)}"
-        )
+        print(f"\nslower than with 1 thread: {'; '.join(crowded)}")
+        print("(other work has the cores, or there is too little to share)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
