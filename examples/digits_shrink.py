@@ -211,9 +211,9 @@ def print_sizes(models: Sequence[nn.Module], test: Part) -> None:
 
 def print_times(models: Sequence[nn.Module], most: int, seconds: float) -> None:
     """Rows of the table, with one thread and with `most`: medians, and of the ratios, turn by turn,
-    the middle half too."""
+    the middle half too. Rows that other work has spoilt are left out, and named below the table."""
     alone: dict[int, float] = {}
-    crowded = []
+    spoilt = []
     for threads in sorted({1, most}):
         torch.set_num_threads(threads)
         for batch in (1, 256):
@@ -222,14 +222,15 @@ def print_times(models: Sequence[nn.Module], most: int, seconds: float) -> None:
             low, ratio, high = statistics.quantiles(
                 [last / first for first, last in zip(taken[0], taken[-1], strict=True)], n=4
             )
-            what = f"batch of {batch}, {threads} thread{'s' * (threads > 1)}"
+            what = f"batch of {batch}, {threads} thread{'s' * (threads > 1)}, ms"
+            if medians[0] > 2 * alone.setdefault(batch, medians[0]):
+                # A thread without a core keeps the others waiting, whatever the network.
+                spoilt.append(f"{what}: dense {medians[0]:.3f}, with 1 thread {alone[batch]:.3f}")
+                continue
             cells = " | ".join(f"{median:.3f}" for median in medians)
-            print(f"| {what}, ms | {cells} | {ratio:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
-            if medians[0] > 1.2 * alone.setdefault(batch, medians[0]):
-                crowded.append(what)
-    if crowded:
-        print(f"\nslower than with 1 thread: {'; '.join(crowded)}")
-        print("(other work has the cores, or there is too little to share)")
+            print(f"| {what} | {cells} | {ratio:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
+    if spoilt:
+        print("\nleft out, for the cores are busy:", *spoilt, sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
