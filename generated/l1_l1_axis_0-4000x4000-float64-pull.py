@@ -207,7 +207,7 @@ def weigh_0(values, radii, sums, tallies, floor, mean):
     for group in range(values.size):
         v, u, a = values[group], radii[group], sums[group]
         n = tallies[group]
-        floor[group] = -1 if u >= v else 0
+        floor[group] = -1 if u > 0 and u >= v else 0
         mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
@@ -221,12 +221,12 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     x_row = x[at : at + n0]
     g_row = g[at : at + n0]
     out_row = out[at : at + n0]
-    if radii[group] >= values[group]:
-        for j in range(y_row.size):
-            out_row[j] = g_row[j]
-    elif radii[group] <= 0:
+    if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
+    elif radii[group] >= values[group]:
+        for j in range(y_row.size):
+            out_row[j] = g_row[j]
     else:
         floor = floors[group]
         mean = means[group]
@@ -240,7 +240,7 @@ def weigh_1(values, radii, sums, tallies, rise, floor, mean, lift):
     for group in range(values.size):
         v, u, a = values[group], radii[group], sums[group]
         n = tallies[group]
-        floor[group] = -1 if u >= v else 0
+        floor[group] = -1 if u > 0 and u >= v else 0
         mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
         lift[group] = rise[group]
 

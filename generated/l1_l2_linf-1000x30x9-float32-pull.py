@@ -158,7 +158,7 @@ def prepare_2(values, radii, limit, top):
     """What the values of level 2, linf of y are compared with, group by group."""
     for group in range(values.size):
         v, u = values[group], radii[group]
-        limit[group] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        limit[group] = -1 if u <= 0 else np.inf if u >= v else down(u)
         top[group] = v if v > 0 else -1
 
 
@@ -263,7 +263,7 @@ def weigh_0(values, radii, sums, tallies, floor, mean):
     for group in range(values.size):
         v, u, a = values[group], radii[group], sums[group]
         n = tallies[group]
-        floor[group] = -1 if u >= v else 0
+        floor[group] = -1 if u > 0 and u >= v else 0
         mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
@@ -277,12 +277,12 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     x_row = x[at : at + n0]
     g_row = g[at : at + n0]
     out_row = out[at : at + n0]
-    if radii[group] >= values[group]:
-        for j in range(y_row.size):
-            out_row[j] = g_row[j]
-    elif radii[group] <= 0:
+    if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
+    elif radii[group] >= values[group]:
+        for j in range(y_row.size):
+            out_row[j] = g_row[j]
     else:
         floor = floors[group]
         mean = means[group]
@@ -295,7 +295,7 @@ def weigh_1(values, radii, sums, rise, scale, tilt):
     """What the gradients of the values of level 1, l2 of v1 need to know of their groups."""
     for group in range(values.size):
         v, u, a = values[group], radii[group], sums[group]
-        scale[group] = 1.0 if u >= v else u / v if u > 0 else 0.0
+        scale[group] = 0.0 if u <= 0 else 1.0 if u >= v else u / v
         tilt[group] = -u / v * (a / v / v) if 0 < u < v else 0.0
         if v > 0:
             tilt[group] += rise[group] / v
@@ -311,12 +311,12 @@ def share_1(y, g, out, values, radii, scales, tilts, axes):
         y_row = y[at : at + n1]
         g_row = g[at : at + n1]
         out_row = out[at : at + n1]
-        if radii[group] >= values[group]:
-            for j in range(y_row.size):
-                out_row[j] = g_row[j]
-        elif radii[group] <= 0:
+        if radii[group] <= 0:
             for j in range(y_row.size):
                 out_row[j] = 0
+        elif radii[group] >= values[group]:
+            for j in range(y_row.size):
+                out_row[j] = g_row[j]
         else:
             scale = scales[group]
             tilt = tilts[group]

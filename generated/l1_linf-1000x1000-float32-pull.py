@@ -135,7 +135,7 @@ def prepare_1(values, radii, limit, top):
     """What the values of level 1, linf of y are compared with, group by group."""
     for group in range(values.size):
         v, u = values[group], radii[group]
-        limit[group] = np.inf if u >= v else -1 if u <= 0 else down(u)
+        limit[group] = -1 if u <= 0 else np.inf if u >= v else down(u)
         top[group] = v if v > 0 else -1
 
 
@@ -208,7 +208,7 @@ def weigh_0(values, radii, sums, tallies, floor, mean):
     for group in range(values.size):
         v, u, a = values[group], radii[group], sums[group]
         n = tallies[group]
-        floor[group] = -1 if u >= v else 0
+        floor[group] = -1 if u > 0 and u >= v else 0
         mean[group] = a / max(n, 1.0) if 0 < u < v else 0.0
 
 
@@ -222,12 +222,12 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     x_row = x[at : at + n0]
     g_row = g[at : at + n0]
     out_row = out[at : at + n0]
-    if radii[group] >= values[group]:
-        for j in range(y_row.size):
-            out_row[j] = g_row[j]
-    elif radii[group] <= 0:
+    if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
+    elif radii[group] >= values[group]:
+        for j in range(y_row.size):
+            out_row[j] = g_row[j]
     else:
         floor = floors[group]
         mean = means[group]
@@ -253,12 +253,12 @@ def share_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
         y_row = y[at : at + n1]
         g_row = g[at : at + n1]
         out_row = out[at : at + n1]
-        if radii[group] >= values[group]:
-            for j in range(y_row.size):
-                out_row[j] = g_row[j]
-        elif radii[group] <= 0:
+        if radii[group] <= 0:
             for j in range(y_row.size):
                 out_row[j] = 0
+        elif radii[group] >= values[group]:
+            for j in range(y_row.size):
+                out_row[j] = g_row[j]
         else:
             limit = limits[group]
             top = tops[group]

@@ -46,7 +46,7 @@ def pull_back(
     walk = _Pull(bound, tame, given, labels, gradients, {})
     radii = np.broadcast_to(np.asarray(radius, np.float64), bound.batch).reshape(-1)
     scaled = radii if is_counted(bound) else np.ldexp(radii, -walk.exponent)
-    slope, finish = walk.pull(bound.place, 0, scaled)
+    slope, finish = walk.pull(bound.place, 0, scaled, (radii > 0).astype(np.float64))
     finish(np.zeros_like(slope))
     results = {
         arm.key: np.where(spread(arm, finite), walk.results[arm.key], np.nan) for arm in bound.arms
@@ -68,13 +68,18 @@ class _Pull(Walk):
     gradients: Mapping[Key, Any]
     results: dict[Key, Array]
 
-    def pull(self, place: Place, level: int, radius: Array) -> tuple[Array, Finish]:
-        """The gradient of each group's radius, and what to call with that of each group's value."""
+    def pull(self, place: Place, level: int, radius: Array, budding: Array) -> tuple[Array, Finish]:
+        """The gradient of each group's radius, and what to call with that of each group's value.
+
+        `budding`: of a group of value 0, how much of it would be left if it grew a little.
+        """
         options = self.options(place, level)
         signed = place.node.norm == "simplex"
         a = self.inner(place, level)
         value, u = self.projected(place, level, a, radius[..., None])
-        group = _Group(place.node.norm, a, value, u, radius[..., None], **options)
+        group = _Group(
+            place.node.norm, a, value, u, radius[..., None], budding[..., None], **options
+        )
         if not place.children:
             arm = self.bound.arm_of[id(place)]
             entries = self.signed(arm)
@@ -89,10 +94,12 @@ class _Pull(Walk):
 
             return slope, finish_leaf
         slopes, finishes, start = [], [], 0
+        buds = group.buds()
         stops = []
         for child in place.children:
             stop = start + self.bound.arms_of(child)[0].dims(level)[-1]
-            slope, finish = self.pull(child, level + 1, u[..., start:stop])
+            shares = slice(start, stop)
+            slope, finish = self.pull(child, level + 1, u[..., shares], buds[..., shares])
             slopes.append(slope)
             finishes.append(finish)
             stops.append((start, stop))
@@ -121,13 +128,14 @@ class _Pull(Walk):
 @dataclass
 class _Group:
     """The groups of a level, along the last axis: values `a`, of which the projection on
-    `radius` makes `u`."""
+    `radius` makes `u`; or the part `budding` of what grows, of those whose value is 0."""
 
     norm: str
     a: Array
     value: Array
     u: Array
     radius: Array
+    budding: Array
     weights: Any = None
     p: float | None = None
 
@@ -144,7 +152,18 @@ class _Group:
         direct, slope = _BALLS[self.norm](self, g, w)
         alive = outside & (self.radius > 0)
         direct = np.where(outside, np.where(alive | (w == 0), direct, 0.0), g)
+        if self.norm != "simplex":
+            direct = np.where(self.value == 0, self.budding * g, direct)
         return direct, np.where(alive, slope, 0.0)[..., 0]
+
+    def buds(self) -> Array:
+        """Of each value that is 0, how much of it would be left if it grew a little."""
+        p = 2.0 if self.norm == "l2" else self.p or 1.0
+        scale = self.radius / np.where(self.value > 0, self.value, 1.0)
+        kept: Mapping[str, Any] = {"linf": 1.0, "l2": scale, "lp": 1.0 if p > 2 else 0.0}
+        outside = kept.get(self.norm, 0.0)
+        found = np.where(self.value <= self.radius, 1.0, np.where(self.radius > 0, outside, 0.0))
+        return np.broadcast_to(np.where(self.value == 0, self.budding, found), self.a.shape)
 
     def lifted(self, rise: Array) -> Array:
         """The gradients of the values that come from `rise`, the gradient of the groups' values."""

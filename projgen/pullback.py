@@ -102,7 +102,9 @@ def pull_back(
     if tape is not None:
         from projgen.cpu import pull
 
-        return pull.pull(projection, binding, y, x, tape, g, out)
+        kernels = pull.pull(projection, binding, y, x, tape, g, out)
+        if kernels is not None:
+            return kernels
     if projection.is_joint:
         from projgen import exact
 

@@ -60,6 +60,10 @@ class Layout:
         """The simplified tree: ``l1(linf)``."""
         return "(".join(self.norms) + ")" * (len(self.norms) - 1)
 
+    def loops_above(self, level: int) -> list[Loop]:
+        """The loops over what level `level` aggregates, outermost first."""
+        return [loop for loop in self.loops if loop.level <= level]
+
     def __str__(self) -> str:
         return "\n".join([self.spec, *(f"  {loop}" for loop in self.loops)])
 

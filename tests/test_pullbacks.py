@@ -230,6 +230,17 @@ def test_halves_go_back_in_float32() -> None:
     np.testing.assert_allclose(pulled[kept], expected[kept], rtol=2e-3, atol=60)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_in_any_layout(dtype: str) -> None:
+    kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.float16
+    y, g = normal(20, 30).astype(kind), normal(20, 30).astype(kind)
+    with rehearsals():
+        p = projgen.build("l1(linf)")
+        pullback = p.vjp(y, 0.3 * p.norm(y))[1]
+        one, other = pullback(g)[0], pullback(np.asfortranarray(g))[0]
+    assert np.array_equal(one, other)
+
+
 def test_corners() -> None:
     y, g = normal(5, 6), normal(5, 6)
     with rehearsals():
@@ -256,6 +267,28 @@ def test_what_is_not_finite_has_no_gradient() -> None:
     assert np.isnan(slopes[1])
     assert np.isfinite(pulled[0]).all()
     assert np.isfinite(slopes[0])
+
+
+@pytest.mark.parametrize(("spec", "left"), [("l1(linf)", 0), ("l1(l2)", 0), ("l1(l1)", 0),
+    ("linf(l2)", 1), ("l2(l1)", 0.4), ("l1(linf(l1))", 0), ("linf(linf(l1))", 1)])  # fmt: skip
+def test_groups_of_zeros_live_or_not(spec: str, left: float) -> None:
+    """Those in a group that l1 thins out do not; in one that l2 scales they would be scaled."""
+    y = np.array([[3.0, 1.0], [0.0, 0.0], [2.0, -1.0]])
+    y = y[:, :, np.newaxis] * np.ones(2) if spec.count("(") == 2 else y
+    for backend in ("auto", "numpy"):
+        with rehearsals():
+            p = projgen.build(spec, backend=backend)  # type: ignore[arg-type]
+            pulled, _ = p.vjp(y, 0.4 * p.norm(y))[1](np.ones(y.shape))
+            assert np.allclose(pulled[1], left)
+            zeros = np.zeros((2, 3, 2)[: y.ndim])
+            assert np.all(p.vjp(zeros, 1.0)[1](np.ones(zeros.shape))[0] == 1)
+
+
+def test_zeros_beside_others_in_a_tree() -> None:
+    y = {"a": normal(4, 5), "b": np.zeros(3)}
+    p = projgen.build("l2(a=l2, b=l2)")
+    pulled, _ = p.vjp(y, 1.0)[1]({"a": np.zeros((4, 5)), "b": np.ones(3)})
+    np.testing.assert_allclose(pulled["b"], 1 / np.linalg.norm(y["a"]))
 
 
 def test_equal_largest_values_share() -> None:

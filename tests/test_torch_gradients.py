@@ -129,7 +129,9 @@ def test_opcheck(spec: str) -> None:
 
 
 def test_opcheck_of_trees() -> None:
-    recipe = pt.gradients.joined(told("l1(a=linf, b=linf)")[0], {"a": 0, "b": 1}, [])
+    recipe = pt.gradients.joined(
+        told("l1(a=linf, b=linf)")[0], {"entries": [["a", 0], ["b", 1]]}, []
+    )
     r = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     ys = [normal(4, 5, grad=True), normal(3, 5, grad=True)]
     torch.library.opcheck(tree_operators.project_tree, (ys, [], r, recipe))
@@ -192,6 +194,53 @@ def test_many_gradients_of_one_result(spec: str) -> None:
     ends = [pt.project(y.detach() + s * step * way, spec, 1.0) for s in (1, -1)]
     expected = (ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close((jacobian * way).sum((-2, -1)), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_saved_tensors_may_come_back_in_another_order() -> None:
+    y = normal(5, 4, 3).permute(2, 1, 0).detach().requires_grad_()
+    g = normal(3, 4, 5)
+    pt.project(y, "l1(l2(linf))", 0.3).backward(g)
+    expected, y.grad = y.grad, None
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
+        x = pt.project(y, "l1(l2(linf))", 0.3)
+    x.backward(g)
+    torch.testing.assert_close(y.grad, expected)
+
+
+def test_mapped_radii_under_a_gradient() -> None:
+    y, r = normal(4, 5), torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+
+    def total(r: Any) -> Any:
+        return torch.vmap(lambda q, r: pt.project(q, "l1", r))(y, r).sum()
+
+    again = r.clone().requires_grad_()
+    pt.project(y, "l1(axis=1)", again).sum().backward()
+    torch.testing.assert_close(torch.func.grad(total)(r), again.grad)
+
+
+def test_structures() -> None:
+    p = projgen.build('l1(linf @ "*.weight")', unmatched="pass")
+    y = {"a.weight": normal(4, 5, grad=True), "n": None, "count": torch.tensor(3)}
+    x = pt.project(y, p, 1.0)
+    assert x["n"] is None
+    assert x["count"] == 3
+    x["a.weight"].sum().backward()
+    assert y["a.weight"].grad is not None
+    both = pt.project({1: normal(4, 5), 2: normal(3, 2)}, 'l1(linf @ "*")', 1.0)
+    assert {key: t.shape for key, t in both.items()} == {1: (4, 5), 2: (3, 2)}
+    with pytest.raises(ValueError, match="two arrays of the name '1'"):
+        pt.project({1: normal(4, 5), "1": normal(3, 2)}, 'l1(linf @ "*")', 1.0)
+    with pytest.raises(TypeError, match=r"torch\.vmap goes through chains"):
+        torch.vmap(lambda y: pt.project(y, "simplex", 1.0))(normal(3, 4))
+
+
+def test_radii_of_any_dtype() -> None:
+    y = normal(4, 5, dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.int64):
+        x = pt.project(y, "l1(linf)", torch.ones((), dtype=dtype))
+        torch.testing.assert_close(x, pt.project(y, "l1(linf)", 1.0))
+    with pytest.raises(TypeError, match="a radius is a number or a tensor, not '10%'"):
+        pt.project(y, "l1(linf)", "10%")
 
 
 def test_functions_of_functions_are_for_chains() -> None:
@@ -259,6 +308,14 @@ def test_a_radius_that_is_learned_and_one_that_moves_with_the_layer() -> None:
     own.radius.fill_(0.25)
     assert projgen.build("l1(linf)").norm(other.weight.detach()) <= 0.25 * (1 + 1e-5)
     pt.parametrize(torch.nn.Linear(6, 5), "weight", "l0(l2, k=2)")
+    third = torch.nn.Linear(6, 5)
+    norm = projgen.build("l1(linf)").norm(third.weight.detach())
+    share = pt.parametrize(third, "weight", "l1(linf)", "10%")
+    assert share.radius == pytest.approx(0.1 * norm)
+    fourth = torch.nn.Linear(6, 5)
+    pt.parametrize(fourth, "weight", "l1(linf)", 7.0)
+    fourth.load_state_dict(third.state_dict())
+    assert torch.equal(third.weight, fourth.weight)
 
 
 def test_errors_are_those_of_a_call() -> None:

@@ -69,17 +69,20 @@ def pull(
     tape: Radii,
     g: Array,
     out: Array,
-) -> Radii:
+) -> Radii | None:
     """Write the gradient of `y` to `out`, where `g` is that of `x`, as `project` left both.
 
     All have y's shape and dtype, `out` its strides too. The gradients of the radii have the shape
-    of the batch axes.
+    of the batch axes. None, and nothing written, where the reference has to do it.
     """
     plan = forward.ready(projection, binding, y, x).plan
     radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
     if bool(np.all(norms <= radii)):
         np.copyto(out, g)
         return np.zeros([y.shape[axis] for axis in binding.batch])
+    enlivened = _enlivened(plan, tape)
+    if enlivened is None:
+        return None
     result = out
     if is_half(
         out.dtype
@@ -90,11 +93,41 @@ def pull(
         own = np.empty_like(y)
         np.copyto(own, g)
         g = own
-    slopes = _ready(projection, plan).run(y, x, g, result, tape)
+    slopes = _ready(projection, plan).run(y, x, g, result, enlivened)
     if result is not out:
         with np.errstate(over="ignore"):
             np.copyto(out, result, casting="unsafe")
     return np.array(axis_order(slopes, binding, plan, y.shape))
+
+
+def _enlivened(plan: Plan, tape: Radii) -> Radii | None:
+    """The tape, with an infinite radius for groups of value 0 that would live if they grew.
+
+    Their radius is 0 like that of dead groups. They live where the group that they belong to is
+    inside its ball, or clips; in one that l1 thins out they are dead. In one that l2 scales they
+    would be scaled, for which kernels have no way: None.
+    """
+    if tape[2 * plan.batch :].all():
+        return tape
+    tape, at = tape.copy(), 2 * plan.batch
+    radii, norms = tape[: plan.batch], tape[plan.batch : at]
+    for stage in plan.stages[:-1]:
+        values, own = tape[at : at + stage.size], tape[at + stage.size : at + 2 * stage.size]
+        owners = plan.layout.loops_above(stage.level)
+        extents = [loop.extent for loop in owners]
+        across = [1 if loop.level == stage.level else loop.extent for loop in owners]
+        inside = (radii > 0) & (radii >= norms)
+        scaled = stage.norm == "l2" and np.broadcast_to(
+            ((radii > 0) & ~inside).reshape(across), extents
+        ).reshape(-1)
+        if np.any((values == 0) & scaled):
+            return None
+        lives = inside | ((radii > 0) & (stage.norm == "linf"))
+        lives = np.broadcast_to(lives.reshape(across), extents).reshape(-1)
+        own[(values == 0) & lives] = np.inf
+        at += 2 * stage.size
+        radii, norms = own, values
+    return tape
 
 
 class PullCall:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import projgen
+from projgen import outcome
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
 from projgen.torch.operators import Radius, project_array
@@ -39,6 +40,8 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
             raise TypeError(f"{name} says how many groups are kept: it takes no radius")
     elif radius is None:
         raise TypeError("a radius is missing: the call is project(y, spec, radius)")
+    elif isinstance(radius, str):
+        raise TypeError(f"a radius is a number or a tensor, not {radius!r}")
     else:
         at = radius if isinstance(radius, Tensor) else torch.tensor(radius, dtype=torch.float64)
     if is_plain and not arrays and isinstance(y, Tensor):
@@ -62,8 +65,9 @@ class Projected(torch.nn.Module):
 
     Attributes:
         projection: see `projgen.build`.
-        radius: a number, which may be set at any time; or a tensor, whose values may: a buffer, or
-            if it is a `torch.nn.Parameter` one to be learned. None where the spec has a count.
+        radius: a number, which may be set at any time and is saved with the module's state; or a
+            tensor, whose values may be set: a buffer, or if it is a `torch.nn.Parameter` one to be
+            learned. None where the spec has a count.
     """
 
     radius: Radius | None
@@ -83,19 +87,36 @@ class Projected(torch.nn.Module):
     def right_inverse(self, x: Tensor) -> Tensor:
         return x
 
+    def get_extra_state(self) -> float | None:
+        return None if self.radius is None or isinstance(self.radius, Tensor) else self.radius
+
+    def set_extra_state(self, state: float | None) -> None:
+        if state is not None:
+            self.radius = state
+
     def extra_repr(self) -> str:
         radius = self.radius.tolist() if isinstance(self.radius, Tensor) else self.radius
         return f"{self.projection.spec!r}, radius={radius}"
 
 
 def parametrize(
-    module: torch.nn.Module, name: str, spec: str | Projection, radius: Radius | None = None
+    module: torch.nn.Module,
+    name: str,
+    spec: str | Projection,
+    radius: Radius | str | None = None,
 ) -> Projected:
     """Make ``module.name`` the projection of a parameter that is trained in its place.
+
+    `radius` is a number, a tensor (see `Projected`) or a part of the norm that the parameter has
+    now, such as ``"10%"``. Make the optimiser afterwards, so that it finds what is trained.
 
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` makes it a parameter again,
     with the projected values.
     """
+    if isinstance(radius, str):
+        projection = spec if isinstance(spec, Projection) else projgen.build(spec)
+        norm = projection.norm(getattr(module, name).detach())
+        radius = float(outcome.Radius.parse(radius).of(norm))
     own = Projected(spec, radius)
     torch.nn.utils.parametrize.register_parametrization(module, name, own)
     return own

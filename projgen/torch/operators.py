@@ -50,7 +50,7 @@ def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     source = array_of(dense)
     check_dtype(source)
     binding = projection._bind(source)
-    radii = check_radius(radius.detach().numpy(), binding, source.shape)
+    radii = check_radius(radius.detach().double().numpy(), binding, source.shape)
     tape = pullback.project(projection, binding, source, array_of(x), radii)
     kept = torch.zeros(_tape_size(projection, binding, y.shape), dtype=torch.float64)
     if tape is not None:
@@ -99,7 +99,7 @@ def _pull(
         y = torch.empty_like(y).copy_(y)
     source, gradient = array_of(y), array_of(g.resolve_neg())
     binding = projection._bind(source)
-    radii = check_radius(radius.detach().numpy(), binding, source.shape)
+    radii = check_radius(radius.detach().double().numpy(), binding, source.shape)
     found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
     if not source.size:
         found = None
@@ -132,11 +132,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     y, radius, recipe = inputs
     x, tape = output
     ctx.save_for_backward(y, x, tape, radius)
-    ctx.recipe = recipe
+    ctx.recipe, ctx.strides = recipe, y.stride()
 
 
 def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
     y, x, tape, radius = ctx.saved_tensors
+    if y.stride() != ctx.strides:  # hooks may save them in another order, and the tape has this one
+        y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype).copy_(y)
     one: Any = _PullFunction.apply if is_transformed(g, y, radius) else _pull
     pulled, slopes = one(g, y, x, tape, radius, ctx.recipe)
     return pulled, slopes.sum_to_size(radius.shape).to(radius.dtype), None

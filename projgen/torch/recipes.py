@@ -55,6 +55,10 @@ def read_recipe(recipe: str) -> tuple[Projection, Mapping[str, Any]]:
 
 
 def array_of(tensor: Tensor) -> Any:
+    """The memory of a tensor as a NumPy array. Of dtypes that have no projection too: those may
+    only pass."""
+    if not tensor.is_floating_point():
+        return tensor.detach().numpy()
     array, _ = view(tensor.detach())
     return array
 
@@ -64,20 +68,23 @@ def outlined(y: Any, leaves: list[Tensor]) -> Any:
     if isinstance(y, Tensor):
         leaves.append(y)
         return len(leaves) - 1
+    if y is None:  # in the place of no array
+        return None
     found = entries(y)
     if found is None:
         raise TypeError(f"expected tensors, or a structure of them, not a {type(y).__name__}")
     if isinstance(y, Sequence) and not hasattr(y, "_fields"):
-        return [outlined(value, leaves) for value in found.values()]
-    return {str(name): outlined(value, leaves) for name, value in found.items()}
+        return {"items": [outlined(value, leaves) for value in found.values()]}
+    return {"entries": [[name, outlined(value, leaves)] for name, value in found.items()]}
 
 
 def filled(outline: Any, arrays: Sequence[Any]) -> Any:
-    if isinstance(outline, int):
-        return arrays[outline]
-    if isinstance(outline, list):
-        return [filled(part, arrays) for part in outline]
-    return {name: filled(part, arrays) for name, part in outline.items()}
+    """The structure that `outlined` told of, with `arrays` in the places of its tensors."""
+    if outline is None or isinstance(outline, int):
+        return None if outline is None else arrays[outline]
+    if "items" in outline:
+        return [filled(part, arrays) for part in outline["items"]]
+    return {name: filled(part, arrays) for name, part in outline["entries"]}
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -88,9 +95,16 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether `torch.func.grad` or its kin look at one of them."""
-    return not torch.compiler.is_compiling() and any(
-        torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors
-    )
+    return not torch.compiler.is_compiling() and any(map(_tracks, tensors))
+
+
+def _tracks(tensor: Tensor) -> bool:
+    inside: Any = torch._C._functorch
+    while inside.is_functorch_wrapped_tensor(tensor):
+        if inside.is_gradtrackingtensor(tensor):
+            return True
+        tensor = inside.get_unwrapped(tensor)
+    return False
 
 
 def refuse_twice(ctx: Any, *gradients: Any) -> Any:

@@ -21,7 +21,7 @@ def _bound(
     projection, told = read_recipe(recipe)
     y = filled(told["outline"], [array_of(tensor) for tensor in ys])
     named = {name: array_of(t) for name, t in zip(told["names"], given, strict=True)}
-    at = None if projection.tree.root.k is not None else radius.detach().numpy()
+    at = None if projection.tree.root.k is not None else radius.detach().double().numpy()
     return projection, y, at, named
 
 
@@ -92,3 +92,14 @@ def _back_tree(ctx: Any, gs: list[Tensor]) -> tuple[list[Tensor], list[None], Te
 
 project_tree.register_autograd(_back_tree, setup_context=_keep_tree)
 _pull_tree.register_autograd(refuse_twice)
+
+
+def _refuse_vmap(*_: Any) -> Any:
+    raise TypeError(
+        "torch.vmap goes through chains of l1, l2 and linf over one tensor; of this tree, project "
+        "one after the other, or give the axes of its levels: what no level takes is a batch"
+    )
+
+
+project_tree.register_vmap(_refuse_vmap)
+_pull_tree.register_vmap(_refuse_vmap)
