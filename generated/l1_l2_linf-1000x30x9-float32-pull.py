@@ -327,7 +327,7 @@ def share_1(y, g, out, values, radii, scales, tilts, axes):
 @register_jitable(fastmath=FAST)
 def weigh_2(tallies, rise, lift):
     """What the gradients of the values of level 2, linf of y need to know of their groups."""
-    for group in range(tallies.size):
+    for group in range(rise.size):
         n = tallies[group]
         lift[group] = rise[group] / max(n, 1.0)
 

@@ -238,7 +238,7 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
 @register_jitable(fastmath=FAST)
 def weigh_1(tallies, rise, lift):
     """What the gradients of the values of level 1, linf of y need to know of their groups."""
-    for group in range(tallies.size):
+    for group in range(rise.size):
         n = tallies[group]
         lift[group] = rise[group] / max(n, 1.0)
 

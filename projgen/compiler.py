@@ -10,6 +10,9 @@ Stages, each a module; the output of one is the input of the next:
 5. `projgen.render`                   Kernel -> source text
 6. `projgen.cpu.load`                 source text -> module, compiled and cached
 
+Gradients go back through a projection by a kernel of their own, which shares stages 0 to 2 with it:
+`projgen.cpu.pull_kernel` lowers it.
+
 For a GPU, `projgen.cuda` has the stages from 3 on: see `projgen.cuda.compiler`.
 """
 
@@ -27,9 +30,11 @@ from projgen.arrays import check_dtype
 from projgen.bind import Binding, bind
 from projgen.cpu.kernel import Kernel
 from projgen.cpu.lower import lower
+from projgen.cpu.pull_kernel import PullKernel, lower_pull
+from projgen.dtypes import arithmetic
 from projgen.plan import Plan, plan
 from projgen.render import render
-from projgen.simplify import simplify
+from projgen.simplify import Layout, simplify
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:
@@ -71,6 +76,15 @@ def compile_binding(
     source = render(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
     return Compiled(planned, kernel, source)
+
+
+def compile_pull(spec: str, layout: Layout, dtype: str) -> PullKernel:
+    """Stages 3 to 5 of the way back through projections of arrays with this layout."""
+    began = perf_counter()
+    kernel = lower_pull(spec, layout, arithmetic(dtype))
+    made = 1e3 * (perf_counter() - began)
+    logger.debug("%s: the stages of its gradients took %.1f ms", spec, made)
+    return kernel
 
 
 def compile_tree(
@@ -122,4 +136,11 @@ def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-__all__ = ["Compiled", "c_strides", "compile_binding", "compile_tree", "load_kernel"]
+__all__ = [
+    "Compiled",
+    "c_strides",
+    "compile_binding",
+    "compile_pull",
+    "compile_tree",
+    "load_kernel",
+]

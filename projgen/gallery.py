@@ -14,10 +14,10 @@ import numpy as np
 
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.compiler import Compiled, c_strides, compile_binding
+from projgen.compiler import Compiled, c_strides, compile_binding, compile_pull
 from projgen.cpu.group_kernel import Ball, GroupKernel
 from projgen.cpu.groups import walk_groups
-from projgen.cpu.pull_kernel import PullKernel, lower_pull
+from projgen.cpu.pull_kernel import PullKernel
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import compile_binding as compile_cuda
 from projgen.resources import resource_dir
@@ -105,7 +105,7 @@ class PullExhibit(Showing):
     def compiled(self) -> PullKernel:
         """The kernel, which has its source."""
         binding, shape, dtype, strides, *_ = self.call
-        return lower_pull(self.spec, simplify(binding, shape, strides), dtype)
+        return compile_pull(self.spec, simplify(binding, shape, strides), dtype)
 
 
 @dataclass(frozen=True, slots=True)

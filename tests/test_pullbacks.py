@@ -153,6 +153,7 @@ def test_blocks_of_groups_and_of_values(norm: str) -> None:
     with rehearsals(BLOCK_BYTES=512):
         for spec in (f"l1({norm})", f"l1({norm}(axis=0))", norm):
             agrees(spec, normal(70, 40), normal(70, 40))
+        agrees(f"l1({norm}(axis=0))", normal(300, 5), normal(300, 5))  # several slots
         agrees(f"l1({norm}(axis=(0, 2)))", normal(9, 5, 8), normal(9, 5, 8))
         agrees(f"l1({norm}(axis=0))", normal(3, 600), normal(3, 600))
 

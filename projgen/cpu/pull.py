@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import Binding
+from projgen.compiler import compile_pull
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
 from projgen.cpu import project as forward
 from projgen.cpu.pool import default_threads
-from projgen.cpu.pull_kernel import cells, lower_pull
+from projgen.cpu.pull_kernel import PullKernel, cells
 from projgen.cpu.sharing import Sharing
-from projgen.dtypes import arithmetic, is_half
+from projgen.dtypes import is_half
 from projgen.norms import NORMS
 from projgen.operands import axis_order, memory_order
-from projgen.simplify import Layout
 
 if TYPE_CHECKING:
     from projgen.plan import Plan
@@ -133,8 +133,7 @@ def _enlivened(plan: Plan, tape: Radii) -> Radii | None:
 class PullCall:
     """Takes gradients back through projections of arrays of one dtype and layout."""
 
-    def __init__(self, spec: str, layout: Layout, dtype: str, threads: int) -> None:
-        kernel = lower_pull(spec, layout, dtype)
+    def __init__(self, kernel: PullKernel, threads: int) -> None:
         self._module = cpu.load_kernel(kernel)  # keeps the machine code alive
         self._address = int(self._module.pull.address)
         self._entry = cpu.ENTRY(self._address)
@@ -145,7 +144,7 @@ class PullCall:
         self._sizes = found["memory_size"], kernel.desk_size(threads)
         self._tape = found["slope_at"]  # of levels that do not merge: a tape may have room for more
         self._slope = slice(found["slope_at"], found["slope_at"] + kernel.levels[0].groups)
-        size = leaf.size * np.dtype(dtype).itemsize
+        size = leaf.size * np.dtype(kernel.dtype).itemsize
         self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0
         self._sharing = Sharing()
         self._idle: list[cpu.Workspace] = []
@@ -188,7 +187,7 @@ def _ready(projection: Projection, plan: Plan) -> PullCall:
     call: PullCall | None = projection._pulls.get(key)
     if call is None:
         threads = projection._threads or default_threads()
-        call = PullCall(plan.spec, plan.layout, arithmetic(plan.dtype), threads)
+        call = PullCall(compile_pull(plan.spec, plan.layout, plan.dtype), threads)
         if len(projection._pulls) >= forward.REMEMBERED:
             projection._pulls.clear()
         projection._pulls[key] = call

@@ -1,0 +1,71 @@
+"""Time the way back through projections on this machine, beside the projections themselves.
+
+    python benchmarks/gradients.py [--quick]
+
+Entries are Gaussian, the radius is a tenth of the norm, one thread. All take turns in one run. The
+last column is the way back in times of the projection that keeps a tape for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import projgen
+from projgen.terminal import format_shape
+
+CASES = (
+    ("l1(linf)", (1000, 1000)),
+    ("l1(linf(axis=0))", (1000, 1000)),
+    ("l1(l2)", (1000, 1000)),
+    ("l1(l2(axis=0))", (1000, 1000)),
+    ("l1(l1)", (1000, 1000)),
+    ("l1(l1(axis=0))", (1000, 1000)),
+    ("l1(l2(linf))", (64, 128, 128)),
+    ("l1(linf(axis=(1, 2, 3)))", (256, 128, 3, 3)),
+    ("l1(l2(linf(axis=(2, 3))))", (128, 128, 3, 3)),
+    ("l1", (1_000_000,)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few turns of each")
+    turns = 5 if parser.parse_args().quick else 60
+    print(f"{'':46} {'copy':>8} {'project':>8} {'back':>8}  us, and back / project")
+    for dtype in ("float32", "float64"):
+        for spec, shape in CASES:
+            seconds = timed(spec, shape, dtype, turns)
+            micros = " ".join(f"{1e6 * s:8.0f}" for s in seconds)
+            label = f"{spec:26} {format_shape(shape):>12} {dtype}"
+            print(f"{label} {micros}  {seconds[2] / seconds[1]:.2f}", flush=True)
+
+
+def timed(spec: str, shape: tuple[int, ...], dtype: str, turns: int) -> list[float]:
+    """Medians of a copy, a projection that keeps its tape, and the way back."""
+    generator = np.random.default_rng(0)
+    y, g = (generator.standard_normal(shape).astype(dtype) for _ in range(2))
+    p = projgen.build(spec, threads=1)
+    radius = 0.1 * float(p.norm(y))
+    out = np.empty_like(y)
+    _, pullback = p.vjp(y, radius)
+    calls = (partial(np.copyto, out, y), partial(p.vjp, y, radius), partial(pullback, g))
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(turns + 2):
+        for call, own in zip(calls, times, strict=True):
+            started = perf_counter()
+            made: Any = call()
+            own.append(perf_counter() - started)
+            del made
+        if turn < 2:  # kernels are loaded, threads wake
+            times = [[] for _ in calls]
+    return [median(own) for own in times]
+
+
+if __name__ == "__main__":
+    main()
