@@ -124,13 +124,28 @@ class Composition:
         self.bound = bound
         nodes = bound.tree.levels
         self._moves = bound.tree.root.norm == "simplex" or any(node.nonneg for node in nodes)
-        self._numbers = {arm.key: number for number, arm in enumerate(bound.arms)}
-        self._ready = ys, outs, given, labels, threads, warm
+        numbers = {arm.key: number for number, arm in enumerate(bound.arms)}
         self.joined: list[JoinedPart] = []
         self.runs: list[_Run] = []  # parents first
         self.root = cut_into_parts(bound)
-        self._make_ready(self.root, None, slice(None))
-        del self._ready
+
+        def make_ready(part: Part, parent: int | None, at: slice) -> None:
+            node, weighted = part.last.node, is_weighted(part.last)
+            weights = level_weights(bound, part.last, part.levels[-1], given) if weighted else None
+            if part.arm is not None:
+                number = numbers[part.arm.key]
+                own = None if node.groups is None else labels[node.groups]
+                leaf = LeafPart(part, ys[number], outs[number], weights, own, threads, warm)
+                self.runs.append(_Run(part, leaf, number, parent, at, weighted))
+                return
+            number, work = len(self.joined), JoinedPart(part, bound, weighted, threads, warm)
+            self.joined.append(work)
+            constant = weights if node.weights is None else None
+            self.runs.append(_Run(part, work, number, parent, at, weighted, constant))
+            for child, along in zip(part.children, work.slices, strict=True):
+                make_ready(child, number, along)
+
+        make_ready(self.root, None, slice(None))
         sizes = [int(np.prod(work.shape)) for work in self.joined]
         self.starts = [0, *np.cumsum(sizes, dtype=int).tolist()]
         serial = [run for run in self.runs if self._is_serial(run)]
@@ -138,26 +153,6 @@ class Composition:
         self.serial = [run.number for run in serial]
         self.series = Series([self._track(run) for run in serial], self.starts[-1])
         self._idle: list[_Call] = []
-
-    def _make_ready(self, part: Part, parent: int | None, at: slice) -> None:
-        ys, outs, given, labels, threads, warm = self._ready
-        weighted = is_weighted(part.last)
-        if part.arm is None:
-            work = JoinedPart(part, self.bound, weighted, threads, warm)
-            number = len(self.joined)
-            self.joined.append(work)
-            constant = weighted and part.last.node.weights is None
-            own = level_weights(self.bound, part.last, part.levels[-1], {}) if constant else None
-            self.runs.append(_Run(part, work, number, parent, at, weighted, own))
-            for child, place in zip(part.children, work.slices, strict=True):
-                self._make_ready(child, number, place)
-            return
-        level, groups = part.levels[-1], part.last.node.groups
-        weights = level_weights(self.bound, part.last, level, given) if weighted else None
-        own_labels = None if groups is None else labels[groups]
-        number = self._numbers[part.arm.key]
-        leaf = LeafPart(part, ys[number], outs[number], weights, own_labels, threads, warm)
-        self.runs.append(_Run(part, leaf, number, parent, at, weighted))
 
     @staticmethod
     def _is_serial(run: _Run) -> bool:
