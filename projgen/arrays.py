@@ -6,8 +6,9 @@ through the buffer protocol, ``__array_interface__``, ``__array__`` or DLPack.
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,37 @@ def view(y: Any) -> tuple[Array, Wrap]:
     if array.dtype == object:
         raise TypeError(f"expected an array of {TYPES}, got {type(y).__name__}")
     return array, _as_it_is
+
+
+def _offset_of_data() -> int | None:
+    """Where an array's object has the address of its data; None if it does not look so.
+
+    It is the first field of NumPy's public struct, behind the head of any object.
+    """
+    probe, at = np.zeros(2), object.__basicsize__
+    inner = probe[1:]
+    if sys.implementation.name != "cpython" or inner.__sizeof__() < at + 8:
+        return None
+    found = [ctypes.c_void_p.from_address(id(array) + at).value for array in (probe, inner)]
+    return at if found == [probe.ctypes.data, inner.ctypes.data] else None
+
+
+_DATA_AT = _offset_of_data()
+
+
+def address(array: Array) -> int:
+    """``array.ctypes.data``, at a tenth of its cost."""
+    if _DATA_AT is None:
+        return int(array.ctypes.data)
+    return ctypes.c_void_p.from_address(id(array) + _DATA_AT).value or 0
+
+
+def addresses(arrays: Iterable[Array]) -> list[int]:
+    """The address of each."""
+    if _DATA_AT is None:
+        return [address(array) for array in arrays]
+    read = ctypes.c_void_p.from_address
+    return [read(id(array) + _DATA_AT).value or 0 for array in arrays]
 
 
 def on_gpu(y: Any) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 
 from projgen import interpret_trees, measure
 from projgen.arrays import Array
-from projgen.calls import Ready, remember
 from projgen.compare import Level, Subject, summarise
 from projgen.info import Info
+from projgen.reading import Ready, remember
 from projgen.structure import Key, Place
 from projgen.trees import BoundArm, BoundTree
 from projgen.weights import Given, is_weighted, level_weights

@@ -36,10 +36,10 @@ class OnHost:
         self.outs[leaf.key] = target
         return target
 
-    def form(self, leaf: Place, out: bool = False) -> Hashable:
-        """What kernels depend on."""
-        array = (self.outs if out else self.arrays)[leaf.key]
-        return array.dtype, array.shape, array.strides, array.flags.aligned
+    def forms(self) -> tuple[Hashable, ...]:
+        """What kernels depend on, of each array and each result."""
+        arrays = (*self.arrays.values(), *self.outs.values())
+        return tuple([(a.dtype, a.shape, a.strides, a.flags.aligned) for a in arrays])
 
     def check(self, leaf: Place) -> None:
         check_dtype(self.arrays[leaf.key])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array
+from projgen.arrays import Array, address
 from projgen.bind import Binding
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float
     return check_radii(radius, batch, f"{binding.tree} on shape {shape}")
 
 
-def check_radii(radius: Any, batch: tuple[int, ...], what: str) -> float | Array:
+def check_radii(radius: Any, batch: tuple[int, ...], what: object) -> float | Array:
     """`check_radius` for a batch of this shape; `what` the radius is for, in words."""
     if type(radius) is int:  # of any size, which NumPy's are not
         radius = float(min(max(radius, -_LARGE), _LARGE))
@@ -93,7 +93,7 @@ def same_memory(y: Array, out: Array) -> bool:
     """Whether both are the same elements in the same places."""
     if out is y:
         return True
-    return y.ctypes.data == out.ctypes.data and all(
+    return address(y) == address(out) and all(
         n == 1 or s == t for n, s, t in zip(y.shape, y.strides, out.strides, strict=True)
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from projgen.arrays import check_dtype, detached, on_gpu, view, writable_view, written
+from projgen.arrays import address, check_dtype, detached, on_gpu, view, writable_view, written
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.dtypes import put
@@ -17,14 +17,14 @@ from projgen.operands import check_out, check_radius, require_finite
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
-    from projgen.calls import Ready
     from projgen.compiler import Compiled
     from projgen.cpu.call import Call
     from projgen.cpu.pull import PullCall
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.pullback import Pullback
-    from projgen.structure import Place
+    from projgen.reading import Ready
+    from projgen.structure import Match
     from projgen.tree_plan import TreePlan
 
 Array = NDArray[Any]
@@ -46,7 +46,7 @@ class Projection:
         "_check_finite",
         "_exact",
         "_is_plain",
-        "_places",
+        "_matches",
         "_pulls",
         "_ready",
         "_threads",
@@ -66,7 +66,7 @@ class Projection:
     _is_plain: bool  # a chain over one array, which goes the shortest way
     _calls: dict[tuple[Any, ...], Call]
     _pulls: dict[Any, PullCall]  # the ways back
-    _places: dict[Any, Place]  # of trees: for structures of this form,
+    _matches: dict[Any, Match]  # of trees: for structures of this outline,
     _ready: dict[Any, Ready]  # and for arrays of these forms in them
 
     def __init__(
@@ -91,7 +91,7 @@ class Projection:
         set_(self, "_is_plain", tree.is_plain)
         set_(self, "_calls", {})
         set_(self, "_pulls", {})
-        set_(self, "_places", {})
+        set_(self, "_matches", {})
         set_(self, "_ready", {})
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -219,8 +219,8 @@ class Projection:
         call = self._calls.get((y.dtype, y.shape, y.strides, strides))
         if call is None or not (radius >= 0 and target.flags.writeable):
             return None
-        y_at = int(y.ctypes.data)
-        out_at = y_at if target is y else target.ctypes.data
+        y_at = address(y)
+        out_at = y_at if target is y else address(target)
         if (y_at | out_at) % y.itemsize or (target is not y and call.overlap(y_at, out_at)):
             return None
         verdict = call.project(y_at, out_at, radius)

@@ -24,6 +24,11 @@ def render_team() -> str:
     return environment().get_template("cpu/team.py.j2").render()
 
 
+def render_series() -> str:
+    """The source of the module that calls the kernels of small arrays one after the other."""
+    return environment().get_template("cpu/series.py.j2").render()
+
+
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.
 _EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
 

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
 
 from projgen.errors import quote
 from projgen.tree import Node, NormTree
@@ -57,6 +59,24 @@ class Place:
     def label(self) -> str:
         """What messages call it: ``enc.weight``, or ``y`` for the only array."""
         return dotted(self.key) or "y"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which arrays a tree means, in all structures of one outline.
+
+    ``numbers`` has for each of the place's arms which one it is of those that `unfold` gives.
+    """
+
+    place: Place
+    numbers: tuple[int, ...]
+
+
+def match(tree: NormTree, y: Any, unmatched: str = "error") -> Match:
+    """The arrays of `y` that `tree` means; errors are those of `places`."""
+    place = places(tree, y, unmatched)
+    numbers = {key: number for number, (key, _) in enumerate(_ends(y))}
+    return Match(place, tuple(numbers[leaf.key] for leaf in place.arms))
 
 
 def places(tree: NormTree, y: Any, unmatched: str = "error") -> Place:
@@ -162,35 +182,56 @@ def _chain(node: Node, key: Key) -> Place:
 
 def entries(y: Any) -> Mapping[Any, Any] | None:
     """What a mapping, a dataclass, a named tuple, a list or a tuple holds; None for others."""
-    if type(y) is dict or isinstance(y, Mapping):
-        return y
-    if dataclasses.is_dataclass(y) and not isinstance(y, type):
+    kind = _kind(type(y))  # type: ignore[arg-type]
+    if kind is None:
+        return None
+    if kind == "mapping":
+        return y  # type: ignore[no-any-return]
+    if kind == "dataclass":
         return {field.name: getattr(y, field.name) for field in dataclasses.fields(y)}
-    if isinstance(y, tuple) and hasattr(y, "_fields"):
-        return dict(zip(y._fields, y, strict=True))
-    if isinstance(y, (list, tuple)):
-        return dict(enumerate(y))
-    return None
+    return dict(zip(y._fields, y, strict=True)) if kind == "named" else dict(enumerate(y))
+
+
+@lru_cache(maxsize=1024)
+def _kind(kind: type) -> Literal["mapping", "dataclass", "named", "sequence"] | None:
+    """How things of a type hold others."""
+    if issubclass(kind, Mapping):
+        return "mapping"
+    if dataclasses.is_dataclass(kind):
+        return "dataclass"
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return "named"
+    return "sequence" if issubclass(kind, (list, tuple)) else None
 
 
 def flat(y: Any) -> Iterator[tuple[Key, Any]]:
     """The arrays of a nest of structures, each with its key. None holds the place of no array."""
+    return ((key, array) for key, array in _ends(y) if array is not None)
+
+
+def _ends(y: Any) -> Iterator[tuple[Key, Any]]:
     found = entries(y)
     if found is None:
-        if y is not None:
-            yield (), y
+        yield (), y
         return
     for name, value in found.items():
-        for key, array in flat(value):
+        for key, array in _ends(value):
             yield (name, *key), array
 
 
-def outline(y: Any) -> Any:
-    """What `places` goes by, hashable: kinds, names and where there is no array."""
-    found = entries(y)
-    if found is None:
-        return y is not None
-    return type(y), tuple((name, outline(value)) for name, value in found.items())
+def unfold(y: Any) -> tuple[Any, list[Any]]:
+    """What `match` goes by, hashable: kinds, names and where there is no array; and all that may
+    be an array, or None, in order."""
+    arrays: list[Any] = []
+    return _outline(y, arrays), arrays
+
+
+def _outline(y: Any, arrays: list[Any]) -> Any:
+    found = None if type(y) is np.ndarray else entries(y)
+    if found is not None:
+        return type(y), tuple(found), tuple([_outline(each, arrays) for each in found.values()])
+    arrays.append(y)
+    return y is not None
 
 
 def at(y: Any, key: Key) -> Any:
@@ -210,7 +251,12 @@ def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
     found = entries(y)
     if found is None:
         return y
-    values = {name: rebuilt(value, results, (*key, name)) for name, value in found.items()}
+    values = {
+        name: results[own] if (own := (*key, name)) in results else rebuilt(value, results, own)
+        for name, value in found.items()
+    }
+    if type(y) is dict:
+        return values
     if isinstance(y, defaultdict):
         return type(y)(y.default_factory, values)
     if isinstance(y, Mapping):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from projgen.errors import Span
 from projgen.norms import NORMS
@@ -104,7 +105,7 @@ class Node:
             yield from child.walk()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NormTree:
     """A checked spec. ``str(tree)`` and ``tree.spec`` are its canonical text."""
 
@@ -118,7 +119,7 @@ class NormTree:
         """The canonical spec, which parses to an equal tree."""
         return str(self.root)
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Node, ...]:
         """Every node, parents first: in a chain, from the root to the leaf."""
         return tuple(self.root.walk())
@@ -133,7 +134,7 @@ class NormTree:
         """Whether it is a chain of norms of one array: what a single kernel projects."""
         return all(node.is_plain for node in self.levels)
 
-    @property
+    @cached_property
     def bound_names(self) -> tuple[str, ...]:
         """The names of the weights and labels that a call binds, in the spec's order."""
         names = (name for node in self.levels for name in (node.weights, node.groups) if name)

@@ -17,8 +17,8 @@ import numpy as np
 
 from projgen.bind import Binding, bind
 from projgen.compiler import c_strides, compile_binding
-from projgen.cpu.compose import ball_of
 from projgen.cpu.groups import walk_groups
+from projgen.cpu.leaf_part import ball_of
 from projgen.dtypes import ITEMSIZE
 from projgen.part_sweeps import ChainSweep, GroupSweep, Sweep
 from projgen.parts import Part, chain_of, cut_into_parts

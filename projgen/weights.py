@@ -64,9 +64,12 @@ class Given:
 
         `outs` do not overlap one another.
         """
+        names = self.arrays.keys() - self.labels.keys()
+        if not names:
+            return self
         spans = sorted(byte_bounds(out) for out in outs)
         arrays = dict(self.arrays)
-        for name in self.arrays.keys() - self.labels.keys():
+        for name in names:
             copies: dict[Key, Array] = {}
             for key, weights in flat(self.arrays[name]):
                 array = view(detached(weights))[0]
@@ -94,7 +97,7 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
     """The group labels that `tree` names: vectors of whole numbers, of at least 0."""
     labels: dict[str, Array] = {}
-    for node in tree.levels:
+    for node in tree.levels if tree.bound_names else ():
         if node.groups is not None and node.groups not in labels:
             array = view(detached(_given(node.groups, given, "an array of labels")))[0]
             if array.dtype.kind not in "iu" or array.ndim != 1:
@@ -125,6 +128,8 @@ def _largest(labels: Array) -> int:
 
 def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
     """A TypeError for an argument of the call that the spec does not name."""
+    if not given:
+        return
     children = {child.name for child in tree.root.children}
     for name in given:
         if name in children:

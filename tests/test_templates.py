@@ -112,7 +112,15 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
 def test_every_template_is_reached() -> None:
     reached, new = (
         set(),
-        {"cpu/kernel.py.j2", "cpu/pull.py.j2", "cpu/team.py.j2", *RULES, *MACROS.values(), *GROUPS},
+        {
+            "cpu/kernel.py.j2",
+            "cpu/pull.py.j2",
+            "cpu/team.py.j2",
+            "cpu/series.py.j2",
+            *RULES,
+            *MACROS.values(),
+            *GROUPS,
+        },
     )
     while new:
         reached |= new

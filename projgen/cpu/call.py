@@ -7,6 +7,7 @@ threads have one each.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -18,10 +19,20 @@ from projgen.cpu.geometry import geometry
 from projgen.cpu.pool import team
 from projgen.cpu.sharing import Sharing
 
-__all__ = ["ENTRY", "SHARED_BYTES", "Call", "Workspace", "load_kernel", "team"]
+__all__ = [
+    "ENTRY",
+    "SHARED_BYTES",
+    "Call",
+    "Step",
+    "Workspace",
+    "aligned",
+    "load_kernel",
+    "team",
+]
 
 Array = NDArray[Any]
 
+LINE = 8  # cells of a cache line
 SHARED_BYTES = 512 << 10  # below this, a second thread costs more than it brings
 
 ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
@@ -33,11 +44,32 @@ class Workspace:
     __slots__ = ("desk", "desk_at", "memory", "memory_at", "warm")
 
     def __init__(self, memory: int, desk: int) -> None:
-        self.memory = _aligned(memory, np.float64)
-        self.desk = _aligned(desk, np.int64)
+        self.memory = aligned(memory, np.float64)
+        self.desk = aligned(desk, np.int64)
         self.memory_at = int(self.memory.ctypes.data)
         self.desk_at = int(self.desk.ctypes.data)
         self.warm = False  # whether it has the limits of an earlier call
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How to call a kernel that is ready for one shape, from one thread: see `projgen.cpu.series`.
+
+    ``function`` and ``geometry`` are addresses, ``offset`` and ``out_offset`` the ways in bytes
+    from an array's address to its first element in memory, ``memory`` and ``desk`` the sizes of
+    the workspace. Its radii and values begin at ``radii`` and ``values`` in the memory. A call that
+    projects has ``flags`` in cells 1 and 2 of its desk.
+    """
+
+    function: int
+    geometry: int
+    offset: int
+    out_offset: int
+    memory: int
+    desk: int
+    radii: int
+    values: int
+    flags: tuple[int, int]
 
 
 class Call:
@@ -77,6 +109,17 @@ class Call:
         vectors = [(cells[f"{v}{stage.level}_at"], stage.size) for stage in above for v in "vu"]
         self._tape = [slice(0, plan.batch), self._total]
         self._tape += [slice(at, at + size) for at, size in vectors]
+
+    @property
+    def step(self) -> Step | None:
+        """For a series; None if other threads may help, or calls learn from the last."""
+        if self._followers or self._warm or not self._batch:
+            return None
+        memory, desk = self._sizes
+        ways = self._offset, self._out_offset
+        return Step(
+            self._address, self._cells_at, *ways, memory, desk, 0, self._total.start, (1, 0)
+        )
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
         """Project the array at address `y` into that at `out` (unused by an in-place kernel).
@@ -185,7 +228,7 @@ class Call:
         return verdict
 
 
-def _aligned(size: int, dtype: Any) -> Array:
+def aligned(size: int, dtype: Any) -> Array:
     """An uninitialised vector that starts on a cache line."""
-    memory = np.empty(size + 8, dtype)
+    memory = np.empty(size + LINE, dtype)
     return memory[(-int(memory.ctypes.data) % 64) // 8 :][:size]

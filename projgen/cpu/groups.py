@@ -259,6 +259,21 @@ class GroupCall:
         self._sharing = {False: Sharing(), True: Sharing()}  # by whether a call projects
         self._idle: list[cpu.Workspace] = []
 
+    @property
+    def step(self) -> cpu.Step | None:
+        """For a series; None if other threads may help, or the values have another order."""
+        walk = self._walk
+        if walk is None or self._followers or walk.kernel.ball.weighted:
+            return None
+        if walk.cells["slots_size"]:  # they are put together here
+            return None
+        if self._natural != tuple(range(len(self._natural))):
+            return None
+        memory, desk = self._sizes
+        ways = self._offset, self._out_offset
+        geometry = int(self._cells.ctypes.data)
+        return cpu.Step(self._address, geometry, *ways, memory, desk, self._groups, 0, (0, 1))
+
     def begin(self, y: int, weights: int) -> cpu.Workspace | None:
         """Find the values of the groups of the array at address `y`; what to end the call with.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from projgen.bind import bind
 from projgen.compiler import compile_binding
-from projgen.cpu.call import Call
+from projgen.cpu.call import Call, Step
 from projgen.cpu.groups import Ball, GroupCall
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of
@@ -46,6 +46,10 @@ class Chain:
         self._shape = shape
         batch = self._call.plan.layout.batch
         self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)
+
+    @property
+    def step(self) -> Step | None:
+        return self._call.step
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         """What to end with, and the norms of the batch: by axis, or if `orderly` as they come."""
@@ -86,6 +90,10 @@ class Group:
             ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
         )
         self.orderly = True
+
+    @property
+    def step(self) -> Step | None:
+        return self._call.step
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         begun = self._call.begin(y, weights)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from projgen import interpret_trees
-from projgen.cpu.compose import Composition, Operand
+from projgen.cpu.compose import Composition
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import put
@@ -20,10 +21,43 @@ from projgen.trees import BoundTree
 from projgen.weights import Given
 
 if TYPE_CHECKING:
-    from projgen.calls import Ready
     from projgen.projection import Projection
+    from projgen.reading import Ready
 
 Array = NDArray[Any]
+
+
+Copier = Callable[[Array], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A composition, and how the arrays of a call reach it.
+
+    ``keys`` are those of the arrays, in its order. Of these numbers, ``in_place`` are projected in
+    place, ``copies`` are those whose copies are.
+    """
+
+    composition: Composition
+    keys: tuple[Key, ...]
+    in_place: tuple[int, ...]
+    copies: tuple[tuple[int, Copier], ...]
+
+    def operands(
+        self, arrays: Mapping[Key, Array], outs: Mapping[Key, Array]
+    ) -> tuple[list[Array], list[Array | None]]:
+        """What kernels read, and what they write to; None: in place."""
+        targets: list[Array | None] = [outs[key] for key in self.keys]
+        for number in self.in_place:
+            targets[number] = None
+        return self.sources(arrays), targets
+
+    def sources(self, arrays: Mapping[Key, Array]) -> list[Array]:
+        """What kernels read."""
+        ys = [arrays[key] for key in self.keys]
+        for number, copy in self.copies:
+            ys[number] = copy(ys[number])
+        return ys
 
 
 def project(
@@ -35,17 +69,15 @@ def project(
     given: Given,
 ) -> None:
     """`arrays` into `outs`, all of which have been checked; or in place, where both are one."""
-    composition = _composition(projection, ready, arrays, outs, given)
-    ways = composition.ways.items()
-    operands = {key: way(arrays[key], outs[key]) for key, way in ways}
+    made = _made(projection, ready, arrays, outs, given)
+    ys, targets = made.operands(arrays, outs)
     try:
-        composition.project(operands, radii.reshape(-1), given.arrays)
+        made.composition.project(ys, targets, radii.reshape(-1), given.arrays)
     except OutOfRangeError:
         _rescue(projection, ready.bound, arrays, outs, radii, given)
         return
-    for key, operand in operands.items():
-        if operand.out is None and operand.y is not arrays[key]:
-            np.copyto(outs[key], operand.y)
+    for number, _ in made.copies:
+        np.copyto(outs[made.keys[number]], ys[number])
 
 
 def norms(
@@ -55,12 +87,12 @@ def norms(
     given: Given,
     outs: Mapping[Key, Array] | None = None,
 ) -> Array:
-    """The norm of each index of the batch. `outs`: by the kernels that project into arrays so."""
-    bound, outs = ready.bound, outs or arrays
-    composition = _composition(projection, ready, arrays, outs, given)
-    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
+    """The norm of each index of the batch, by the kernels that project into arrays like `outs`;
+    or new arrays."""
+    bound = ready.bound
+    made = _made(projection, ready, arrays, outs, given)
     try:
-        return composition.norms(operands, given.arrays).reshape(bound.batch)
+        return made.composition.norms(made.sources(arrays), given.arrays).reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
@@ -75,67 +107,66 @@ def root_values(
     outs: Mapping[Key, Array],
 ) -> Array | None:
     """What the root aggregates, along the last axis; None if only the reference can say it."""
-    composition = _composition(projection, ready, arrays, outs, given)
-    operands = {key: way(arrays[key], outs[key]).y for key, way in composition.ways.items()}
+    made = _made(projection, ready, arrays, outs, given)
     try:
-        return composition.root_values(operands, given.arrays)
+        return made.composition.root_values(made.sources(arrays), given.arrays)
     except OutOfRangeError:
         return None
 
 
-def _composition(
+def _made(
     projection: Projection,
     ready: Ready,
     arrays: Mapping[Key, Array],
-    outs: Mapping[Key, Array],
+    outs: Mapping[Key, Array] | None,
     given: Given,
-) -> Composition:
+) -> Made:
     """The composition for arrays like these: made at their first call."""
-    if ready.made is None:
-        ways = {
-            part.arm.key: _way(part, arrays[part.arm.key], outs[part.arm.key])
-            for part in cut_into_parts(ready.bound).walk()
-            if part.arm is not None
-        }
-        operands = {key: way(arrays[key], outs[key]) for key, way in ways.items()}
-        threads = projection._threads or default_threads()
-        ready.made = Composition(
-            ready.bound, operands, ways, given.arrays, given.labels, threads, projection._warm_start
-        )
-    made: Composition = ready.made
+    found: Made | None = ready.made
+    if found is not None:
+        return found
+    bound = ready.bound
+    keys = tuple(arm.key for arm in bound.arms)
+    if outs is None:
+        outs = {key: np.empty_like(array) for key, array in arrays.items()}
+    leaves = {part.arm.key: part for part in cut_into_parts(bound).walk() if part.arm is not None}
+    copiers = [_copier(leaves[key], arrays[key], outs[key]) for key in keys]
+    copies = tuple((number, copy) for number, copy in enumerate(copiers) if copy is not None)
+    same = (number for number, key in enumerate(keys) if same_memory(arrays[key], outs[key]))
+    in_place = tuple({*same, *(number for number, _ in copies)})
+    ys = [
+        arrays[key] if copy is None else copy(arrays[key])
+        for key, copy in zip(keys, copiers, strict=True)
+    ]
+    targets = [None if number in in_place else outs[key] for number, key in enumerate(keys)]
+    threads = projection._threads or default_threads()
+    composition = Composition(
+        bound, ys, targets, given.arrays, given.labels, threads, projection._warm_start
+    )
+    ready.made = made = Made(composition, keys, in_place, copies)
     return made
 
 
-def _way(part: Part, y: Array, out: Array) -> Callable[[Array, Array], Operand]:
-    """How arrays like these reach the kernels: as they are, or where that won't do as copies."""
+def _copier(part: Part, y: Array, out: Array) -> Copier | None:
+    """How arrays like these are copied for the kernels; None if they are walked as they are."""
     nodes = part.arm.arm.nodes if part.arm else ()
     if part.kind == "chain" and any(node.nonneg for node in nodes):
         return _positive
     if not (walkable(y) and walkable(out)):
         return _copied
-    if same_memory(y, out):
-        return _in_place
-    return _apart if same_directions(y, out) else _copied
+    return None if same_memory(y, out) or same_directions(y, out) else _copied
 
 
-def _positive(y: Array, out: Array) -> Operand:
+def _positive(y: Array) -> Array:
     with np.errstate(invalid="ignore"):
-        positive = np.maximum(y, y.dtype.type(0))
+        positive: Array = np.maximum(y, y.dtype.type(0))
         if np.min(y, initial=y.dtype.type(0)) == -np.inf:
             positive[y == -np.inf] = np.nan  # to be noticed
-        return Operand(positive, None)
+        return positive
 
 
-def _copied(y: Array, out: Array) -> Operand:
-    return Operand(np.array(y, order="C"), None)
-
-
-def _in_place(y: Array, out: Array) -> Operand:
-    return Operand(y, None)
-
-
-def _apart(y: Array, out: Array) -> Operand:
-    return Operand(y, out)
+def _copied(y: Array) -> Array:
+    return np.array(y, order="C")
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range

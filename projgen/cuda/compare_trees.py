@@ -20,15 +20,15 @@ from projgen.references import REFERENCES
 from projgen.structure import Key
 
 if TYPE_CHECKING:
-    from projgen.calls import _Call
     from projgen.projection import Projection
+    from projgen.reading import Reading
 
 
 def with_info(
     projection: Projection,
-    before: _Call,
+    before: Reading,
     make: Callable[[], Any],
-    read: Callable[[Any], _Call],
+    read: Callable[[Any], Reading],
     radius: Any,
 ) -> tuple[Any, Info]:
     """What `make` makes, and what that did; `read` gives the call that asks for its norm."""
@@ -49,12 +49,12 @@ def with_info(
     return made, info
 
 
-def _gpu(call: _Call) -> OnDevice:
+def _gpu(call: Reading) -> OnDevice:
     assert call.gpu is not None
     return call.gpu
 
 
-def _norms(call: _Call) -> Array:
+def _norms(call: Reading) -> Array:
     gpu = _gpu(call)
     with on_stream(gpu.device, gpu.stream):
         norms = gpu.norms(call.ready)
@@ -62,7 +62,7 @@ def _norms(call: _Call) -> Array:
         return found
 
 
-def _root_values(call: _Call) -> Array | None:
+def _root_values(call: Reading) -> Array | None:
     """What the root aggregates, along the last axis; None if its part sweeps an array."""
     gpu = _gpu(call)
     with on_stream(gpu.device, gpu.stream):

@@ -24,12 +24,12 @@ from projgen.structure import Key, Place
 from projgen.trees import BoundArm
 
 if TYPE_CHECKING:
-    from projgen.calls import Ready
     from projgen.projection import Projection
+    from projgen.reading import Ready
 
 
 class OnDevice:
-    """The arrays of one call, of a tree that a GPU takes: see `projgen.calls.OnHost`.
+    """The arrays of one call, of a tree that a GPU takes: see `projgen.on_host.OnHost`.
 
     What it gives to be looked at are ghosts: see `DeviceArray`.
     """
@@ -60,10 +60,13 @@ class OnDevice:
         self.outs[leaf.key] = array
         return array.ghost
 
-    def form(self, leaf: Place, out: bool = False) -> Hashable:
-        array = (self.outs if out else self.arrays)[leaf.key]
-        ghost = array.ghost
-        return ghost.dtype, ghost.shape, ghost.strides, array.lowest % ACCESS, array.device
+    def forms(self) -> tuple[Hashable, ...]:
+        arrays = (*self.arrays.values(), *self.outs.values())
+        ghosts = ((array, array.ghost) for array in arrays)
+        return tuple(
+            (ghost.dtype, ghost.shape, ghost.strides, array.lowest % ACCESS, array.device)
+            for array, ghost in ghosts
+        )
 
     def check(self, leaf: Place) -> None:
         """Whoever takes an array has checked its dtype."""
