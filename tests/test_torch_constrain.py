@@ -685,6 +685,32 @@ def test_states_of_others() -> None:
     assert handle.frozen["0.0.weight"].shape == (6, 7)
 
 
+def test_states_of_constraints_with_the_same_specs() -> None:
+    model = network()
+    optimizer = adam(model)
+    first = pt.constrain(optimizer, model, {"0.0": ROWS}, "50%", stop=2)
+    train(model, optimizer, 3)
+    second = pt.constrain(optimizer, model, {"0.0": ROWS}, "50%")
+    train(model, optimizer, 1)
+
+    again = network(1)
+    other = adam(again)
+    handles = [pt.constrain(other, again, {"0.0": ROWS}, "50%", stop=stop) for stop in (2, None)]
+    again.load_state_dict(model.state_dict())
+    saved = copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):  # loading leaves the state as it is
+        other.load_state_dict(saved)
+        assert [handle.steps for handle in handles] == [4, 1]
+        for handle, expected in zip(handles, (first, second), strict=True):
+            assert handle.standings()[0].radius == expected.standings()[0].radius
+    train(model, optimizer, 1)
+    train(again, other, 1)
+    assert same(model, again)
+    second.remove()
+    with pytest.raises(ValueError, match="that is not another's"):
+        other.load_state_dict(optimizer.state_dict())
+
+
 def test_a_state_that_the_optimiser_refuses_is_not_loaded() -> None:
     model = network()
     optimizer = adam(model)

@@ -202,20 +202,24 @@ class Constraint:
         state.setdefault(IN_OPTIMIZER, []).append(self.state_dict())
 
     def _read(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Find this constraint's state in an optimiser's, which is about to be loaded."""
+        """Find this constraint's state in an optimiser's, which is about to be loaded, and take it
+        out: of constraints with the same specs, each finds its own, in the order of their making.
+        """
         saved = state.get(IN_OPTIMIZER)
         self._loaded = None
         if saved is None:  # of a time before the constraint
             return
-        mine = [own for own in saved if own["specs"] == self.specs]
-        if not mine:
+        places = [i for i, own in enumerate(saved) if own["specs"] == self.specs]
+        if not places:
             raise ValueError(
-                f"this optimiser's state has no constraint like {self.specs}, but "
-                f"{[own['specs'] for own in saved]}; without its entry {IN_OPTIMIZER!r} it can be "
-                "loaded, and the constraint begins anew"
+                f"this optimiser's state has no constraint like {self.specs} that is not another's"
+                f", but {[own['specs'] for own in saved]}; without its entry {IN_OPTIMIZER!r} it "
+                "can be loaded, and the constraint begins anew"
             )
-        self._check(mine[0])
-        self._loaded = mine[0]
+        mine = saved[places[0]]
+        self._check(mine)
+        self._loaded = mine
+        state[IN_OPTIMIZER] = [*saved[: places[0]], *saved[places[0] + 1 :]]
 
     def _load(self, optimizer: Any) -> None:
         if self._loaded is not None:
