@@ -494,6 +494,59 @@ def test_operators_that_lose_nan():
     assert report.kept[0].reason == "more depends on them than the layers that read them"
 
 
+CHOICES: dict[str, Callable[[Any, Any], Any]] = {
+    "argmax": lambda h, table: table[h.argmax(1)],
+    "max": lambda h, table: table[h.max(1).indices],
+    "cummax": lambda h, table: table[h.cummax(1).indices[:, -1]],
+    "sort": lambda h, table: table[h.sort(1).indices[:, -1]],
+    "least": lambda h, table: table[:1] * (-h.detach()).sort(1).values[:, :1],
+    "topk": lambda h, table: table[h.topk(2, 1).indices].sum(1),
+    "long": lambda h, table: h.long().sum(1, keepdim=True) * table[:1],
+    "float": lambda h, table: table[0] if float(h.max()) > 0 else table[1],
+    "item": lambda h, table: table[int(h[0].argmax().item())],
+    "tolist": lambda h, table: table[[row.index(max(row)) for row in h.tolist()]],
+    "equal": lambda h, table: table[int(torch.equal(h, h.relu()))],
+    "written": lambda h, table: table[torch.zeros(len(h), 2).long().copy_(h[:, -2:])[:, 1]],
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_choices_depend_on_all_that_they_choose_from(choice):
+    class Router(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.table = nn.Parameter(torch.randn(6, 2))
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.head(h) + choice(h, self.table)
+
+    model = Router()
+    kill(model.a, 5)  # it is chosen where all others are negative, which the example is not
+    with torch.no_grad():
+        model.a.bias[:5] += 3
+    small, report = shrink(model, 0.1 * torch.rand(3, 4))
+    assert small.a.out_features == 6
+    assert report.kept
+
+
+def test_choices_that_nobody_uses():
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 2, 1)
+
+        def forward(self, x):
+            h = F.max_pool1d(self.a(x), 2)
+            return self.b(F.max_pool2d(h[:, :, None], (1, 2)).squeeze(2)).max(2).values
+
+    model = Pools()
+    kill(model.a, 1)
+    small, _ = same(model, torch.randn(3, 2, 8))
+    assert small.a.out_channels == 3
+
+
 def test_what_is_a_constant_on_the_examples_alone_is_none():
     class Clipped(nn.Module):
         def __init__(self) -> None:

@@ -2,8 +2,8 @@
 
 NaN survives arithmetic, whatever the other operand is: where a run on NaN gives a number, this
 number does not depend on what was NaN, for any input. Two kinds of layers would hide what is
-known of their weights, since 0 * NaN is NaN; hooks let a zero weight read nothing. And a mode looks
-after the operators that do lose NaN: comparisons, and what is made of their results.
+known of their weights, since 0 * NaN is NaN; hooks let a zero weight read nothing. And modes look
+after what does lose NaN: comparisons, choices such as argmax, orders, and numbers that Python sees.
 """
 
 import copy
@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -30,6 +31,13 @@ _AFFINE = {
         *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     )
 }
+# Operators whose numbers have lost NaN: it was put in order, or counted.
+_ORDERS = {"sort", "topk", "kthvalue", "mode", "_unique2", "unique_consecutive", "unique_dim",
+           "histc"}  # fmt: skip
+# Those that take a shape from a tensor, and none of its values.
+_SHAPED = {f"{how}_like" for how in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
+_SHAPED |= {f"new_{how}" for how in ("empty", "empty_strided", "zeros", "ones", "full")}
+_SEEN = {Tensor.tolist, Tensor.numpy}  # they call no operator
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
@@ -99,8 +107,10 @@ def constants(
                 rule = _rule(module)
                 if rule is not None:
                     _after(tainted, module, mode.aside(rule))
-            tainted.enter_context(mode)
+            mode.enter(tainted)
             run(model, pytree.tree_map(_all_nan, examples[0]))
+        if mode.told:
+            return {}
         for example in examples:  # programs may branch on values, and NaN takes other ways
             run(model, example)
     return known
@@ -131,10 +141,10 @@ def leaks(
         for module in written:
             _after(stack, module, mode.aside(taint))
         watch(stack, read, mode.aside(cut))
-        stack.enter_context(mode)
+        mode.enter(stack)
         result = run(model, example)
     missed = fired != set(written)
-    return missed or mode.compared or _more_nan(result, expected)
+    return missed or mode.told or mode.chose(result) or _more_nan(result, expected)
 
 
 def watch(
@@ -157,16 +167,23 @@ def watch(
 class _Taint(TorchDispatchMode):
     """Keeps NaN where operators would lose it.
 
-    A pointwise operator gives NaN where any operand is. With `integers`, what is computed from
-    whole numbers or truth values is NaN too: they cannot be, and may come from the input.
-    ``compared`` tells whether NaN was turned into whole numbers or truth values.
+    A pointwise operator gives NaN where any operand is. What cannot be NaN, whole numbers and truth
+    values, is *chosen* if it comes of NaN, as the places of maxima are, and what is computed from
+    it is NaN. With `integers` that goes for all whole numbers: they may come from the input.
+    ``told`` is whether Python saw NaN or what was chosen: what it makes of them nobody knows.
     """
 
     def __init__(self, *, integers: bool) -> None:
         super().__init__()
         self.integers = integers
-        self.compared = False
+        self.told = False
         self.at_rest = False
+        self._chosen: dict[int, Tensor] = {}  # by id, and kept: another would take its id
+
+    def enter(self, stack: ExitStack) -> None:
+        """Look at all that is computed until `stack` is closed."""
+        stack.enter_context(self)
+        stack.enter_context(_Seen(self))
 
     def aside(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """`hook`, whose own arithmetic is left alone."""
@@ -176,6 +193,19 @@ class _Taint(TorchDispatchMode):
                 return hook(*args)
 
         return quiet
+
+    def chose(self, values: Any) -> bool:
+        """Whether one of `values` is chosen."""
+        return any(id(x) in self._chosen for x in pytree.tree_leaves(values))
+
+    def show(self, values: Any) -> None:
+        """Python sees `values`."""
+        if self.at_rest:
+            return
+        with self._rest():
+            for x in pytree.tree_leaves(values):
+                if isinstance(x, Tensor):
+                    self.told |= _has_nan(x) if _can_be_nan(x) else self.chose(x)
 
     @contextmanager
     def _rest(self) -> Iterator[None]:
@@ -192,25 +222,47 @@ class _Taint(TorchDispatchMode):
         if self.at_rest:
             return func(*args, **kwargs)
         operands = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        floats = [x for x in operands if x.is_floating_point()]
+        floats = [x for x in operands if _can_be_nan(x)]
+        name = func.overloadpacket.__name__
+        read = name not in _SHAPED
+        chosen = read and self.chose(operands)
+        tainted = chosen or (read and any(map(_has_nan, floats)))
         whole = self.integers and len(floats) < len(operands)
-        pointwise = torch.Tag.pointwise in func.tags
         nan = None
-        if pointwise and not whole:
+        if torch.Tag.pointwise in func.tags and not whole:
             for x in floats:
                 nan = x.isnan() if nan is None else nan | x.isnan()
-        lost = "nan" in func.name() and any(bool(x.isnan().any()) for x in floats)
+        lost = chosen or (tainted and ("nan" in name or name in _ORDERS))
+        if tainted and torch.Tag.dynamic_output_shape in func.tags and name != "index":
+            self.told = True  # how many there are is seen by all
         result = func(*args, **kwargs)
         for out in pytree.tree_leaves(result):
             if not isinstance(out, Tensor):
-                continue
-            if not out.is_floating_point():
-                self.compared |= lost or (nan is not None and bool(nan.any()))
+                self.told |= tainted and isinstance(out, (bool, int, float, complex))
+            elif not _can_be_nan(out):
+                if tainted:
+                    self._chosen[id(out)] = out
+                    self.told |= func._schema.is_mutable  # it may be a part of another tensor
             elif whole or lost:
                 out.fill_(_NAN)
             elif nan is not None:
                 out.masked_fill_(nan, _NAN)
         return result
+
+
+class _Seen(TorchFunctionMode):
+    """Tells a `_Taint` what becomes plain Python without an operator."""
+
+    def __init__(self, taint: _Taint) -> None:
+        super().__init__()
+        self.taint = taint
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _SEEN:
+            self.taint.show(args)
+        return func(*args, **(kwargs or {}))
 
 
 def _rule(module: nn.Module) -> Callable[..., Any] | None:
@@ -261,6 +313,14 @@ def _all_nan(x: Any) -> Any:
     return torch.full_like(x, _NAN) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
+def _can_be_nan(x: Tensor) -> bool:
+    return bool(x.is_floating_point() or x.is_complex())
+
+
+def _has_nan(x: Tensor) -> bool:
+    return bool(x.isnan().any())
+
+
 def _close(a: Tensor, b: Tensor) -> Tensor:
     """Where two values are equal up to rounding; NaN and infinities are not equal to anything."""
     room = _ROUNDING * torch.finfo(a.dtype).eps * a.abs()
@@ -272,7 +332,7 @@ def _more_nan(result: Any, expected: Any) -> bool:
     return any(
         bool((a.isnan() & ~b.isnan()).any())
         for a, b in pairs
-        if isinstance(a, Tensor) and a.is_floating_point()
+        if isinstance(a, Tensor) and _can_be_nan(a)
     )
 
 
