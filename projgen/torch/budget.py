@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from projgen.api import build
 from projgen.arrays import writable_view
 from projgen.errors import SpecError, quote
-from projgen.operands import check_out
+from projgen.operands import check_out, check_radii
 from projgen.projection import Projection
 from projgen.structure import dotted, flat, places, rebuilt
 from projgen.torch.names import Names, listed
@@ -79,7 +80,11 @@ class Budget:
                     check_out(array, array)
         with named(self.key):
             self.norm = self.projection.norm(self.tensors(tensor), **self.given)
-            self.radius_after(1)
+            radius = self.radius_after(1)
+            if radius is not None:
+                shapes = ", ".join(str(tuple(tensor(name).shape)) for name in self.names)
+                what = f"{self.projection.spec} on shape {shapes}"
+                check_radii(_on_host(radius), np.shape(_on_host(self.norm)), what)
 
     def radius_after(self, step: int) -> Any:
         """The radius after `step` steps; a TypeError where there is none, or one too many."""
@@ -214,6 +219,11 @@ def _projection(spec: Any) -> Projection:
         return build(spec)
     raise TypeError(f"a spec, such as 'l1(linf(axis=1))', or what projgen.build made of one; got "
                     f"{type(spec).__name__}")  # fmt: skip
+
+
+def _on_host(value: Any) -> Any:
+    """A tensor as NumPy's, and anything else as it is."""
+    return value.detach().double().cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 
 def _given(projection: Projection, arrays: Mapping[str, Any]) -> dict[str, Any]:
