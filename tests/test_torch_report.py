@@ -1,5 +1,6 @@
 """What of a model is zero: the report, and the record of a training."""
 
+import copy
 import io
 import json
 import sys
@@ -10,6 +11,9 @@ import pytest
 from support import rehearsals
 
 torch = pytest.importorskip("torch")
+from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
+from torch.nn.utils.parametrize import cached  # noqa: E402
+
 from projgen import torch as pt  # noqa: E402
 
 nn = torch.nn
@@ -144,6 +148,28 @@ def test_tied_and_compiled() -> None:
     model[1].weight = model[0].weight
     names = [row.name for row in pt.report(torch.compile(model, backend="eager")).rows]
     assert names == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_parametrizations() -> None:
+    layer = nn.Linear(6, 4)
+    pt.parametrize(layer, "weight", "l0(l2(axis=1), k=1)")
+    model = nn.Sequential(layer, nn.Linear(4, 2), spectral_norm(nn.ConvTranspose2d(2, 3, 1)))
+    before = copy.deepcopy(dict(model.named_buffers()))  # what spectral norms learn in training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = pt.watch(optimizer, model, ["0.weight", "2.*"])
+    assert watch.names == ["0.weight", "2.bias", "2.weight"]
+    with cached():  # for the model's own use, with gradients
+        report = pt.report(model)
+        assert layer.weight.requires_grad
+    names = ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
+    assert [row.name for row in report.rows] == names
+    assert report.rows[0].outputs.zero == watch.rows["0.weight"][0].outputs.zero == 3
+    assert (report.rows[4].outputs.count, report.rows[4].outputs.axis) == (3, 1)
+    assert model.training
+    assert before
+    assert all(torch.equal(before[name], x) for name, x in model.named_buffers())
+    assert all(module.training for module in model.modules())
+    assert row_of(layer.to("meta"), "weight").zero is None
 
 
 def test_json() -> None:

@@ -107,7 +107,7 @@ def watch(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every is a whole number of at least 1, got {every!r}")
-    known = Names(model)
+    known = Names(model, effective=True)
     if names is None:
         found = [row.name for row in rows(model) if len(row.shape) > 1]
     else:

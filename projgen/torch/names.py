@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -13,18 +14,22 @@ from torch import Tensor
 from projgen.errors import quote
 
 COMPILED = "_orig_mod"  # what torch.compile puts into the names of a model's parameters
+_TRAINED = re.compile(r"\bparametrizations\.(\w+)\.original\d*$")
 
 
 class Names:
     """The parameters of a model, under every name that they have.
 
     Names are without what `torch.compile` adds to them. A tied parameter has several names, and
-    the first that is asked for stands for it: `taken` knows which parameters are.
+    the first that is asked for stands for it: `taken` knows which parameters are. With `effective`,
+    what is trained of a parametrization has the name of what comes of it.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        found = model.named_parameters(remove_duplicate=False)
-        self._paths = {plain_name(path): path for path, _ in found}
+    def __init__(self, model: torch.nn.Module, *, effective: bool = False) -> None:
+        self._paths: dict[str, str] = {}
+        for path, _ in model.named_parameters(remove_duplicate=False):
+            name = plain_name(path)
+            self._paths.setdefault(_TRAINED.sub(r"\1", name) if effective else name, path)
         modules = model.named_modules(remove_duplicate=False)
         self._modules = {plain_name(path) for path, _ in modules}
         self._model = model

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from projgen.info import numbers, percent
 from projgen.terminal import format_count, format_shape
@@ -136,14 +137,43 @@ def report(model: torch.nn.Module, *constraints: Constraint) -> Report:
 
 def rows(model: torch.nn.Module, names: Container[str] | None = None) -> Iterator[Row]:
     """A row for each parameter, or for those of `names`; tied ones once. Names are those without
-    what `torch.compile` adds."""
+    what `torch.compile` adds. In place of what is trained of a parametrization, it has what comes
+    of it."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        for own, tensor in module.named_parameters(recurse=False):
+        swapped = isinstance(module, _SWAPPED)
+        for own, trained in _own(module):
             name = plain_name(f"{path}.{own}" if path else own)
-            if id(tensor) not in seen and (names is None or name in names):
-                seen.add(id(tensor))
-                yield _row(name, tensor, isinstance(module, _SWAPPED))
+            key = id(trained)
+            if key not in seen and (names is None or name in names):
+                seen.add(key)
+                made = isinstance(trained, ParametrizationList)
+                yield _row(name, _effective(trained) if made else trained, swapped)
+
+
+def _own(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The parameters that are `module`'s own; for one that is parametrized, its parametrization."""
+    if is_parametrized(module):
+        for own, made in module.parametrizations.items():
+            if any(True for _ in made.parameters(recurse=False)):
+                yield own, made
+    if not isinstance(module, ParametrizationList):
+        yield from module.named_parameters(recurse=False)
+
+
+def _effective(made: ParametrizationList) -> Tensor:
+    """What comes of a parametrization, as in evaluation: in training, some learn when asked."""
+    originals = [*made.parameters(recurse=False)]
+    if any(torch.nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in originals):
+        return originals[0]
+    modes = {module: module.training for module in made.modules()}
+    try:
+        with torch.no_grad():
+            values: Tensor = made.eval()()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return values
 
 
 def _row(name: str, tensor: Tensor, swapped: bool) -> Row:
