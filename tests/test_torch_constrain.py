@@ -90,6 +90,7 @@ def test_a_step_is_followed_by_the_projection() -> None:
         ({"1": ROWS, "*.weight": COLUMNS}, ["1.weight", "0.0.weight"]),  # the first key takes it
         ({"0.0": projgen.build(ROWS)}, ["0.0.weight"]),
         ({"_orig_mod.0.0": projgen.build(ROWS).tree}, ["0.0.weight"]),
+        ({"[01]*0": ROWS, "?": ROWS}, ["0.0.weight", "1.weight"]),  # modules
         ({"?.bias": "l1", "0.0.bias": "l1"}, ["1.bias", "0.0.bias"]),
     ],
 )
@@ -794,6 +795,8 @@ def test_a_schedule_that_goes_wrong() -> None:
         ({"0.1": ROWS}, {}, ValueError, r"'0.1' has no parameter 'weight', and no other"),
         ({}, {}, ValueError, "nothing to constrain"),
         ({"*": ROWS}, {}, projgen.SpecError, r"0.0.bias: axis 1 is out of range"),
+        ({"*": ROWS}, {}, projgen.SpecError, r"weights alone are '\*.weight'"),
+        ({"0*": "l1(linf)"}, {}, projgen.SpecError, r"too few(.*\n)*.* are '0\*.weight'"),
         ({"1": "l1(linff)"}, {}, projgen.SpecError, "did you mean"),
         ({"1": 3}, {}, TypeError, "a spec, such as"),
         ({"1": 'l1(linf @ "*.weight")'}, {}, TypeError, "pass it by itself"),

@@ -44,7 +44,8 @@ class Budget:
 
     ``key`` is the parameter's name, or of several under one budget the spec; ``where`` the name, or
     a structure of names like that of the arrays which the projection takes; ``given`` the weights
-    and labels that its spec names; ``norm`` the norm in the beginning.
+    and labels that its spec names; ``hint`` what to do if the spec does not fit, if there is more
+    to say than the error does; ``norm`` the norm in the beginning.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Budget:
     where: Any
     radius: Any
     given: Mapping[str, Any]
+    hint: str | None = None
     norm: Any = field(default=0.0)
 
     @property
@@ -78,7 +80,7 @@ class Budget:
                 with named(name):
                     array = writable_view(found)
                     check_out(array, array)
-        with named(self.key):
+        with named(self.key, self.hint):
             self.norm = self.projection.norm(self.tensors(tensor), **self.given)
             radius = self.radius_after(1)
             if radius is not None:
@@ -119,12 +121,14 @@ class Budget:
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
-    """Errors about a parameter, which the projection knows as y, say its name."""
+def named(name: str, hint: str | None = None) -> Iterator[None]:
+    """Errors about a parameter, which the projection knows as y, say its name. Those about the spec
+    have the `hint`."""
     try:
         yield
     except SpecError as error:
-        raise SpecError(f"{name}: {error.message}", *error.spans, hint=error.hint) from None
+        hints = "\n".join(filter(None, [error.hint, hint])) or None
+        raise SpecError(f"{name}: {error.message}", *error.spans, hint=hints) from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 
@@ -182,8 +186,11 @@ def _one_by_one(
             raise ValueError(f"{quote(key, 80)} matches nothing that no earlier key took")
         for name in fresh:
             taken.add(id(names.tensor(name)))
+            hint = None
+            if not name.endswith("weight") and (weights := names.weights(key)):
+                hint = f"weights alone are {quote(weights, 80)}"
             yield Budget(
-                name, projection, name, read_radius(radii[key]), _given(projection, arrays)
+                name, projection, name, read_radius(radii[key]), _given(projection, arrays), hint
             )
 
 

@@ -31,7 +31,7 @@ class Names:
             name = plain_name(path)
             self._paths.setdefault(_TRAINED.sub(r"\1", name) if effective else name, path)
         modules = model.named_modules(remove_duplicate=False)
-        self._modules = {plain_name(path) for path, _ in modules}
+        self._modules = dict.fromkeys(plain_name(path) for path, _ in modules)
         self._model = model
 
     def __iter__(self) -> Iterator[str]:
@@ -57,7 +57,8 @@ class Names:
 
     def find(self, key: str) -> list[str]:
         """The parameters that `key` means: a parameter's name, a module's for its ``weight``, or a
-        pattern, as a shell's, in which ``*`` spans dots as well.
+        pattern, as a shell's, in which ``*`` spans dots as well. A pattern of parameters' names, or
+        if it matches none, of modules'.
 
         A ValueError that suggests others if there are none.
         """
@@ -69,11 +70,22 @@ class Names:
             if own in self._paths:
                 return [own]
             raise ValueError(self._has_no_weight(name))
-        matches = [other for other in self if fnmatchcase(other, name)]
+        matches = self._matches(name)
+        if not matches:
+            weights = (f"{module}.weight" for module in self._modules if fnmatchcase(module, name))
+            matches = [weight for weight in weights if weight in self]
         if not matches:
             raise ValueError(f"no parameter or module is called {quote(key, 80)}"
                              f"{self._suggestion(name)}")  # fmt: skip
         return matches
+
+    def weights(self, key: str) -> str | None:
+        """A pattern of those weights alone that the pattern `key` matches; None if it has none."""
+        patterns = (f"{plain_name(key)}{end}" for end in (".weight", "weight"))
+        return next((pattern for pattern in patterns if self._matches(pattern)), None)
+
+    def _matches(self, pattern: str) -> list[str]:
+        return [name for name in self if fnmatchcase(name, pattern)]
 
     def unique(self, names: Iterable[str]) -> list[str]:
         """`names` without those whose parameters came under another name before."""
