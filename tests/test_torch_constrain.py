@@ -241,6 +241,20 @@ def test_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (handle.steps, handle.epochs, handle.clock) == (8, 4, 4)
 
 
+def test_epochs_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projgen.torch.constraint.MANY", 3)
+    model = network()
+    optimizer = adam(model)
+    handle = pt.constrain(optimizer, model, {"1": ROWS}, 0.5, every="epoch")
+    train(model, optimizer, 2)
+    assert "after 2 steps, 0 epochs ended: not yet projected>" in repr(handle)
+    with pytest.warns(UserWarning, match=r"3 steps, and no .* projects '1.weight'") as seen:
+        train(model, optimizer, 4)
+    assert len(seen) == 1
+    handle.epoch_end()
+    assert repr(handle).endswith("after 6 steps, 1 epoch ended>")
+
+
 def test_accumulated_gradients_count_once() -> None:
     model = network()
     optimizer = adam(model)

@@ -6,6 +6,7 @@ nothing of them is recorded for gradients.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from projgen.torch.masks import Masks
 from projgen.torch.names import Names, like_model, listed, members
 from projgen.torch.schedule import RadiusLike, When
 
+MANY = 1000  # steps: a warning if no epoch has ended by then
 IN_OPTIMIZER = "projgen"  # where an optimiser's state_dict has those of its constraints
 
 
@@ -250,8 +252,13 @@ class Constraint:
 
     def __repr__(self) -> str:
         attached = "" if self._hooks else ", removed"
+        ended = (
+            f", {self.epochs} epoch{'s' * (self.epochs != 1)} ended" if self.when.by_epoch else ""
+        )
+        if ended and not self.epochs:
+            ended += ": not yet projected"
         return (f"<projgen.torch.Constraint on {listed(self.names)}: {self.when}, after "
-                f"{self.steps} steps{attached}>")  # fmt: skip
+                f"{self.steps} steps{ended}{attached}>")  # fmt: skip
 
     # After a step
 
@@ -266,6 +273,12 @@ class Constraint:
         elif self._masks.frozen:
             with torch.no_grad():
                 self._masks.hold()
+        if self.when.by_epoch and self._projects and not self.epochs and self.steps == MANY:
+            warnings.warn(
+                f"{MANY} steps, and no epoch has ended: every='epoch' projects "
+                f"{listed(self.names)} when epoch_end() is called, after each epoch",
+                stacklevel=2,
+            )
 
     @property
     def _since(self) -> int:
