@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from support import rehearsals
 
@@ -135,6 +136,31 @@ def test_any_parameter() -> None:
     assert (rows["lazy.weight"].shape, rows["lazy.weight"].zero) == ((), None)
     assert (rows["turned"].outputs.zero, rows["turned"].inputs.zero) == (0, 1)
     assert str(pt.report(model)).count("\n") == len(rows) + 1
+
+
+@pytest.mark.parametrize(
+    ("constraints", "options", "axes", "text"),
+    [
+        ({"0": "l1(linf)"}, {}, (0,), "4 of 4 groups along axis 0 not"),
+        ({"0": "l1(linf(axis=(0, 2, 3)))"}, {}, (1,), "3 of 3 groups along axis 1 not"),
+        ({"0": "l1(linf(axis=1))"}, {}, (0, 2, 3), "36 of 36 groups along axes 0, 2, 3 not"),
+        ({"3": "l1(l2(axis=1, groups=g), axis=0)"}, {"arrays": {"g": [0, 1] * 8}}, (0, 1), "10 of"),
+        ('l1(linf(axis=0) @ "[34].weight")', {}, (1,), "21 of 21 groups along axis 1 not"),
+        (
+            "l1(a=linf(axis=0), b=linf)",
+            {"where": {"a": "3", "b": "4"}},
+            None,
+            "18 of 18 groups not",
+        ),
+    ],
+)
+def test_groups_have_axes(constraints: Any, options: Any, axes: Any, text: str) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options = {**options, "arrays": {k: np.array(v) for k, v in options.get("arrays", {}).items()}}
+    report = pt.report(model, pt.constrain(optimizer, model, constraints, "50%", **options))
+    assert report.standings[0].axes == axes
+    assert text in str(report)
 
 
 def test_models_without_parameters() -> None:

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from projgen.api import build
+from projgen.arms import bind_arm
 from projgen.arrays import writable_view
 from projgen.errors import SpecError, quote
 from projgen.operands import check_out, check_radii
 from projgen.projection import Projection
-from projgen.structure import dotted, flat, places, rebuilt
+from projgen.structure import Key, Place, dotted, flat, places, rebuilt
 from projgen.torch.names import Names, listed
 from projgen.torch.schedule import radius_at, read_radius
-from projgen.tree import NormTree
+from projgen.tree import Node, NormTree
 
 Lookup = Callable[[str], torch.Tensor]
 
@@ -27,7 +28,8 @@ Lookup = Callable[[str], torch.Tensor]
 class Standing:
     """How a budget stands: ``norm`` is that of its parameters now, ``radius`` what it is projected
     on now, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
-    are not all zero. Norms and radii are arrays over batch axes, if there are any."""
+    are not all zero. There is one for each index along ``axes``, which is None where parameters
+    differ in them. Norms and radii are arrays over batch axes, if there are any."""
 
     key: str
     spec: str
@@ -36,6 +38,7 @@ class Standing:
     norm: Any
     active: int
     groups: int
+    axes: tuple[int, ...] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +120,27 @@ class Budget:
             self.projection.norm(y, **self.given),
             sum(int(leaf.sum()) for leaf in leaves),
             sum(leaf.numel() for leaf in leaves),
+            self._axes(y),
         )
+
+    def _axes(self, y: Any) -> tuple[int, ...] | None:
+        shapes = {key: tuple(tensor.shape) for key, tensor in flat(y)}
+        (axes, *others) = _indexed(places(self.projection.tree, y, "pass"), shapes)
+        return axes if all(axes == other for other in others) else None
+
+
+def _indexed(
+    place: Place, shapes: Mapping[Key, tuple[int, ...]], above: tuple[Node, ...] = ()
+) -> Iterator[tuple[int, ...]]:
+    """The axes along which each array has groups of the leaf level: those that it leaves."""
+    nodes = (*above, place.node)
+    for child in place.children:
+        yield from _indexed(child, shapes, nodes)
+    if not place.children:
+        shape = shapes[place.key]
+        arm = bind_arm(nodes, len(shape), place.label, shape)
+        left = set(range(len(arm.owners))) - set(arm.axes(arm.depth - 1))
+        yield tuple(sorted({arm.sources[axis] for axis in left}))
 
 
 @contextmanager

@@ -122,8 +122,8 @@ class Report:
             radius = "" if standing.radius is None else f", radius {_numbers(standing.radius)}"
             name = "" if standing.key == standing.spec else f"{standing.key}: "
             yield (f"{name}{standing.spec}{radius}: norm {_numbers(standing.norm)}, "
-                   f"{standing.active:,} of {format_count(standing.groups, 'group')} not all zero"
-                   )  # fmt: skip
+                   f"{standing.active:,} of {format_count(standing.groups, 'group')}"
+                   f"{_along(standing.axes)} not all zero")  # fmt: skip
 
 
 def report(model: torch.nn.Module, *constraints: Constraint) -> Report:
@@ -208,6 +208,12 @@ def _slices(nonzero: Tensor, axis: int) -> Slices | None:
 
 def _counts(slices: Slices | None) -> str:
     return "" if slices is None else f"{slices.zero:,} of {slices.count:,}"
+
+
+def _along(axes: tuple[int, ...] | None) -> str:
+    if not axes:
+        return ""
+    return f" along {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
 
 
 def _short(dtype: str) -> str:
