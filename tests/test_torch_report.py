@@ -249,6 +249,7 @@ def test_a_record() -> None:
     watch.record()
     watch.record()
     assert watch.steps == [0, 3, 6, 9, 10]
+    assert repr(watch).endswith("'4.weight': 5 records, after steps 0 to 10>")
     watch.remove()
     descend(model, optimizer, 3)
     assert watch.steps == [0, 3, 6, 9, 10]

@@ -96,7 +96,7 @@ class Budget:
         radius = radius_at(self.radius, step, self.norm)
         if (radius is None) != (self.projection.tree.root.k is not None):
             raise TypeError(
-                "a radius is missing" if radius is None else
+                'a radius is missing, such as radius=1.0 or radius="10%"' if radius is None else
                 f"{self.projection.spec} says how many groups are kept: it takes no radius"
             )  # fmt: skip
         return radius
@@ -163,7 +163,7 @@ def budgets(
     if isinstance(constraints, Mapping):
         if where is not None:
             raise TypeError("where= is for a single spec: the keys say where already")
-        chosen = {str(key): _projection(spec) for key, spec in constraints.items()}
+        chosen = {_named_key(key): _projection(spec) for key, spec in constraints.items()}
         return list(_one_by_one(names, chosen, radius, arrays))
     projection = _projection(constraints)
     if not any(node.is_branch for node in projection.tree.levels):
@@ -240,6 +240,13 @@ def _one(names: Names, name: Any, key: str) -> str:
     if len(found) > 1:
         raise ValueError(f"where[{key!r}]: {quote(name, 80)} matches {listed(found)}: name one")
     return found[0]
+
+
+def _named_key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"keys are names, such as 'encoder.0.weight' or 'encoder.0', or patterns; "
+                        f"got a {type(key).__name__}")  # fmt: skip
+    return key
 
 
 def _projection(spec: Any) -> Projection:

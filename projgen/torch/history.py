@@ -8,7 +8,8 @@ from typing import Any, Literal, TextIO
 
 import torch
 
-from projgen.torch.names import Names
+from projgen.terminal import format_count
+from projgen.torch.names import Names, listed
 from projgen.torch.reports import Row, rows
 
 Of = Literal["entries", "outputs", "inputs"]
@@ -80,6 +81,11 @@ class Watch:
     def remove(self) -> None:
         """Make no more records."""
         self._hook.remove()
+
+    def __repr__(self) -> str:
+        records = format_count(len(self.steps), "record")
+        return (f"<projgen.torch.Watch of {listed(self.names)}: {records}, after steps "
+                f"{self.steps[0]} to {self.steps[-1]}>")  # fmt: skip
 
     def _curves(self, of: Of) -> dict[str, list[float]]:
         return {name: self.sparsity(name, of) for name in self.names}

@@ -113,7 +113,11 @@ def read_radius(radius: RadiusLike) -> Any:
     if radius is None or isinstance(radius, (Ramp, Radius)) or callable(radius):
         return radius
     if isinstance(radius, str):
-        return Radius.parse(radius)
+        found = Radius.parse(radius)
+        if not found.relative:
+            raise ValueError(f"{radius!r} is text: write radius={found}, a number, or with % a "
+                             "part of the norm, such as '10%'")  # fmt: skip
+        return found
     if isinstance(radius, bool):
         raise TypeError(f"a radius is a number, not {radius!r}")
     if isinstance(radius, (int, float)):
