@@ -489,6 +489,17 @@ def test_another_tensor_in_its_place() -> None:
         optimizer.step()
 
 
+def test_frozen_zeros_of_another_shape() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    pt.constrain(optimizer, model, {"1": ROWS}, radius="10%", freeze_zeros=True)
+    train(model, optimizer)
+    optimizer.zero_grad()
+    model[1].weight.data = torch.ones(3, 5)
+    with pytest.raises(RuntimeError, match=r"'1.weight' has shape \(3, 5\) now, .* \(3, 6\)"):
+        optimizer.step()
+
+
 def test_workers_are_forked_while_kernels_have_threads() -> None:
     """The real kernels, threads and all; the workers project as well."""
     print(run_python(LOADER, PROJGEN_NUM_THREADS="2"))

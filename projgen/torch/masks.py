@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from projgen.errors import quote
 from projgen.torch.names import Names
 
 
@@ -48,6 +49,12 @@ class Masks:
 
     def _frozen(self, name: str, tensor: Tensor) -> Tensor:
         frozen = self.frozen[name]
+        if frozen.shape != tensor.shape:
+            raise RuntimeError(
+                f"{quote(name, 80)} has shape {tuple(tensor.shape)} now, and its zeros that stay "
+                f"{tuple(frozen.shape)}: make the optimiser and its constraints after the model is "
+                "changed"
+            )
         if frozen.device != tensor.device:  # the model has moved
             frozen = self.frozen[name] = frozen.to(tensor.device)
         return frozen
