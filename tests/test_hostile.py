@@ -14,7 +14,9 @@ from projgen.check import parse_tree
 from projgen.errors import SpecError, quote
 from projgen.parse import MAX_LENGTH
 
-SECONDS = 0.8  # of this thread's work: far above what is needed, far below what a user would call hanging
+SECONDS = (
+    0.8  # of this thread's work: far above what is needed, far below what a user would call hanging
+)
 
 
 @contextmanager
