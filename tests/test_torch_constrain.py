@@ -591,7 +591,7 @@ def test_zeros_of_a_radius_that_grows_again(freeze_zeros: bool) -> None:
     model = network()
     optimizer = adam(model)
     pt.constrain(optimizer, model, {"0.0": ROWS}, lambda step: 0.1 if step < 3 else 9.0,
-                 freeze_zeros=freeze_zeros)  # fmt: skip
+                 freeze_zeros=freeze_zeros, keep_momenta=True)  # fmt: skip
     train(model, optimizer, 2)
     gone = (model[0][0].weight == 0).clone()
     assert gone.any()
@@ -914,3 +914,27 @@ except ImportError as error:
 else:
     raise AssertionError
 """)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_momenta_do_not_revive_zeros_unless_asked(name: str) -> None:
+    """A last gradient of zero: what is left to move a parameter is momentum."""
+    options = {"momentum": 0.9} if name == "SGD" else {}
+
+    def after(keep: bool) -> Any:
+        weight = torch.nn.Parameter(torch.tensor([[3.0, 3.0], [1.0, 1.0]]))
+        layer = torch.nn.Module()
+        layer.weight = weight
+        optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.05, **options)
+        pt.constrain(optimizer, layer, {"weight": "l1(linf)"}, 1.5, stop=1, keep_momenta=keep)
+        weight.grad = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+        optimizer.step()
+        assert not weight[1].any()
+        assert weight[0].all()
+        weight.grad = torch.zeros(2, 2)
+        optimizer.step()
+        return weight.detach()
+
+    assert not after(keep=False)[1].any()
+    assert after(keep=True)[1].all()
+    assert torch.equal(after(keep=False)[0], after(keep=True)[0])

@@ -44,6 +44,7 @@ class Constraint:
         found: list[Budget],
         when: When,
         freeze_zeros: bool,
+        keep_momenta: bool,
     ) -> None:
         self.steps = 0
         self.epochs = 0
@@ -54,7 +55,7 @@ class Constraint:
         self._known: dict[str, Tensor] = {}
         self._budgets = found
         self._masks = Masks(names, optimizer)
-        self._freeze_zeros = freeze_zeros
+        self._freeze_zeros, self._keep_momenta = freeze_zeros, keep_momenta
         self._projects = True
         self._require_members()
         with torch.no_grad():
@@ -110,6 +111,8 @@ class Constraint:
                     self._explain(budget, error)
             if self._freeze_zeros:
                 self._masks.freeze(self.names)
+            if not self._keep_momenta:
+                self._masks.calm(self.names)
             self._masks.hold_state()
 
     def epoch_end(self) -> None:
@@ -333,6 +336,7 @@ def constrain(
     start: int = 0,
     stop: int | None = None,
     freeze_zeros: bool = False,
+    keep_momenta: bool = False,
     arrays: Mapping[str, Any] | None = None,
 ) -> Constraint:
     """Project parameters of `model` after each step of `optimizer`.
@@ -360,8 +364,10 @@ def constrain(
         every: project after each that many steps, or when `epoch_end` says so with ``"epoch"``.
         start, stop: after the first `start` steps, and until the `stop`-th; with
             ``every="epoch"``, epochs.
-        freeze_zeros: whether entries stay zero once a projection has made them so. If not, the
-            gradient may bring them back; between projections, momentum as well.
+        freeze_zeros: whether entries stay zero once a projection has made them so. If not, a new
+            gradient may bring them back.
+        keep_momenta: whether momenta stay as they are where a projection leaves zero. If not they
+            become zero too, so that no earlier gradient brings such entries back.
         arrays: the weights (``w=``) and labels (``groups=``) that specs name.
 
     Raises:
@@ -384,7 +390,7 @@ def constrain(
     used = {name for budget in found for name in budget.given}
     if strange := [str(name) for name in arrays or {} if name not in used]:
         raise ValueError(f"no spec names {listed(strange)} among its weights and labels")
-    return Constraint(optimizer, model, names, found, when, bool(freeze_zeros))
+    return Constraint(optimizer, model, names, found, when, freeze_zeros, keep_momenta)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 from projgen.errors import quote
 from projgen.torch.names import Names
 
+MOMENTA = ("momentum_buffer", "exp_avg")  # what PyTorch's optimisers call them
+
 
 class Masks:
     """``frozen`` has, for each parameter that is held, a bool tensor: true where it stays zero."""
@@ -46,6 +48,17 @@ class Masks:
             for value in self._optimizer.state.get(tensor, {}).values():
                 if isinstance(value, Tensor) and value.shape == tensor.shape:
                     value.masked_fill_(self._frozen(name, tensor), 0)
+
+    def calm(self, names: Iterable[str]) -> None:
+        """Zero the momenta of entries that are zero: no earlier gradient moves them then. Means of
+        squares stay, or the first gradient that does would count for too much."""
+        for name in names:
+            tensor = self._names.tensor(name)
+            state = self._optimizer.state.get(tensor, {})
+            momenta = [state[key] for key in MOMENTA if key in state]
+            for momentum in momenta:
+                if isinstance(momentum, Tensor) and momentum.shape == tensor.shape:
+                    momentum.masked_fill_(tensor == 0, 0)
 
     def _frozen(self, name: str, tensor: Tensor) -> Tensor:
         frozen = self.frozen[name]
