@@ -110,8 +110,6 @@ def pointer(typing_context, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(types.int64), codegen
-
-
 @register_jitable(fastmath=FAST)
 def along(y, g):
     """g in the direction in which the magnitude of y grows."""

@@ -6,6 +6,7 @@ CPU have kernels for both ways; other trees go back by the reference, in NumPy.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from projgen.projection import Projection
 
 
-class Pullback:
+class Pullback(ABC):
     """What takes gradients of a projection's result back: call it, as often as you like.
 
     It keeps the arrays that were given and, of chains, the result; they must not change before it
     is called.
     """
 
+    @abstractmethod
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
         """The gradients of what was projected and of the radius.
 
@@ -37,7 +39,6 @@ class Pullback:
         through). The gradients are like what they belong to: arrays in y's structure, and for the
         radius a float, or an array over the batch axes. At radius 0 that of the radius is 0.
         """
-        raise NotImplementedError
 
 
 def vjp(

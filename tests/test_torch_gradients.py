@@ -12,6 +12,7 @@ from support import rehearsals
 import projgen
 
 torch = pytest.importorskip("torch")
+from torch import library  # noqa: E402
 
 import projgen.torch as pt  # noqa: E402
 from projgen.torch import operators, tree_operators  # noqa: E402
@@ -122,10 +123,10 @@ def test_opcheck(spec: str) -> None:
     y = normal(4, 5, grad=True)
     r = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     for given in (y, normal(5, 4).T, normal(8, 5)[::2]):
-        torch.library.opcheck(operators._project, (given, r, recipe))
+        library.opcheck(operators._project, (given, r, recipe))
     x, tape = operators._project(y.detach(), r.detach(), recipe)
     saved = (normal(4, 5), y.detach(), x, tape, r.detach(), recipe)
-    torch.library.opcheck(operators._pull, saved)
+    library.opcheck(operators._pull, saved)
 
 
 def test_opcheck_of_trees() -> None:
@@ -134,7 +135,7 @@ def test_opcheck_of_trees() -> None:
     )
     r = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     ys = [normal(4, 5, grad=True), normal(3, 5, grad=True)]
-    torch.library.opcheck(tree_operators.project_tree, (ys, [], r, recipe))
+    library.opcheck(tree_operators.project_tree, (ys, [], r, recipe))
 
 
 def test_compiled_whole() -> None:

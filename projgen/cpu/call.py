@@ -228,6 +228,20 @@ class Call:
         return verdict
 
 
+def run_shared(
+    entry: Any, address: int, arguments: tuple[int, ...], followers: int, sharing: Sharing
+) -> None:
+    """Run a kernel that has no verdict, with the team where that has been quicker."""
+    if not followers:
+        entry(*arguments)
+        return
+    share, started = sharing.choose(), perf_counter()
+    shared = share and team().run((address, *arguments), followers) is not None  # type: ignore[arg-type]
+    if not shared:  # alone, or the team is at work on another call
+        entry(*arguments)
+    sharing.learn(shared, perf_counter() - started)
+
+
 def aligned(size: int, dtype: Any) -> Array:
     """An uninitialised vector that starts on a cache line."""
     memory = np.empty(size + LINE, dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -32,8 +30,6 @@ BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
 
 _INFINITE = int(np.array(np.inf).view(np.int64))  # its bits
-
-_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +231,7 @@ class GroupCall:
         self._memory = tuple(np.argsort(self._natural).tolist())
         self._module = cpu.load_kernel(walk.kernel)  # keeps the machine code alive
         self._address = int(self._module.project.address)
-        self._entry = _ENTRY(self._address)
+        self._entry = cpu.ENTRY(self._address)
         threads = max(1, min(threads, walk.cells["blocks"]))
         groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
         self._groups = groups
@@ -342,12 +338,5 @@ class GroupCall:
             work.memory_at,
             work.desk_at,
         )
-        if not self._followers:
-            self._entry(*arguments)
-            return
         sharing = self._sharing[projects]
-        share, started = sharing.choose(), perf_counter()
-        shared = share and cpu.team().run((self._address, *arguments), self._followers) is not None
-        if not shared:  # alone, or the team is at work on another call
-            self._entry(*arguments)
-        sharing.learn(shared, perf_counter() - started)
+        cpu.run_shared(self._entry, self._address, arguments, self._followers, sharing)

@@ -7,7 +7,6 @@ projection; all in memory order. A kernel reads it in place of sweeping y again.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,20 +164,10 @@ class PullCall:
             work.memory_at,
             work.desk_at,
         )
-        self._share(arguments)
+        cpu.run_shared(self._entry, self._address, arguments, self._followers, self._sharing)
         slopes = work.memory[self._slope].copy()
         self._idle.append(work)
         return slopes
-
-    def _share(self, arguments: tuple[int, int, int, int, int]) -> None:
-        if not self._followers:
-            self._entry(*arguments)
-            return
-        share, started = self._sharing.choose(), perf_counter()
-        shared = share and cpu.team().run((self._address, *arguments), self._followers) is not None
-        if not shared:  # alone, or the team is at work on another call
-            self._entry(*arguments)
-        self._sharing.learn(shared, perf_counter() - started)
 
 
 def _ready(projection: Projection, plan: Plan) -> PullCall:

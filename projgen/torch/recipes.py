@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree
-from torch import Tensor
+from torch import Tensor, library
 
 import projgen
 from projgen.arrays import view
@@ -94,7 +94,7 @@ def filled(outline: Any, arrays: Sequence[Any]) -> Any:
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Make a function the operator ``projgen::name``, which writes to none of its arguments."""
-    made: Any = torch.library.custom_op(f"projgen::{name}", mutates_args=())
+    made: Any = library.custom_op(f"projgen::{name}", mutates_args=())
     return lambda function: made(function)
 
 
