@@ -15,7 +15,7 @@ from projgen.arrays import Array, check_dtype, detached, view, writable_view
 from projgen.bind import Binding
 from projgen.info import ArrayInfo, Info, LevelInfo, Numbers
 from projgen.measure import Changes, Read
-from projgen.operands import check_radius
+from projgen.operands import check_radius, in_shards
 from projgen.tree import Node, NormTree
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def with_info(
     The result is the same, to the bit. What is said costs some sweeps over y and the result, which
     a GPU sends to the host for it, and a copy of y where `out` is y.
     """
+    if in_shards(y, arrays):
+        raise TypeError("return_info=True looks at whole arrays, and a DTensor is in shards: use "
+                        "p.norm(x) and p.active(x)")  # fmt: skip
     if arrays or not projection.tree.is_plain:
         from projgen import calls
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from projgen.arrays import Array, address
 from projgen.bind import Binding
+from projgen.structure import flat
 
 if TYPE_CHECKING:
     from projgen.plan import Plan
 
 
 _LARGE = 10**308
+
+
+def in_shards(y: Any, named: Mapping[str, Any]) -> Any:
+    """The module that projects DTensors if there is one among `y` and `named`; or None.
+
+    PyTorch has the type only once something has imported it.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or type(y) is np.ndarray:
+        return None
+    kind = module.DTensor
+    if not isinstance(y, kind):
+        if not named and isinstance(y, sys.modules["torch"].Tensor):
+            return None
+        if not any(isinstance(each, kind) for _, each in flat([y, *named.values()])):
+            return None
+    return import_module("projgen.torch.sharded")
 
 
 def check_radius(radius: Any, binding: Binding, shape: tuple[int, ...]) -> float | Array:

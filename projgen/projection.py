@@ -13,7 +13,7 @@ from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.dtypes import put
 from projgen.exact import exact_tree, is_joint
-from projgen.operands import check_out, check_radius, require_finite
+from projgen.operands import check_out, check_radius, in_shards, require_finite
 from projgen.tree import NormTree
 
 if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
@@ -89,10 +89,8 @@ class Projection:
         set_(self, "_warm_start", warm_start)
         set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
-        set_(self, "_calls", {})
-        set_(self, "_pulls", {})
-        set_(self, "_matches", {})
-        set_(self, "_ready", {})
+        for memory in ("_calls", "_pulls", "_matches", "_ready"):
+            set_(self, memory, {})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Projection is immutable: cannot set {name!r}")
@@ -144,11 +142,10 @@ class Projection:
 
         Args:
             y: an array of float32, float64, float16 or bfloat16: NumPy (with ml_dtypes for
-                bfloat16), PyTorch, JAX, CuPy, or anything with the buffer interface, an array
-                interface or DLPack. Any strides.
+                bfloat16), PyTorch (and its DTensors: docs/sharded.md), JAX, CuPy, or anything with
+                the buffer interface, an array interface or DLPack. Any strides.
             radius: a number >= 0 in the units of `y`'s norm (inf allowed), or an array that
-                broadcasts over the batch axes.
-                Left out where the spec has the count of l0.
+                broadcasts over the batch axes. Left out where the spec has the count of l0.
             out: where the result goes: an array of `y`'s shape and dtype that does not overlap
                 `y`, or `y` itself for in place.
             return_info: whether to say what was done as well.
@@ -180,6 +177,8 @@ class Projection:
             from projgen.compare import with_info
 
             return with_info(self, y, radius, out, arrays)
+        if shards := in_shards(y, arrays):
+            return shards.project(self, y, radius, out, arrays)
         if arrays or not self._is_plain:
             from projgen import calls
 
@@ -239,6 +238,8 @@ class Projection:
 
     def norm(self, /, y: Any = None, **arrays: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
+        if shards := in_shards(y, arrays):
+            return shards.norm(self, y, arrays)
         if arrays or not self._is_plain:
             from projgen import calls
 
@@ -265,6 +266,8 @@ class Projection:
 
         A structure of such arrays for a tree with branches; with None for what passes unmatched.
         """
+        if shards := in_shards(x, arrays):
+            return shards.active(self, x, arrays)
         if arrays or not self._is_plain:
             from projgen import calls
 
@@ -386,8 +389,7 @@ def _rebuild(
     exact: bool,
     warm_start: bool,
 ) -> Projection:
-    own = backend, threads, check_finite, unmatched, exact, warm_start
-    return Projection(parse_tree(spec), *own)
+    return Projection(parse_tree(spec), backend, threads, check_finite, unmatched, exact, warm_start)
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ import numpy as np
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
 from projgen.bind import Binding
 from projgen.dtypes import put
-from projgen.operands import check_radius
+from projgen.operands import check_radius, in_shards
 from projgen.structure import at, rebuilt
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def vjp(
     projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
 ) -> tuple[Any, Pullback]:
     """See `Projection.vjp`."""
+    if in_shards(y, named):
+        raise TypeError("gradients of DTensors are not taken: project them under torch.no_grad()")
     if projection._is_plain and not named:
         return _vjp_chain(projection, y, radius)
     from projgen import calls

@@ -206,6 +206,29 @@ class Composition:
         finally:
             self._give_back(call)
 
+    def begin(self, ys: Sequence[Array]) -> tuple[_Call, Radii]:
+        """What to `end` with, and the norm of each index of the batch. No level has weights that a
+        call binds. An OutOfRangeError as `project` has it."""
+        call = self._borrow()
+        try:
+            return call, call.up(ys, {}).copy()
+        except BaseException:
+            self._give_back(call)
+            raise
+
+    def end(
+        self, call: _Call, ys: Sequence[Array], outs: Sequence[Array | None], radii: Radii
+    ) -> None:
+        """Project the arrays of `begin`, on these radii."""
+        try:
+            call.down(ys, outs, radii)
+        finally:
+            self._give_back(call)
+
+    def abandon(self, call: _Call) -> None:
+        """Leave it at what `begin` gave."""
+        self._give_back(call)
+
     def _borrow(self) -> _Call:
         try:
             return self._idle.pop()

@@ -1,0 +1,311 @@
+"""Calls of a projection with sharded tensors.
+
+Every rank makes the same calls in the same order: sweep the shard for its groups' values; agree
+that nothing is wrong with any shard; join and solve what is above (`Joint`); sweep once more.
+Nothing is written before the last values have crossed the network, so an error on any rank, of
+whatever kind, is one on all of them, and leaves every shard as it was.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from projgen.arrays import written
+from projgen.calls import _required, _split, counted
+from projgen.cpu.part_kernels import OutOfRangeError
+from projgen.cpu.pool import default_threads
+from projgen.operands import check_radii, is_finite, require_finite
+from projgen.structure import Key, Place, at, flat, places, rebuilt
+from projgen.torch.sharded.joint import HUGE, Joint
+from projgen.torch.sharded.local import Shard, local_tree
+from projgen.torch.sharded.operand import Operand, operand
+from projgen.torch.sharded.top import Top
+from projgen.torch.sharded.wire import FAILED, NOT_FINITE, TOO_LARGE, Values, Verdict, Wire, Word
+from projgen.trees import bind_tree
+
+if TYPE_CHECKING:
+    from projgen.projection import Projection
+
+TINY = 1e-130  # radii below it, and squares of what they leave, are not to be told from 0
+_BEYOND = (
+    "its values are so large that their sums leave the range of float64: project 2**-k * y on "
+    "2**-k * radius"
+)
+
+
+def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
+    """`y`, a DTensor or a structure of them, projected as one: see `Projection.__call__`."""
+    with _Call(projection, y, named) as call:
+        call.begin("project", lambda: call.sweep(radius, out, projects=True))
+        call.write()
+        if out is None:
+            return rebuilt(call.y, call.results)
+        for result in call.results.values():
+            written(result)
+        return out
+
+
+def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
+    """The norm: a float, or a DTensor over the batch axes."""
+    with _Call(projection, y, named) as call:
+        call.begin("norm", call.sweep)
+        norms = call.joint().norms()
+        return call.operands[0].like(norms, 0) if norms.ndim else float(norms)
+
+
+def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
+    """Which groups of the leaf level are not all zero: a bool, or a DTensor over the groups; in a
+    structure like `x`, with None for what passes."""
+    with _Call(projection, x, named) as call:
+        call.begin("active", lambda: None)
+        results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(call.y))
+        for own in call.operands:
+            arm, leaf = own.arm.arm, own.arm.arm.depth - 1
+            nonzero = own.array != 0
+            if arm.cuts:
+                nonzero = counted(replace(own.arm, shape=nonzero.shape), nonzero, {})
+            found = np.any(nonzero, axis=arm.axes(leaf)).astype(np.float64)
+            (found,) = call.wire.largest([found], own.cuts_of(leaf))
+            results[own.arm.key] = own.like(found > 0, leaf) if found.ndim else bool(found)
+        return rebuilt(call.y, results)
+
+
+class _Call:
+    """One call: its arrays, and how far it is. ``with`` gives back what it has borrowed."""
+
+    def __init__(self, projection: Projection, y: Any, named: Mapping[str, Any]) -> None:
+        self.projection = projection
+        self.wire = Wire(_mesh_of(y, named))
+        self._given = y, named
+        self.y: Any = None
+        self.operands: list[Operand] = []
+        self.results: dict[Key, Any] = {}
+        self._place: Place | None = None
+        self._batch: tuple[int, ...] = ()
+        self._shards: list[Shard] = []
+        self._radii: Values = np.zeros(0)
+        self._wide = False
+
+    def __enter__(self) -> _Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards:
+            shard.abandon()
+
+    # What a rank does by itself, and what ranks say of it
+
+    def begin(self, what: str, work: Callable[[], None]) -> None:
+        """Read the call, do this rank's own `work`, and hear of the others': an error if any rank
+        has one, or if they are not about the same."""
+        word = Word(FAILED)
+        problem: Exception | None = None
+        try:
+            self._read()
+            work()
+            word = self._word(what)
+        except _NotFiniteError as error:
+            word, problem = Word(NOT_FINITE), ValueError(*error.args)
+        except OutOfRangeError:
+            word, problem = Word(TOO_LARGE), ValueError(_BEYOND)
+        except Exception as error:  # of any kind: the others are waiting for this rank
+            problem = error
+        verdict = self.wire.agree(word)
+        if problem is not None:
+            raise problem
+        _require_well(verdict)
+        self._wide = verdict.largest > HUGE or verdict.smallest < 1 / HUGE
+        if self._wide and verdict.largest > HUGE**2:
+            raise ValueError(_BEYOND)
+
+    def _read(self) -> None:
+        projection = self.projection
+        self.y, given = _split(projection, *self._given)
+        _require_supported(projection, given)
+        tree = projection._walked
+        self._place = place = places(tree, self.y, projection.unmatched)
+        tensors = {leaf.key: at(self.y, leaf.key) for leaf in place.arms}
+        _require_one_mesh(tensors)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        bound = bind_tree(tree, place, shapes)
+        self._batch = bound.batch
+        for leaf, arm in zip(place.arms, bound.arms, strict=True):
+            with _named(leaf.key):
+                lowest = _lowest(place, leaf)
+                self.operands.append(operand(arm, tensors[arm.key], lowest))
+        first, *others = self.operands
+        for other in others:
+            if other.batch != first.batch:
+                raise TypeError(
+                    f"{first.arm.arm.label} and {other.arm.arm.label} have batch axes that are "
+                    "sharded differently: each rank must have the same part of both"
+                )
+
+    def sweep(self, radius: Any = None, out: Any = None, projects: bool = False) -> None:
+        """The first sweep over the shards, after a look at what else is given."""
+        if projects:
+            self._radii = self._read_radii(radius)
+        threads = self.projection._threads or default_threads()
+        for own in self.operands:
+            key = own.arm.key
+            with _named(key):
+                target = None
+                if projects:
+                    result = own.empty() if out is None else at(out, key)
+                    self.results[key], target = result, own.out_array(result)
+                tree = local_tree(own.arm.arm, own.seam.level)
+                try:
+                    self._shards.append(Shard(tree, own.array, target, threads))
+                except OutOfRangeError:
+                    if is_finite(own.array):
+                        raise
+                    try:
+                        require_finite(own.array, f"the shard of rank {self.wire.rank}")
+                    except ValueError as error:
+                        raise _NotFiniteError(*error.args) from None
+
+    def _read_radii(self, radius: Any) -> Values:
+        """One for each index of the batch."""
+        projection = self.projection
+        given = _required(projection, radius)
+        if isinstance(given, DTensor):
+            given = given.full_tensor()
+        if isinstance(given, torch.Tensor):
+            given = given.detach().double().cpu().numpy()
+        radii = np.asarray(check_radii(given, self._batch, projection.tree), np.float64)
+        if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(radii)):
+            raise ValueError("values that add up to an infinite radius are none of a simplex")
+        if np.any((radii > 0) & (radii < TINY)):
+            raise ValueError(
+                f"a radius below {TINY} is too near to 0 for sums over several ranks: project "
+                "2**k * y on 2**k * radius"
+            )
+        return np.broadcast_to(radii, self._batch)
+
+    def _word(self, what: str) -> Word:
+        """What to say of this rank: of groups in pieces the largest value, and the smallest."""
+        about = what, self.projection.spec, [own.form for own in self.operands]
+        mark = zlib.crc32(repr(about).encode() + np.ascontiguousarray(self._radii).tobytes())
+        pieces = [
+            shard.values[shard.values > 0]
+            for own, shard in zip(self.operands, self._shards, strict=False)
+            if own.seam.joins
+        ]
+        largest = max((float(values.max(initial=0.0)) for values in pieces), default=0.0)
+        smallest = min((float(values.min(initial=np.inf)) for values in pieces), default=np.inf)
+        return Word(0.0, mark, largest, smallest)
+
+    # What ranks do together
+
+    def joint(self) -> Joint:
+        """The values of all ranks, joined."""
+        place, levels = self._place, {own.arm.key: own.seam.level for own in self.operands}
+        assert place is not None
+        top = None
+        if all(levels.values()):
+            top = _top(place, tuple(levels.items()), self.projection._threads)
+        values = [shard.values for shard in self._shards]
+        return Joint(self.wire, self.operands, values, top, self._wide)
+
+    def write(self) -> None:
+        """The second sweep, on what the root leaves to each group."""
+        radii = self._radii[self.operands[0].batch]
+        for shard, own in zip(self._shards, self.joint().radii(radii), strict=True):
+            shard.write(own)
+
+
+class _NotFiniteError(ValueError):
+    """NaN or inf in a shard."""
+
+
+@lru_cache(maxsize=256)
+def _top(place: Place, levels: tuple[tuple[Key, int], ...], threads: int | None) -> Top:
+    return Top(place, dict(levels), threads)
+
+
+def _require_well(verdict: Verdict) -> None:
+    """An error for that of another rank."""
+    if verdict.wrong == NOT_FINITE:
+        raise ValueError(f"the shard of rank {verdict.rank} has NaN or inf, as the error there "
+                         "says; nothing was written on any rank")  # fmt: skip
+    if verdict.wrong == TOO_LARGE:
+        raise ValueError(f"on rank {verdict.rank} {_BEYOND}")
+    if verdict.wrong:
+        raise RuntimeError(f"rank {verdict.rank} has an error of its own, which it raises; nothing "
+                           "was written on any rank")  # fmt: skip
+    if not verdict.alike:
+        raise RuntimeError(
+            "ranks do not call with the same: spec, radius, shapes, placements and dtypes must be "
+            "those of all. A radius that comes of a rank's own batch has to be made one first; "
+            "nothing was written on any rank"
+        )
+
+
+def _require_supported(projection: Projection, given: Mapping[str, Any]) -> None:
+    """A TypeError for what is not done in shards."""
+    if projection.backend not in ("auto", "cpu"):
+        raise TypeError(f"DTensors are projected by the CPU's kernels, not backend="
+                        f"{projection.backend!r}: leave it out")  # fmt: skip
+    if projection.is_joint:
+        raise TypeError("the nearest point of l1(linf) takes all values at once: a DTensor has the "
+                        "projection level by level alone; build without exact=True")  # fmt: skip
+    names = [*projection.tree.bound_names, *given]
+    if names:
+        raise TypeError(f"{projection.spec} names {', '.join(dict.fromkeys(names))}: weights and "
+                        "labels by name do not go with DTensors")  # fmt: skip
+    if any(node.nonneg for node in projection.tree.levels):
+        raise TypeError("nonneg=True does not go with DTensors: clamp_(min=0) them before")
+
+
+def _require_one_mesh(tensors: Mapping[Key, Any]) -> None:
+    first: Any = None
+    for key, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            name = ".".join(map(str, key))
+            raise TypeError(f"{name} is no DTensor, and others are: distribute_tensor({name}, mesh,"
+                            " [Replicate()]) makes it one")  # fmt: skip
+        first = first or tensor.device_mesh
+        if tensor.device_mesh != first:
+            raise TypeError("the DTensors of one call share one mesh, and these have two: "
+                            f"{first} and {tensor.device_mesh}")  # fmt: skip
+
+
+def _lowest(place: Place, leaf: Place) -> int:
+    """The highest level that an array has to itself: beneath the last branch on its way."""
+    depth, lowest = 0, 0
+    while place is not leaf:
+        depth += 1
+        if place.node.is_branch:
+            lowest = depth
+        place = next(
+            child for child in place.children if any(own is leaf for own in child.leaves())
+        )
+    return lowest
+
+
+def _mesh_of(y: Any, named: Mapping[str, Any]) -> Any:
+    """The mesh of the first DTensor that is given."""
+    for _, tensor in flat([y, *named.values()]):
+        if isinstance(tensor, DTensor):
+            return tensor.device_mesh
+    raise TypeError("there is no DTensor to project")
+
+
+@contextmanager
+def _named(key: Key) -> Iterator[None]:
+    """Errors about one of several arrays say which."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not key:
+            raise
+        raise type(error)(f"{'.'.join(map(str, key))}: {error}") from None
