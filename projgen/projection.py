@@ -35,9 +35,9 @@ Unmatched = Literal["error", "pass"]
 class Projection:
     """A compiled projection onto the balls of one norm tree. Make it with `build`.
 
-    Immutable, hashable and picklable; equal if built from the same tree with the same options;
-    safe to call from several threads at once. Kernels are compiled when first needed, one for
-    each combination of dtype, rank and memory order.
+    Immutable, hashable and picklable; equal if built from the same tree with the same options; safe
+    to call from several threads at once. Kernels are compiled when first needed, one for each
+    combination of dtype, rank and memory order.
     """
 
     __slots__ = (
@@ -162,9 +162,8 @@ class Projection:
             Of half types, arithmetic is in float32, and each number is rounded to the nearest
             half when it is written, of two the even one. So the result's norm may be above
             `radius` by as much as that rounding is; no number grows.
-            With `return_info` a pair: the projection, the same to the bit, and a `projgen.Info`.
-            That costs some more sweeps over both arrays, in place also a copy of `y`, and waits
-            for a GPU.
+            With `return_info` a pair: the projection, the same to the bit, and a `projgen.Info`;
+            that costs more sweeps over both arrays, in place a copy of `y`, and waits for a GPU.
 
         Raises:
             SpecError: the tree does not fit `y`'s rank.
@@ -389,7 +388,8 @@ def _rebuild(
     exact: bool,
     warm_start: bool,
 ) -> Projection:
-    return Projection(parse_tree(spec), backend, threads, check_finite, unmatched, exact, warm_start)
+    own = backend, threads, check_finite, unmatched, exact, warm_start
+    return Projection(parse_tree(spec), *own)
 
 
 @lru_cache(maxsize=1024)

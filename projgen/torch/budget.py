@@ -19,6 +19,7 @@ from projgen.projection import Projection
 from projgen.structure import Key, Place, dotted, flat, places, rebuilt
 from projgen.torch.names import Names, listed
 from projgen.torch.schedule import radius_at, read_radius
+from projgen.torch.shards import is_sharded, whole
 from projgen.tree import Node, NormTree
 
 Lookup = Callable[[str], torch.Tensor]
@@ -79,12 +80,12 @@ class Budget:
             found = tensor(name)
             if torch.nn.parameter.is_lazy(found):
                 raise ValueError(f"{quote(name, 80)} has no shape yet: run the model once before")
-            if not found.is_cuda:
+            if not (found.is_cuda or is_sharded(found)):  # a shard is looked at by the projection
                 with named(name):
                     array = writable_view(found)
                     check_out(array, array)
         with named(self.key, self.hint):
-            self.norm = self.projection.norm(self.tensors(tensor), **self.given)
+            self.norm = whole(self.projection.norm(self.tensors(tensor), **self.given))
             radius = self.radius_after(1)
             if radius is not None:
                 shapes = ", ".join(str(tuple(tensor(name).shape)) for name in self.names)
@@ -110,14 +111,15 @@ class Budget:
         """See `Standing`."""
         y = self.tensors(tensor)
         leaves = [
-            torch.as_tensor(leaf) for _, leaf in flat(self.projection.active(y, **self.given))
+            torch.as_tensor(whole(leaf))
+            for _, leaf in flat(self.projection.active(y, **self.given))
         ]
         return Standing(
             self.key,
             self.projection.spec,
             tuple(self.names),
             self.radius_after(step),
-            self.projection.norm(y, **self.given),
+            whole(self.projection.norm(y, **self.given)),
             sum(int(leaf.sum()) for leaf in leaves),
             sum(leaf.numel() for leaf in leaves),
             self._axes(y),
@@ -260,6 +262,7 @@ def _projection(spec: Any) -> Projection:
 
 def _on_host(value: Any) -> Any:
     """A tensor as NumPy's, and anything else as it is."""
+    value = whole(value)
     return value.detach().double().cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 

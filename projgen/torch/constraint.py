@@ -19,6 +19,7 @@ from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
 from projgen.torch.names import Names, like_model, listed, members
 from projgen.torch.schedule import RadiusLike, When
+from projgen.torch.shards import is_sharded, local, same_memory
 
 MANY = 1000  # steps: a warning if no epoch has ended by then
 IN_OPTIMIZER = "projgen"  # where an optimiser's state_dict has those of its constraints
@@ -150,7 +151,7 @@ class Constraint:
         state = like_model(self._model, initial)
         for name, tensor in self._model.state_dict().items():
             given = state.get(name)
-            if isinstance(given, Tensor) and given.numel() and _same_memory(given, tensor):
+            if isinstance(given, Tensor) and same_memory(given, tensor):
                 raise ValueError(
                     f"initial has the model's own memory for {quote(name, 80)}: take "
                     "copy.deepcopy(model.state_dict()) before the training"
@@ -296,9 +297,10 @@ class Constraint:
         tensor = self._names.tensor(name)
         if self._known.get(name) is not tensor:
             if id(tensor) not in members(self._optimizer):
+                gathered = ", or call model.reshard() where FSDP has gathered it"
                 raise RuntimeError(f"{quote(name, 80)} is another tensor now, which the optimiser "
-                                   "does not have: make the optimiser and its constraints after "
-                                   "the model is changed")  # fmt: skip
+                                   "does not have: make the optimiser and its constraints after the"
+                                   f" model is changed{gathered * hasattr(self._model, 'reshard')}")  # fmt: skip
             self._known[name] = tensor
         return tensor
 
@@ -312,14 +314,15 @@ class Constraint:
     def _explain(self, budget: Budget, error: Exception) -> None:
         """Raise `error` again, saying where and when; of a step that has diverged, just that."""
         for name in budget.names:
-            finite = torch.isfinite(self._tensor(name))
+            values = local(self._tensor(name))
+            finite = torch.isfinite(values)
             if not bool(finite.all()):
                 at = tuple((~finite).nonzero()[0].tolist())
-                found = float(self._tensor(name)[at])
+                where = f"{at} of this rank's shard" if is_sharded(self._tensor(name)) else f"{at}"
                 raise ValueError(
-                    f"step {self.steps} left {found} in {quote(name, 80)}, at index {at}: the "
-                    f"training has diverged. The constraint wrote nothing there; go on from a "
-                    "checkpoint, with a lower learning rate or clipped gradients"
+                    f"step {self.steps} left {float(values[at])} in {quote(name, 80)}, at index "
+                    f"{where}: the training has diverged. The constraint wrote nothing there; go on"
+                    " from a checkpoint, with a lower learning rate or clipped gradients"
                 ) from None
         with named(f"after step {self.steps}, {budget.key}"):
             raise error
@@ -391,10 +394,6 @@ def constrain(
     if strange := [str(name) for name in arrays or {} if name not in used]:
         raise ValueError(f"no spec names {listed(strange)} among its weights and labels")
     return Constraint(optimizer, model, names, found, when, freeze_zeros, keep_momenta)
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return bool(a.device == b.device and a.data_ptr() == b.data_ptr())
 
 
 __all__ = ["Constraint", "Standing", "constrain"]

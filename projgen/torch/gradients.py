@@ -9,6 +9,7 @@ from torch import Tensor
 
 import projgen
 from projgen import outcome
+from projgen.operands import in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
 from projgen.torch.operators import Radius, project_array
@@ -31,8 +32,10 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
 
     Raises:
         SpecError, TypeError, ValueError: as a call of the projection does. TypeError for tensors
-            on a GPU.
+            on a GPU, and for DTensors that require gradients.
     """
+    if in_shards(y, arrays):
+        return _project_shards(y, spec, radius, arrays)
     recipe, is_plain, counts, name = told(spec)
     if counts:
         at = torch.zeros((), dtype=torch.float64)
@@ -56,6 +59,16 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
     given = {name: torch.as_tensor(array) for name, array in arrays.items()}
     results = project_tree(leaves, [*given.values()], at, joined(recipe, outline, [*given]))
     return rebuilt(y, {key: x for (key, _), x in zip(flat(y), results, strict=True)})
+
+
+def _project_shards(y: Any, spec: str | Projection, radius: Any, arrays: dict[str, Any]) -> Any:
+    """DTensors, whose projection records no gradients."""
+    leaves = [leaf for _, leaf in flat(y)]
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in leaves):
+        raise TypeError("gradients do not go through the projection of a DTensor: call it under "
+                        "torch.no_grad(), or constrain the parameter")  # fmt: skip
+    projection = spec if isinstance(spec, Projection) else projgen.build(spec)
+    return projection(y, radius, **arrays)
 
 
 class Projected(torch.nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from projgen.errors import quote
 from projgen.torch.names import Names
+from projgen.torch.shards import local
 
 PIECE = 1 << 16  # values whose signs stay in a core's cache
 MOMENTA = ("momentum_buffer", "exp_avg")  # what PyTorch's optimisers call them
@@ -58,7 +59,7 @@ class Masks:
             state = self._optimizer.state.get(tensor, {})
             for momentum in (state.get(key) for key in MOMENTA):
                 if isinstance(momentum, Tensor) and momentum.shape == tensor.shape:
-                    _clear(tensor.detach(), momentum)
+                    _clear(local(tensor), local(momentum))
 
     def _frozen(self, name: str, tensor: Tensor) -> Tensor:
         frozen = self.frozen[name]

@@ -16,6 +16,7 @@ from projgen.terminal import format_count, format_shape
 from projgen.torch.budget import Standing
 from projgen.torch.constraint import Constraint
 from projgen.torch.names import plain_name
+from projgen.torch.shards import is_sharded
 
 # What a module's weight has as its outputs (neurons, filters) and inputs (features, channels).
 _SWAPPED = (
@@ -183,11 +184,14 @@ def _row(name: str, tensor: Tensor, swapped: bool) -> Row:
     shape = tuple(tensor.shape)
     if tensor.is_meta:
         return Row(name, shape, dtype, tensor.numel())
+    axes = (1, 0) if swapped else (0, 1)
+    if is_sharded(tensor):
+        return _sharded_row(name, tensor, dtype, axes if len(shape) > 1 else ())
     with torch.no_grad():
         values = tensor.to_dense() if tensor.layout is not torch.strided else tensor.detach()
         nonzero = values != 0
         zero = nonzero.numel() - int(torch.count_nonzero(nonzero))
-        sides = [_slices(nonzero, axis) for axis in ((1, 0) if swapped else (0, 1))]
+        sides = [_slices(nonzero, axis) for axis in axes]
         outputs, inputs = sides if len(shape) > 1 else (None, None)
         if not (values.is_floating_point() or values.is_complex()):
             values = values.to(torch.float64)
@@ -196,6 +200,20 @@ def _row(name: str, tensor: Tensor, swapped: bool) -> Row:
         top = torch.linalg.vector_norm(values, math.inf, dtype=wide) if values.numel() else 0
         largest = float(top)
     return Row(name, shape, dtype, nonzero.numel(), zero, outputs, inputs, length, largest)
+
+
+def _sharded_row(name: str, tensor: Tensor, dtype: str, axes: tuple[int, ...]) -> Row:
+    """The row of a DTensor, which all its ranks make together."""
+    from projgen.torch.sharded.survey import survey
+
+    found = survey(tensor, axes)
+    sides = [
+        Slices(axis, tensor.shape[axis], tensor.shape[axis] - alive)
+        for axis, alive in zip(axes, found.alive, strict=True)
+    ]
+    outputs, inputs = sides or (None, None)
+    own = tuple(tensor.shape), dtype, tensor.numel(), found.zero
+    return Row(name, *own, outputs, inputs, found.length, found.largest)
 
 
 def _slices(nonzero: Tensor, axis: int) -> Slices | None:

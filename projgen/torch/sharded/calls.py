@@ -23,13 +23,14 @@ from projgen.arrays import written
 from projgen.calls import _required, _split, counted
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
-from projgen.operands import check_radii, is_finite, require_finite
+from projgen.operands import check_radii, is_finite
 from projgen.structure import Key, Place, at, flat, places, rebuilt
 from projgen.torch.sharded.joint import HUGE, Joint
 from projgen.torch.sharded.local import Shard, local_tree
 from projgen.torch.sharded.operand import Operand, operand
 from projgen.torch.sharded.top import Top
 from projgen.torch.sharded.wire import FAILED, NOT_FINITE, TOO_LARGE, Values, Verdict, Wire, Word
+from projgen.torch.shards import whole
 from projgen.trees import bind_tree
 
 if TYPE_CHECKING:
@@ -168,17 +169,17 @@ class _Call:
                 except OutOfRangeError:
                     if is_finite(own.array):
                         raise
-                    try:
-                        require_finite(own.array, f"the shard of rank {self.wire.rank}")
-                    except ValueError as error:
-                        raise _NotFiniteError(*error.args) from None
+                    index = tuple(int(i) for i in np.argwhere(~np.isfinite(own.array))[0])
+                    raise _NotFiniteError(
+                        f"the shard of rank {self.wire.rank} has {own.array[index]} at index "
+                        f"{index} of it; nothing was written on any rank"
+                    ) from None
 
     def _read_radii(self, radius: Any) -> Values:
         """One for each index of the batch."""
         projection = self.projection
         given = _required(projection, radius)
-        if isinstance(given, DTensor):
-            given = given.full_tensor()
+        given = whole(given)
         if isinstance(given, torch.Tensor):
             given = given.detach().double().cpu().numpy()
         radii = np.asarray(check_radii(given, self._batch, projection.tree), np.float64)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from projgen.arms import BATCH
@@ -16,6 +15,7 @@ from projgen.arrays import Array, check_dtype, view
 from projgen.operands import check_out
 from projgen.torch.sharded.layout import Seam, Sharding, find_seam
 from projgen.torch.sharded.wire import Values
+from projgen.torch.shards import local
 from projgen.trees import BoundArm
 
 
@@ -90,8 +90,8 @@ class Operand:
         check_out(self.array, target)
         return target
 
-    def like(self, local: Array, level: int) -> Any:
-        """The DTensor over the axes of the values above `level` that has `local` as a shard."""
+    def like(self, shard: Array, level: int) -> Any:
+        """The DTensor over the axes of the values above `level` that has `shard`."""
         owners, sources = self.arm.arm.owners, self.arm.arm.sources
         placements = [
             Replicate()
@@ -102,7 +102,7 @@ class Operand:
         shape = self.arm.natural(level - 1)
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DTensor.from_local(
-            torch.from_numpy(np.ascontiguousarray(local)),
+            torch.from_numpy(np.ascontiguousarray(shard)),
             self.tensor.device_mesh,
             placements,
             run_check=False,
@@ -114,7 +114,7 @@ class Operand:
         """A new DTensor like the array."""
         own = self.tensor
         return DTensor.from_local(
-            torch.empty_like(local_of(own)),
+            torch.empty_like(local(own)),
             own.device_mesh,
             own.placements,
             run_check=False,
@@ -165,32 +165,25 @@ def sharding_of(tensor: Any) -> tuple[Sharding, tuple[int, ...]]:
     return Sharding(tuple(tensor.shape), tuple(mesh.shape), tuple(axes)), tuple(place)
 
 
-def local_of(tensor: Any) -> Tensor:
-    """The shard of a DTensor, in the same memory."""
-    local: Any = tensor.detach().to_local()
-    waited: Tensor = local.wait() if hasattr(local, "wait") else local
-    return waited
-
-
 def local_array(tensor: Any, sharding: Sharding, place: tuple[int, ...]) -> Array:
     """The shard as a NumPy array over the same memory; errors are those of dense tensors."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise TypeError("a projection of a DTensor records no gradients: call it under "
                         "torch.no_grad()")  # fmt: skip
-    local = local_of(tensor)
-    if (local.device.type, tensor.device_mesh.device_type) != ("cpu", "cpu"):
+    shard = local(tensor)
+    if (shard.device.type, tensor.device_mesh.device_type) != ("cpu", "cpu"):
         raise TypeError(
-            f"this DTensor is on {local.device}, with a mesh for {tensor.device_mesh.device_type}"
+            f"this DTensor is on {shard.device}, with a mesh for {tensor.device_mesh.device_type}"
             ": shards are projected on the CPU, on a mesh of init_device_mesh('cpu', …)"
         )
-    if tuple(local.shape) != sharding.local_shape(place):
+    if tuple(shard.shape) != sharding.local_shape(place):
         raise ValueError(
-            f"the shard has shape {tuple(local.shape)}, and {tensor.placements} of shape "
+            f"the shard has shape {tuple(shard.shape)}, and {tensor.placements} of shape "
             f"{tuple(tensor.shape)} say {sharding.local_shape(place)}"
         )
-    array, _ = view(local)
+    array, _ = view(shard)
     check_dtype(array)
     return array
 
 
-__all__ = ["Operand", "local_of", "operand"]
+__all__ = ["Operand", "operand"]

@@ -55,6 +55,7 @@ class Wire:
                         for along in range(mesh.ndim)]  # fmt: skip
         self.everywhere = tuple(range(mesh.ndim))
         self.rank = dist.get_rank()
+        self._device = mesh.device_type
 
     def agree(self, own: Word) -> Verdict:
         """What all ranks of the mesh say: one small reduction for each of its axes."""
@@ -78,10 +79,12 @@ class Wire:
         self, vectors: Sequence[Values], along: Sequence[int], operation: Any
     ) -> list[Values]:
         sent = np.concatenate([vector.reshape(-1) for vector in vectors])
-        if sent.size:
-            for axis in along:
-                if self._groups[axis] is not None:
-                    dist.all_reduce(torch.from_numpy(sent), operation, group=self._groups[axis])
+        groups = [self._groups[axis] for axis in along if self._groups[axis] is not None]
+        if sent.size and groups:
+            numbers = torch.from_numpy(sent).to(self._device)
+            for group in groups:
+                dist.all_reduce(numbers, operation, group=group)
+            sent = numbers.cpu().numpy()
         return _split(sent, [vector.shape for vector in vectors])
 
     def gather(
@@ -103,10 +106,10 @@ class Wire:
             padded.append(room)
         sent = np.concatenate([room.reshape(-1) for room in padded])
         ranks = len(sizes[0])
-        found = np.empty((ranks, sent.size))
+        there = torch.empty(ranks * sent.size, dtype=torch.float64, device=self._device)
         if sent.size:
-            here, there = torch.from_numpy(sent), torch.from_numpy(found.reshape(-1))
-            _gather_single(there, here, group=group)
+            _gather_single(there, torch.from_numpy(sent).to(self._device), group=group)
+        found = there.cpu().numpy().reshape(ranks, -1)
         shapes = [room.shape for room in padded]
         parts = [_split(row, shapes) for row in found]
         whole: list[Values] = []
