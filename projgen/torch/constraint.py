@@ -297,10 +297,11 @@ class Constraint:
         tensor = self._names.tensor(name)
         if self._known.get(name) is not tensor:
             if id(tensor) not in members(self._optimizer):
-                gathered = ", or call model.reshard() where FSDP has gathered it"
+                gathered = hasattr(self._model, "reshard")  # by FSDP, for a forward pass
+                hint = ", or call model.reshard() if it is gathered" if gathered else ""
                 raise RuntimeError(f"{quote(name, 80)} is another tensor now, which the optimiser "
-                                   "does not have: make the optimiser and its constraints after the"
-                                   f" model is changed{gathered * hasattr(self._model, 'reshard')}")  # fmt: skip
+                                   "does not have: make the optimiser and its constraints after "
+                                   f"the model is changed{hint}")  # fmt: skip
             self._known[name] = tensor
         return tensor
 
