@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from projgen.cpu.group_kernel import GroupKernel
     from projgen.cpu.pull_kernel import PullKernel
+    from projgen.cpu.tally import TallyKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
     from projgen.cuda.weighted import WeightedKernel
 
@@ -43,6 +44,11 @@ def render_group(kernel: GroupKernel) -> str:
     """The source of the module that holds a kernel for one level of groups."""
     text = environment().get_template("cpu/groups.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
+
+
+def render_tally(kernel: TallyKernel) -> str:
+    """The source of the module that adds up and counts the values above thresholds."""
+    return environment().get_template("cpu/tally.py.j2").render(kernel=kernel)
 
 
 def render_pull(kernel: PullKernel) -> str:

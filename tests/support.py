@@ -156,7 +156,7 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
         entry = _ENTRY(take_part)
         address = ctypes.cast(entry, ctypes.c_void_p).value
         named = SimpleNamespace(address=address)
-        return SimpleNamespace(project=named, pull=named, entry=entry)
+        return SimpleNamespace(project=named, pull=named, tally=named, entry=entry)
 
     def run(call: tuple[int, ...], followers: int, *_: object) -> int:
         assert team is not None
@@ -325,5 +325,7 @@ def _function(source: str) -> Callable[..., int]:
     names: dict[str, Any] = {}
     with patch.dict(sys.modules, _STAND_INS):
         exec(compile(source, "<rehearsal>", "exec"), names)
-    function: Callable[..., int] = names.get("project") or names["pull"]
+    function: Callable[..., int] = next(
+        names[own] for own in ("project", "pull", "tally") if own in names
+    )
     return function

@@ -26,6 +26,7 @@ from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
 from projgen.cpu.pull_kernel import PullCode, PullKernel
 from projgen.cpu.stages import StageCode
+from projgen.cpu.tally import TallyKernel
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import CHAINED, NORMS
 from projgen.render import environment, render
@@ -39,6 +40,7 @@ BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
 PARTS = ("groups", "abreast", "gather", "ranks", "scales", "spread")
 GROUPS = {*(f"cpu/{part}.py.j2" for part in PARTS), *BALLS}
 PULLS = {name for name in NAMES if name.startswith("cpu/pull")}  # of the way back
+TALLY = "cpu/tally.py.j2"  # of shards
 RULES = {name for name in PULLS if name.startswith("cpu/pulls/")}
 IDS = [exhibit.name for exhibit in CANON]
 
@@ -58,7 +60,18 @@ VARIABLES = {
     "c": Counter,
 }
 PULL_VARIABLES = {"kernel": PullKernel, "p": PullCode, "leaf": PullCode}
-CONTRACT = (Kernel, StageCode, Nest, Counter, Phase, GroupKernel, Ball, PullKernel, PullCode)
+CONTRACT = (
+    Kernel,
+    StageCode,
+    Nest,
+    Counter,
+    Phase,
+    GroupKernel,
+    Ball,
+    PullKernel,
+    PullCode,
+    TallyKernel,
+)
 
 
 def supplied(kind: type) -> dict[str, Any]:
@@ -78,6 +91,8 @@ def kind_of(node: nodes.Node, template: str) -> Any:
     if isinstance(node, nodes.Name):
         if template in GROUPS:
             return GroupKernel if node.name == "kernel" else None
+        if template == TALLY:
+            return TallyKernel if node.name == "kernel" else None
         if template in PULLS and node.name in PULL_VARIABLES:
             return PULL_VARIABLES[node.name]
         return VARIABLES.get(node.name)
@@ -105,7 +120,8 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        allowed = {"kernel"} if name in {"cpu/kernel.py.j2", "cpu/pull.py.j2", *GROUPS} else set()
+        whole = {"cpu/kernel.py.j2", "cpu/pull.py.j2", TALLY, *GROUPS}
+        allowed = {"kernel"} if name in whole else set()
         assert undeclared <= allowed, name
 
 
@@ -117,6 +133,7 @@ def test_every_template_is_reached() -> None:
             "cpu/pull.py.j2",
             "cpu/team.py.j2",
             "cpu/series.py.j2",
+            TALLY,
             *RULES,
             *MACROS.values(),
             *GROUPS,

@@ -12,7 +12,6 @@ from projgen.torch.sharded import search
 from projgen.torch.sharded.operand import Operand
 from projgen.torch.sharded.top import Top, arranged, by_axis
 from projgen.torch.sharded.wire import Values, Wire
-from projgen.torch.shards import local
 
 HUGE = 1e150  # beyond it, and below its inverse, squares leave the range of float64
 
@@ -132,7 +131,7 @@ class Joint:
         size = int(np.prod([operand.sharding.shape[axis] for axis in axes]))
         goal = np.where(inside, 0.0, radii)
         along = operand.seam.joins
-        found = search.shares(local(operand.tensor), axes, size, whole, goal, self._wire, along)
+        found = search.shares(operand.array, axes, size, whole, goal, self._wire, along)
         return np.where(inside, piece, found)
 
 

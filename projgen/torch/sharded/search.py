@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from projgen.arrays import Array
+from projgen.cpu.tally import Tally
 from projgen.torch.sharded.wire import Values, Wire
 
 STEPS = 100  # at most; a dozen is usual, and each takes away values until none is left to take
-PIECE = 1 << 16  # values that are worked on at a time, and stay in a core's cache
 
 
 def shares(
-    y: Tensor,
+    y: Array,
     axes: Sequence[int],
     size: int,
     whole: Values,
@@ -40,11 +39,11 @@ def shares(
         radii: what they are projected on, below those values.
         wire, along: the ranks that have pieces of the same groups.
     """
-    seeks = radii > 0
+    tally, seeks = Tally(y, axes), radii > 0
     thresholds = np.where(seeks, (whole - radii) / size, np.inf)  # of others nothing is left
     above = np.full(whole.shape, float(size))
     for _ in range(STEPS):
-        left, here = _left(y, thresholds, axes)
+        left, here = tally.above(thresholds)
         excess, count = wire.sums([left, here], along)
         seeks &= (count < above) & (excess > radii)
         if not seeks.any():
@@ -53,24 +52,6 @@ def shares(
         step = (excess - radii) / np.maximum(count, 1.0)
         thresholds = np.where(seeks, thresholds + step, thresholds)
     return left
-
-
-def _left(y: Tensor, thresholds: Values, axes: Sequence[int]) -> tuple[Values, Values]:
-    """Of each group the sum of what its values exceed the threshold by, and how many do."""
-    left, count = np.zeros(thresholds.shape), np.zeros(thresholds.shape)
-    if not y.numel():
-        return left, count
-    shape = [1 if axis in axes else extent for axis, extent in enumerate(y.shape)]
-    limits = torch.from_numpy(thresholds).reshape(shape)
-    sums, numbers = (torch.from_numpy(each).reshape(shape) for each in (left, count))
-    rows = max(1, PIECE * y.shape[0] // y.numel()) if y.ndim else 1
-    dims = tuple(axes)
-    for start in range(0, y.shape[0], rows):
-        own = slice(0, 1) if 0 in axes else slice(start, start + rows)
-        over = y[start : start + rows].abs().double().sub_(limits[own]).clamp_(min=0)
-        sums[own] += over.sum(dim=dims, keepdim=True)
-        numbers[own] += over.count_nonzero(dim=dims).reshape(numbers[own].shape)
-    return left, count
 
 
 __all__ = ["shares"]
