@@ -380,6 +380,24 @@ def constraints_on_fsdp(world: Any) -> None:
 
 
 @check
+def what_fsdp_has_gathered_is_told(world: Any) -> None:
+    """The root's parameters stay whole after a forward pass without a backward one."""
+    from torch.distributed.fsdp import fully_shard
+
+    for options in ({}, {"freeze_zeros": True}):
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5))
+        fully_shard(model, mesh=world.line)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle = projgen.torch.constrain(optimizer, model, {"0": "l1"}, radius="10%", **options)
+        handle.project()
+        with torch.no_grad():
+            model(torch.ones(1, 7))
+        assert_raises(RuntimeError, "reshard", handle.project)
+        model.reshard()
+        handle.project()
+
+
+@check
 def an_fsdp_parameter_cut_by_tensor_parallelism_too(world: Any) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projgen.errors import quote
 from projgen.torch.names import Names
-from projgen.torch.shards import local
+from projgen.torch.shards import is_sharded, local
 
 PIECE = 1 << 16  # values whose signs stay in a core's cache
 MOMENTA = ("momentum_buffer", "exp_avg")  # what PyTorch's optimisers call them
@@ -68,6 +68,13 @@ class Masks:
                 f"{quote(name, 80)} has shape {tuple(tensor.shape)} now, and its zeros that stay "
                 f"{tuple(frozen.shape)}: make the optimiser and its constraints after the model is "
                 "changed"
+            )
+        if is_sharded(frozen) != is_sharded(tensor):
+            now, before = ("in shards", "whole") if is_sharded(tensor) else ("whole", "in shards")
+            raise RuntimeError(
+                f"{quote(name, 80)} is {now}, and its zeros that stay are {before}: call "
+                "model.reshard() if FSDP has gathered it; or make the optimiser and its constraints"
+                " after the model is sharded"
             )
         if frozen.device != tensor.device:  # the model has moved
             frozen = self.frozen[name] = frozen.to(tensor.device)

@@ -31,7 +31,8 @@ from projgen.torch.sharded.operand import Operand, operand
 from projgen.torch.sharded.top import Top
 from projgen.torch.sharded.wire import FAILED, NOT_FINITE, TOO_LARGE, Values, Verdict, Wire, Word
 from projgen.torch.shards import whole
-from projgen.trees import bind_tree
+from projgen.tree import NormTree
+from projgen.trees import BoundTree, bind_tree
 
 if TYPE_CHECKING:
     from projgen.projection import Projection
@@ -136,8 +137,8 @@ class _Call:
         self._place = place = places(tree, self.y, projection.unmatched)
         tensors = {leaf.key: at(self.y, leaf.key) for leaf in place.arms}
         _require_one_mesh(tensors)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        bound = bind_tree(tree, place, shapes)
+        shapes = tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())
+        bound = _bound(tree, place, shapes)
         self._batch = bound.batch
         for leaf, arm in zip(place.arms, bound.arms, strict=True):
             with _named(leaf.key):
@@ -226,6 +227,13 @@ class _Call:
 
 class _NotFiniteError(ValueError):
     """NaN or inf in a shard."""
+
+
+@lru_cache(maxsize=256)
+def _bound(
+    tree: NormTree, place: Place, shapes: tuple[tuple[Key, tuple[int, ...]], ...]
+) -> BoundTree:
+    return bind_tree(tree, place, dict(shapes))
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from projgen.arms import BATCH, Arm
 from projgen.errors import quote
@@ -78,6 +79,7 @@ class Seam:
     gathers: tuple[tuple[int, int], ...]
 
 
+@lru_cache(maxsize=1024)
 def find_seam(arm: Arm, sharding: Sharding, lowest: int = 0) -> Seam:
     """The seam of an array; at level `lowest` or beneath it: what is above is shared with others.
 

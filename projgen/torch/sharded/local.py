@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class Shard:
             self._begun = None
 
 
+@lru_cache(maxsize=1024)
 def local_tree(arm: Arm, level: int) -> NormTree:
     """The levels of an arm from `level` down, with their axes; what is above is a batch."""
     node: Node | None = None
