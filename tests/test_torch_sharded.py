@@ -237,7 +237,7 @@ def what_crosses_the_network(world: Any) -> None:
 
         return call
 
-    word = 6
+    word = 5
     with (
         patch.object(wire.dist, "all_reduce", counting(dist.all_reduce, 0)),
         patch.object(wire, "_gather_single", counting(wire._gather_single, 1)),
@@ -489,6 +489,10 @@ def take_part(rank: int, directory: str) -> None:
 
 def run_ranks(directory: str) -> None:
     """All processes; on Linux they are forked from one that has imported what they need."""
+
+    with rehearsals():  # what is read and rendered the first time
+        for spec in ("l1(linf)", "l1(l2)", "l1(l1)", "l0(k=2)"):
+            projgen.build(spec)(np.ones((3, 3)), *([] if "k=" in spec else [1.0]))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ranks = [context.Process(target=take_part, args=(rank, directory)) for rank in range(WORLD)]
     for rank in ranks:

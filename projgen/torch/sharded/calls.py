@@ -30,7 +30,7 @@ from projgen.torch.sharded.local import Shard, local_tree
 from projgen.torch.sharded.operand import Operand, operand
 from projgen.torch.sharded.top import Top
 from projgen.torch.sharded.wire import FAILED, NOT_FINITE, TOO_LARGE, Values, Verdict, Wire, Word
-from projgen.torch.shards import whole
+from projgen.torch.shards import is_sharded, local
 from projgen.tree import NormTree
 from projgen.trees import BoundTree, bind_tree
 
@@ -86,7 +86,8 @@ class _Call:
 
     def __init__(self, projection: Projection, y: Any, named: Mapping[str, Any]) -> None:
         self.projection = projection
-        self.wire = Wire(_mesh_of(y, named))
+        self._mesh = _mesh_of(y, named)
+        self.wire = Wire(self._mesh)
         self._given = y, named
         self.y: Any = None
         self.operands: list[Operand] = []
@@ -95,6 +96,7 @@ class _Call:
         self._batch: tuple[int, ...] = ()
         self._shards: list[Shard] = []
         self._radii: Values = np.zeros(0)
+        self._said = b""  # of radii, what all ranks must have alike
         self._wide = False
 
     def __enter__(self) -> _Call:
@@ -136,7 +138,7 @@ class _Call:
         tree = projection._walked
         self._place = place = places(tree, self.y, projection.unmatched)
         tensors = {leaf.key: at(self.y, leaf.key) for leaf in place.arms}
-        _require_one_mesh(tensors)
+        _require_mesh(tensors, self._mesh)
         shapes = tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())
         bound = _bound(tree, place, shapes)
         self._batch = bound.batch
@@ -177,13 +179,20 @@ class _Call:
                     ) from None
 
     def _read_radii(self, radius: Any) -> Values:
-        """One for each index of the batch."""
-        projection = self.projection
-        given = _required(projection, radius)
-        given = whole(given)
+        """One for each index of the batch that this rank has."""
+        projection, first = self.projection, self.operands[0]
+        given, batch = _required(projection, radius), self._batch
+        sharded = is_sharded(given)
+        if sharded:
+            if given.placements != first.placements(0) or tuple(given.shape) != batch:
+                raise ValueError(
+                    "a radius that is a DTensor has the shape and placements of p.norm(y), "
+                    f"{batch} {first.placements(0)}; this one has {(*given.shape,)} {given.placements}"
+                )
+            batch = tuple(local(given).shape)
         if isinstance(given, torch.Tensor):
-            given = given.detach().double().cpu().numpy()
-        radii = np.asarray(check_radii(given, self._batch, projection.tree), np.float64)
+            given = local(given).double().cpu().numpy()
+        radii = np.asarray(check_radii(given, batch, projection.tree), np.float64)
         if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(radii)):
             raise ValueError("values that add up to an infinite radius are none of a simplex")
         if np.any((radii > 0) & (radii < TINY)):
@@ -191,12 +200,16 @@ class _Call:
                 f"a radius below {TINY} is too near to 0 for sums over several ranks: project "
                 "2**k * y on 2**k * radius"
             )
-        return np.broadcast_to(radii, self._batch)
+        radii = np.broadcast_to(radii, batch)
+        if sharded:
+            return radii
+        self._said = np.ascontiguousarray(radii).tobytes()
+        return radii[first.batch]
 
     def _word(self, what: str) -> Word:
         """What to say of this rank: of groups in pieces the largest value, and the smallest."""
         about = what, self.projection.spec, [own.form for own in self.operands]
-        mark = zlib.crc32(repr(about).encode() + np.ascontiguousarray(self._radii).tobytes())
+        mark = zlib.crc32(repr(about).encode() + self._said)
         pieces = [
             shard.values[shard.values > 0]
             for own, shard in zip(self.operands, self._shards, strict=False)
@@ -220,8 +233,7 @@ class _Call:
 
     def write(self) -> None:
         """The second sweep, on what the root leaves to each group."""
-        radii = self._radii[self.operands[0].batch]
-        for shard, own in zip(self._shards, self.joint().radii(radii), strict=True):
+        for shard, own in zip(self._shards, self.joint().radii(self._radii), strict=True):
             shard.write(own)
 
 
@@ -275,17 +287,16 @@ def _require_supported(projection: Projection, given: Mapping[str, Any]) -> None
         raise TypeError("nonneg=True does not go with DTensors: clamp_(min=0) them before")
 
 
-def _require_one_mesh(tensors: Mapping[Key, Any]) -> None:
-    first: Any = None
+def _require_mesh(tensors: Mapping[Key, Any], mesh: Any) -> None:
+    """A TypeError for what is no DTensor of this mesh, by which the ranks of a call are known."""
     for key, tensor in tensors.items():
+        name = ".".join(map(str, key)) or "y"
         if not isinstance(tensor, DTensor):
-            name = ".".join(map(str, key))
             raise TypeError(f"{name} is no DTensor, and others are: distribute_tensor({name}, mesh,"
                             " [Replicate()]) makes it one")  # fmt: skip
-        first = first or tensor.device_mesh
-        if tensor.device_mesh != first:
-            raise TypeError("the DTensors of one call share one mesh, and these have two: "
-                            f"{first} and {tensor.device_mesh}")  # fmt: skip
+        if tensor.device_mesh != mesh:
+            raise TypeError(f"the DTensors of one call share one mesh: {name} has "
+                            f"{tensor.device_mesh}, and another {mesh}")  # fmt: skip
 
 
 def _lowest(place: Place, leaf: Place) -> int:

@@ -93,14 +93,14 @@ def find_seam(arm: Arm, sharding: Sharding, lowest: int = 0) -> Seam:
     leaf = arm.depth - 1
     if deepest >= lowest:
         norm = arm.nodes[deepest].norm
-        if norm in JOINED or (norm == "l1" and deepest == leaf):
+        if norm in JOINED or (norm == "l1" and deepest == leaf and not arm.cuts):
             level = deepest
             joins = tuple(along for along, owner in owners.items() if owner == deepest)
     if level > leaf:
         axes = sorted({axis for along, axis in sharding.cuts if owners[along] == leaf})
         raise TypeError(
             f"{arm.label} is cut along {_named(axes)}, which {quote(str(arm.nodes[leaf]))} "
-            "reduces: l1, l2 and linf alone are projected on with their groups on several ranks. "
+            "reduces: l1, l2 and linf alone, without blocks, have their groups on several ranks. "
             "Shard another axis, or y.redistribute(…) it for the projection"
         )
     gathers = [(along, axis) for along, axis in sharding.cuts if BATCH < owners[along] < level]

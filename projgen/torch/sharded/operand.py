@@ -90,21 +90,24 @@ class Operand:
         check_out(self.array, target)
         return target
 
-    def like(self, shard: Array, level: int) -> Any:
-        """The DTensor over the axes of the values above `level` that has `shard`."""
+    def placements(self, level: int) -> tuple[Any, ...]:
+        """Those of a DTensor over the axes of the values above `level`."""
         owners, sources = self.arm.arm.owners, self.arm.arm.sources
-        placements = [
+        return tuple(
             Replicate()
             if axis is None or owners[sources.index(axis)] >= level
             else Shard(self.axis_of(axis, level))
             for axis in self.sharding.axes
-        ]
+        )
+
+    def like(self, shard: Array, level: int) -> Any:
+        """The DTensor over the axes of the values above `level` that has `shard`."""
         shape = self.arm.natural(level - 1)
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DTensor.from_local(
             torch.from_numpy(np.ascontiguousarray(shard)),
             self.tensor.device_mesh,
-            placements,
+            self.placements(level),
             run_check=False,
             shape=torch.Size(shape),
             stride=strides,

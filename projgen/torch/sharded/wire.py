@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 NOT_FINITE, TOO_LARGE, FAILED = 1.0, 2.0, 3.0  # what may be wrong with a rank: the worst last
+_RANKS = 2.0**32  # more than there are
 
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -60,10 +61,11 @@ class Wire:
     def agree(self, own: Word) -> Verdict:
         """What all ranks of the mesh say: one small reduction for each of its axes."""
         marks = (-math.inf, -math.inf) if own.mark is None else (own.mark, -own.mark)
-        failing = (own.wrong, float(self.rank)) if own.wrong else (0.0, -1.0)
-        word = np.array([*failing, *marks, own.largest, -own.smallest])
+        failing = own.wrong * _RANKS + self.rank if own.wrong else 0.0
+        word = np.array([failing, *marks, own.largest, -own.smallest])
         (word,) = self.largest([word], self.everywhere)
-        wrong, rank, mark, other, largest, smallest = word.tolist()
+        failing, mark, other, largest, smallest = word.tolist()
+        wrong, rank = divmod(failing, _RANKS)
         alike = mark == -other or not math.isfinite(mark)
         return Verdict(wrong, int(rank), alike, largest, -smallest)
 
