@@ -295,6 +295,7 @@ def what_is_refused(world: Any) -> None:
     y = random(7, 6)
     d = placed(y, world.line, S[0])
     partial = DTensor.from_local(y, world.line, [Partial()], run_check=False)
+    other, radii = placed(y, world.square, S[0], S[1]), placed(torch.ones(7), world.line, R)
     p = projgen.build(ROWS)
     for kind, words, call in (
         (TypeError, "Partial", lambda: p(partial, 1.0)),
@@ -311,10 +312,13 @@ def what_is_refused(world: Any) -> None:
         (TypeError, "into blocks", lambda: projgen.build("l0(axis=0, block=7, k=2)")(d)),
         (TypeError, "int64", lambda: p(placed(y.long(), world.line, S[0]), 1.0)),
         (TypeError, "is no DTensor", lambda: projgen.build("l1(l2, l2)")([d, y], 1.0)),
+        (TypeError, "share one mesh", lambda: projgen.build("l1(l2, l2)")([d, other], 1.0)),
+        (ValueError, "placements of p.norm", lambda: projgen.build("l1(axis=1)")(d, radii)),
         (projgen.SpecError, "too few axes", lambda: projgen.build("l1(l1(l1))")(d, 1.0)),
     ):
         assert_raises(kind, words, call)
     leaf = torch.nn.Parameter(d)
+    assert torch.equal(p.active(leaf).full_tensor(), torch.ones(7, dtype=torch.bool))
     assert_raises(TypeError, "gradients", lambda: p(leaf, 1.0))
     assert_raises(TypeError, "gradients", lambda: projgen.torch.project(leaf, ROWS, 1.0))
     with torch.no_grad():
@@ -593,6 +597,12 @@ def test_seams(spec: str, axes: Any, level: int, joins: Any, gathers: Any) -> No
     arm = bind_arm(parse_tree(spec).levels, len(shape), "y", shape)
     seam = find_seam(arm, Sharding(shape, (2, 3), axes))
     assert (seam.level, seam.joins, [*seam.gathers]) == (level, joins, gathers)
+
+
+def test_l1_in_pieces_beneath_blocks_is_refused() -> None:
+    arm = bind_arm(parse_tree("l2(l1(axis=0), axis=1, block=4)").levels, 2, "y", (6, 8))
+    with pytest.raises(TypeError, match=r"cut along axis 0, .* without blocks"):
+        find_seam(arm, Sharding((6, 8), (2,), (0,)))
 
 
 def test_a_mesh_of_one_cuts_nothing() -> None:

@@ -67,7 +67,7 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
 def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     """Which groups of the leaf level are not all zero: a bool, or a DTensor over the groups; in a
     structure like `x`, with None for what passes."""
-    with _Call(projection, x, named) as call:
+    with torch.no_grad(), _Call(projection, x, named) as call:  # bools have no gradients
         call.begin("active", lambda: None)
         results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(call.y))
         for own in call.operands:
@@ -187,7 +187,8 @@ class _Call:
             if given.placements != first.placements(0) or tuple(given.shape) != batch:
                 raise ValueError(
                     "a radius that is a DTensor has the shape and placements of p.norm(y), "
-                    f"{batch} {first.placements(0)}; this one has {(*given.shape,)} {given.placements}"
+                    f"{batch} {first.placements(0)}; this one has {(*given.shape,)} "
+                    f"{given.placements}"
                 )
             batch = tuple(local(given).shape)
         if isinstance(given, torch.Tensor):
