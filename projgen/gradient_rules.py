@@ -1,4 +1,4 @@
-"""The rules of the norms for gradients, in plain NumPy and float64: an entry of `REFERENCES` has one.
+"""The rules of the norms for gradients, in plain NumPy and float64: `REFERENCES` has them.
 
 Reverse mode asks each level for three things. Its ball shares a group's gradient out between the
 group's values and its radius, which is a value of the level above. Its norm hands what reaches its

@@ -106,6 +106,11 @@ def walkable(array: Array) -> bool:
     )
 
 
+def is_dense(array: Array) -> bool:
+    """Whether it lies in memory without gaps, in any order of its axes, and forwards."""
+    return array.flags.aligned and np.empty_like(array).strides == array.strides
+
+
 def same_directions(y: Array, out: Array) -> bool:
     return all(
         n == 1 or (s > 0) == (t > 0)

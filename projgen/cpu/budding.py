@@ -1,9 +1,9 @@
 """Groups of zeros on the way back: whether they would be left, if they grew a little.
 
-A group whose value is 0 has a radius of 0, like one that is dead. But what grows in it is left whole
-where the group that it belongs to is inside its ball, or clips; in one that l1 thins out nothing of
-it is; in one that l2 scales it is scaled. The kernels know of groups that are left whole: they have
-an infinite radius. The part is multiplied in afterwards.
+A group whose value is 0 has a radius of 0, like one that is dead. But what grows in it is left
+whole where the group that it belongs to is inside its ball, or clips; in one that l1 thins out
+nothing of it is; in one that l2 scales it is scaled. The kernels know of groups that are left
+whole: they have an infinite radius. The part is multiplied in afterwards.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def enlivened(plan: Plan, tape: Radii, budding: Radii | None = None) -> tuple[Ra
     """
     batch = plan.batch
     norms = tape[batch : 2 * batch]
-    levels = list(_levels(plan, tape))
+    levels = list(levels_of(plan, tape))
     if norms.all() and all(values.all() for _, values, _ in levels):
         return tape, None
     tape = tape.copy()
     radii = tape[:batch]
     own = np.where(radii > 0, 1.0, 0.0) if budding is None else budding
     radii[norms == 0] = np.where(own[norms == 0] > 0, np.inf, 0.0)
-    for stage, values, left in _levels(plan, tape):
+    for stage, values, left in levels_of(plan, tape):
         own = handed_on(plan, stage, radii, norms, own)
         zero = values == 0
         left[zero] = np.where(own[zero] > 0, np.inf, 0.0)
@@ -62,7 +62,7 @@ def handed_on(plan: Plan, stage: Stage, radii: Radii, norms: Radii, own: Radii) 
 def of_values(plan: Plan, tape: Radii, own: Radii | None) -> Radii:
     """`handed_on` by the leaf, whose groups are `own`: see `enlivened`."""
     radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
-    for _, norms, radii in _levels(plan, tape):  # noqa: B007
+    for _, norms, radii in levels_of(plan, tape):  # noqa: B007
         pass
     return handed_on(plan, plan.leaf, radii, norms, np.ones_like(norms) if own is None else own)
 
@@ -79,7 +79,7 @@ def thin_out(plan: Plan, own: Radii | None, result: Array) -> None:
     entries *= own.reshape(across).astype(result.dtype)
 
 
-def _levels(plan: Plan, tape: Radii) -> Iterator[tuple[Stage, Radii, Radii]]:
+def levels_of(plan: Plan, tape: Radii) -> Iterator[tuple[Stage, Radii, Radii]]:
     """The levels above the leaf, and views of their values and of what the projection left."""
     at = 2 * plan.batch
     for stage in plan.stages[:-1]:
@@ -88,4 +88,4 @@ def _levels(plan: Plan, tape: Radii) -> Iterator[tuple[Stage, Radii, Radii]]:
         at = end
 
 
-__all__ = ["enlivened", "of_values", "thin_out"]
+__all__ = ["enlivened", "levels_of", "of_values", "thin_out"]

@@ -44,15 +44,19 @@ class Series:
         self.size = size
         self.table = np.zeros((len(tracks), _WIDTH), np.int64)
         words, cells = _lines(self.table.size), _lines(2 * size)
+        tapes: list[NDArray[np.int64]] = []
         for row, (step, rows) in zip(self.table, tracks, strict=True):
             row[:] = (  # in the order of the module's names for these cells
                 *(step.function, 0, 0, step.geometry, 8 * cells, 8 * words),
                 *(words, step.desk, *step.flags, cells + step.radii, cells + step.values),
                 *(rows.start, rows.count, rows.length, rows.pitch, 0),
             )
+            tapes.append(np.concatenate([np.arange(p.start, p.stop) + cells for p in step.tape]))
             words += _lines(step.desk)
             cells += _lines(step.memory)
         self.sizes = words, cells
+        self.tapes = np.concatenate([*tapes, np.zeros(0, np.int64)])  # the cells that have them
+        self.tape_ends = np.cumsum([tape.size for tape in tapes], dtype=int).tolist()
         self.offsets = np.array([step.offset for step, _ in tracks], np.int64)
         self.out_offsets = np.array([step.out_offset for step, _ in tracks], np.int64)
 
@@ -95,6 +99,11 @@ class Lane:
         if not _runner()(*self._arguments, 1):
             return []
         return np.flatnonzero(self._table[:, _INSIDE]).tolist()
+
+    def tapes(self) -> list[Vector]:
+        """The tapes of the arrays that have been projected."""
+        found, ends = self._cells[self._series.tapes], self._series.tape_ends
+        return [found[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 _WIDTH = 17  # cells of a row of the table

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projgen import calls, interpret_pullbacks
+from projgen import calls, pullback
 from projgen.dtypes import put
 from projgen.projection import Projection
 from projgen.structure import flat
@@ -51,12 +51,12 @@ def _pull_tree(
     gs: list[Tensor], ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
 ) -> tuple[list[Tensor], Tensor]:
     projection, y, at, named = _bound(ys, given, radius, recipe)
-    bound = calls.bound(projection, y, at, named)
+    _, taped = calls.taped(projection, y, at, named)
     keys = [key for key, _ in flat(y)]
-    gradients = {key: array_of(g.resolve_neg()) for key, g in zip(keys, gs, strict=True)}
-    pulled, slopes = interpret_pullbacks.pull_back(
-        bound.tree, bound.arrays, bound.radii, gradients, bound.given.arrays, bound.given.labels
-    )
+    known = taped.arrays.keys()
+    found = {key: array_of(g.resolve_neg()) for key, g in zip(keys, gs, strict=True)}
+    gradients = {key: g for key, g in found.items() if key in known}
+    pulled, slopes = pullback.pull_back_tree(projection, taped, gradients)
     results = []
     for key, own, g in zip(keys, ys, gs, strict=True):
         result = torch.empty_like(own)
