@@ -181,9 +181,19 @@ class Composition:
         return leaf and run.parent is not None
 
     def _track(self, run: Run) -> tuple[Step, Rows]:
-        assert isinstance(run.work, LeafPart) and run.work.step and run.parent is not None
+        assert isinstance(run.work, LeafPart) and run.work.step
+        return run.work.step, self.rows_of(run)
+
+    def rows_of(self, run: Run) -> Rows:
+        """Where a leaf's values lie among those of the parts above."""
+        assert isinstance(run.work, LeafPart) and run.parent is not None
         start = self.starts[run.parent] + run.at.start
-        return run.work.step, Rows(start, *run.work.shape, self.joined[run.parent].shape[-1])
+        return Rows(start, *run.work.shape, self.joined[run.parent].shape[-1])
+
+    def views(self, memory: Radii) -> list[Radii]:
+        """The values of each part above the leaves, in memory that has those of all."""
+        ends = zip(self.starts, self.starts[1:], self.joined, strict=False)
+        return [memory[start:end].reshape(work.shape) for start, end, work in ends]
 
     def norms(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The norm of each index of the batch."""
@@ -259,13 +269,8 @@ class _Call:
         self._lane = Lane(composition.series)
         self._begun: dict[int, Any] = {}
         self._weights: dict[int, Array | None] = {}
-        starts, parts = composition.starts, composition.joined
-
-        def views(memory: Radii) -> list[Radii]:
-            ends = zip(starts, starts[1:], parts, strict=False)
-            return [memory[start:end].reshape(work.shape) for start, end, work in ends]
-
-        self.values, self.shares = views(self._lane.values), views(self._lane.shares)
+        self.values = composition.views(self._lane.values)
+        self.shares = composition.views(self._lane.shares)
 
     def up(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The root's values: the norms."""

@@ -7,6 +7,7 @@ projection; all in memory order. A kernel reads it in place of sweeping y again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -108,6 +109,23 @@ class Operands(NamedTuple):
     out: int
 
 
+@dataclass(frozen=True, slots=True)
+class PullStep:
+    """How to call a kernel that is parted, from one thread: see `projgen.cpu.pull_series`.
+
+    ``function`` and ``geometry`` are addresses, ``memory`` and ``desk`` the sizes of the workspace,
+    which begins with the ``tape`` values of the tape; the gradients of the radii follow at
+    ``slope``.
+    """
+
+    function: int
+    geometry: int
+    memory: int
+    desk: int
+    tape: int
+    slope: int
+
+
 class PullCall:
     """Takes gradients back through projections of arrays of one dtype and layout."""
 
@@ -127,6 +145,14 @@ class PullCall:
         self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0
         self._sharing = Sharing(), Sharing()  # of the first call for an array, and of the second
         self._idle: list[cpu.Workspace] = []
+
+    @property
+    def step(self) -> PullStep | None:
+        """For a series; None if other threads may help."""
+        if self._followers:
+            return None
+        ways = self._address, self._cells_at, *self._sizes
+        return PullStep(*ways, self._tape, self._slope.start)
 
     def run(self, at: Operands, tape: Radii) -> Radii:
         """Write the gradient of y to `out`; those of the radii, in memory order."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from projgen.compiler import compile_pull
 from projgen.cpu.budding import enlivened, of_values, thin_out
 from projgen.cpu.part_kernels import Chain, Group, Radii
-from projgen.cpu.pull import Operands, PullCall
+from projgen.cpu.pull import Operands, PullCall, PullStep
+from projgen.dtypes import arithmetic
 from projgen.gradient_rules import Groups, kept, shared_out
 from projgen.references import rule_of
 
@@ -30,6 +31,13 @@ class ChainPull:
         kernel = compile_pull(self._plan.spec, self._plan.layout, self._plan.dtype, top)
         self._call = PullCall(kernel, threads)
         self._parted = kernel.parted
+
+    @property
+    def step(self) -> PullStep | None:
+        """How to call it in a series; None if that won't do."""
+        dtype = self._plan.dtype
+        orderly = self._chain.orderly and self._parted and arithmetic(dtype) == dtype
+        return self._call.step if orderly else None
 
     def begin(self, at: Operands, tape: Radii, budding: Radii | None) -> tuple[Any, Radii]:
         """The gradients of the groups' radii, by axis, and what to end with.

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from projgen.arrays import Array, address
+from projgen.arrays import Array, address, addresses
 from projgen.cpu.compose import Composition, JoinedPart, Run, TreeTape, Weights
 from projgen.cpu.leaf_part import LeafPart, view_of
 from projgen.cpu.part_kernels import Chain, Group, Radii
-from projgen.cpu.pull import Operands, laid_out_like
+from projgen.cpu.pull import Operands, PullStep, laid_out_like
 from projgen.cpu.pull_parts import ChainPull, GroupPull
+from projgen.cpu.pull_series import PullLane, PullSeries
+from projgen.cpu.series import Rows
 from projgen.dtypes import is_half
 from projgen.weights import level_weights
 
@@ -31,6 +34,12 @@ class LeafPull:
         self._leaf = leaf
         self._nonneg = leaf.part.kind == "chain" and any(n.nonneg for n in leaf.arm.arm.nodes)
         self._pulls = [_pull_of(walk.kernel, leaf.part.top, threads) for walk in leaf.walks]
+
+    @property
+    def step(self) -> PullStep | None:
+        """How to call its kernel in a series; None if that won't do."""
+        pull = self._pulls[0] if self._leaf.straight and not self._nonneg else None
+        return pull.step if isinstance(pull, ChainPull) else None
 
     def begin(
         self, arrays: Arrays, tapes: list[Radii], budding: Radii | None, weights: Array | None
@@ -123,16 +132,30 @@ def _pull_of(kernel: Chain | Group, top: int, threads: int) -> ChainPull | Group
 
 
 class TreePull:
-    """The ways back through the parts of a composition, made ready."""
+    """The ways back through the parts of a composition, made ready.
+
+    Those of small arrays go in a series, if none of their groups has the value 0.
+    """
 
     def __init__(self, composition: Composition, threads: int) -> None:
         self._composition = composition
-        self._pulls: list[tuple[Run, LeafPull | JoinedPull]] = [
-            (run, LeafPull(run.work, threads))
-            if isinstance(run.work, LeafPart)
-            else (run, JoinedPull(run.work, threads))
-            for run in composition.runs
-        ]
+        self._pulls: list[tuple[Run, LeafPull | JoinedPull]] = []  # parents first
+        self._serial: list[Run] = []
+        tracks: list[tuple[PullStep, Rows]] = []
+        for run in composition.runs:
+            if isinstance(run.work, JoinedPart):
+                self._pulls.append((run, JoinedPull(run.work, threads)))
+                continue
+            leaf = LeafPull(run.work, threads)
+            self._pulls.append((run, leaf))
+            if run.parent is not None and leaf.step is not None:
+                self._serial.append(run)
+                tracks.append((leaf.step, composition.rows_of(run)))
+        places = {run.place for run in self._serial}
+        self._apart = [each for each in self._pulls if each[0].place not in places]
+        self._series = PullSeries(tracks, composition.starts[-1])
+        self._values = self._values_of_tapes()
+        self._idle: list[PullLane] = []
 
     def pull(
         self,
@@ -148,28 +171,61 @@ class TreePull:
 
         The arrays lie densely in memory, those of one place in the tree in the same way.
         """
-        slopes = [np.zeros_like(values) for values in tape.values]
-        rises = [np.empty_like(values) for values in tape.values]
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = PullLane(self._series)
+        slopes, rises = (self._composition.views(own) for own in (lane.slopes, lane.rises))
         buds = self._buds(tape)
+        pulls, operands, kept = self._pulls, [], []
+        tapes = np.concatenate([tape.parts[run.place][0] for run in self._serial] or [np.zeros(0)])
+        together = bool(self._serial) and all(own is None for own in buds)
+        if together and tapes[self._values].all():
+            pulls = self._apart
+            numbers = [run.number for run in self._serial]
+            kept = [laid_out_like(ys[n], gs[n]) for n in numbers]
+            own = ([each[n] for n in numbers] for each in (ys, xs))
+            results = [outs[n] for n in numbers]
+            operands = [*zip(*map(addresses, (*own, kept, results)), strict=True)]
+            lane.begin(operands, tapes)
         begun: list[Any] = []
         found: Radii = np.zeros(0)
-        for run, pull in reversed(self._pulls):  # children first, the root last
+        for run, pull in reversed(pulls):  # children first, the root last
             n = run.number
             arrays = (
                 (ys[n], xs[n], gs[n], outs[n])
                 if isinstance(pull, LeafPull)
                 else (tape.values[n], tape.shares[n], slopes[n], rises[n])
             )
-            own = None if run.parent is None else _at(buds[run.parent], run.at)
-            state, found = pull.begin(arrays, tape.parts[run.place], own, self._weights(run, given))
+            above = None if run.parent is None else _at(buds[run.parent], run.at)
+            weights = self._weights(run, given)
+            state, found = pull.begin(arrays, tape.parts[run.place], above, weights)
             begun.append(state)
             if run.parent is not None:
                 slopes[run.parent][..., run.at] = found
         result = np.array(found).reshape(-1)
-        for (run, pull), state in zip(self._pulls, reversed(begun), strict=True):
+        for (run, pull), state in zip(pulls, reversed(begun), strict=True):
             rise = np.zeros_like(found) if run.parent is None else rises[run.parent][..., run.at]
             pull.end(state, rise)
+        if operands:
+            lane.end()
+        self._idle.append(lane)
         return result
+
+    def _values_of_tapes(self) -> NDArray[np.int64]:
+        """Where the tapes of the series, one after the other, have groups' values."""
+        found, at = [np.zeros(0, np.int64)], 0
+        for run in self._serial:
+            assert isinstance(run.work, LeafPart)
+            kernel = run.work.walks[0].kernel
+            assert isinstance(kernel, Chain)
+            sizes = [kernel.plan.batch, *(stage.size for stage in kernel.plan.stages[:-1])]
+            sizes = [size for each in sizes for size in (each, each)]
+            ends = at + np.cumsum(sizes)
+            places = [*range(1, 2), *range(2, len(sizes), 2)]  # radii come first, then last
+            found += [np.arange(ends[i] - sizes[i], ends[i]) for i in places]
+            at = int(ends[-1])
+        return np.concatenate(found)
 
     def _buds(self, tape: TreeTape) -> list[Radii | None]:
         """By part above the leaves, `JoinedPull.buds`; None where no value is 0."""
