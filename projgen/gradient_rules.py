@@ -74,13 +74,15 @@ class Rule(NamedTuple):
     is that of the groups' projection; it is asked only about groups outside their balls.
     ``lifted(groups)``: the slopes of a group's value, by each of its values. ``kept(value, radius,
     p)``: of a value 0 of a group outside its ball, the part that would be left if it grew a little.
-    ``everywhere``: the ball is a surface, outside of which all groups are.
+    ``everywhere``: the ball is a surface, outside of which all groups are. ``masks``: what is left
+    of a group is as it was.
     """
 
     shared_out: Callable[[Groups, Array], tuple[Array, Array]]
     lifted: Callable[[Groups], Any]
     kept: Callable[[Array, Array, float | None], Any]
     everywhere: bool = False
+    masks: bool = False
 
 
 def shared_out(rule: Rule, groups: Groups, g: Array, budding: Array) -> tuple[Array, Array]:
@@ -194,5 +196,5 @@ L1 = Rule(_lowered, _weights, _none)
 L2 = Rule(_shrunk, _along, _in_scale)
 LINF = Rule(_clipped, _largest, _all)
 LP = Rule(_shrunk, _along, _if_flat)
-L0 = Rule(_kept_ones, _nothing, _none)  # a count does not change with the values
+L0 = Rule(_kept_ones, _nothing, _none, masks=True)  # a count does not change with the values
 SIMPLEX = Rule(_lowered, _nothing, _none, everywhere=True)

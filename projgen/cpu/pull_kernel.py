@@ -206,8 +206,9 @@ class PullCode:
 
     @property
     def tile(self) -> int:
-        """How many values these have."""
-        return self.width * self.code.stage.inner
+        """How many values these have, and some more: vectors at steps of a power of two would get
+        in each other's way."""
+        return self.width * self.code.stage.inner + 64
 
     @property
     def few(self) -> int:

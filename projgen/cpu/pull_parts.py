@@ -6,7 +6,9 @@ rule: it knows the projection, so that nothing has to be searched for again.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,19 @@ from projgen.gradient_rules import Groups, kept, shared_out
 from projgen.references import rule_of
 
 Array = NDArray[Any]
+Index = tuple[slice, ...]
+
+SLAB = 16384  # values that NumPy works on together: what is made of them stays in cache
+
+
+class Views(NamedTuple):
+    """Arrays that lie in memory in the same way: y, its projection x, the gradient of x, and where
+    that of y goes."""
+
+    y: Array
+    x: Array
+    g: Array
+    out: Array
 
 
 class ChainPull:
@@ -67,72 +82,108 @@ class ChainPull:
 
 
 class GroupPull:
-    """One level of any norm."""
+    """One level of any norm.
+
+    Arrays have the axes that its kernel walks. They are worked on in slabs that stay in cache, and
+    what the ball hands to the values waits in the result for what reaches them by their groups.
+    """
 
     def __init__(self, group: Group) -> None:
         self._group, self._ball = group, group.ball
         self._rule = rule_of(group.ball.norm)
+        self._nonneg = group.ball.nonneg and not self._rule.everywhere
 
     def begin(
-        self,
-        y: Array,
-        x: Array,
-        g: Array,
-        tape: Radii,
-        budding: Radii | None,
-        weights: Array | None,
+        self, operands: Views, tape: Radii, budding: Radii | None, weights: Array | None
     ) -> tuple[Any, Radii]:
-        """As that of a chain, of arrays with the axes that its kernel walks."""
-        entries = self._arranged(y)
-        if self._ball.nonneg and not self._rule.everywhere:
-            entries = np.maximum(entries, 0.0)
+        """As that of a chain."""
         radius, value = self._of_groups(tape)
-        if self._rule.everywhere:
-            signs: Any = 1.0
-            a, u = entries, self._arranged(x)
-        else:
-            signs = np.where(entries < 0, -1.0, 1.0)
-            a, u = np.abs(entries), np.abs(self._arranged(x))
-        own = None if weights is None else self._arranged(weights)
-        groups = Groups(a, u, own, value, radius, self._ball.p, self._group.labels)
-        if budding is None:
-            budding = np.where(radius > 0, 1.0, 0.0)
-        direct, slopes = shared_out(
-            self._rule, groups, signs * self._arranged(g), budding.reshape(value.shape)
-        )
-        return (groups, entries, signs, direct), slopes
+        buds = np.where(radius > 0, 1.0, 0.0) if budding is None else budding.reshape(value.shape)
+        slopes = np.zeros_like(value)
+        *_, g, out = map(self._moved, operands)
+        masks = self._rule.masks and not self._nonneg and bool(value.all())
+        for at in self._slabs(out.shape):
+            if masks:
+                inside = value[at] <= radius[at]
+                left = self._arranged(operands.x, at, keep=True) != 0
+                left |= self._over_values(inside, left)
+                out[at] = 0
+                np.copyto(out[at], g[at], where=left.reshape(out[at].shape))
+                continue
+            groups, signs, real = self._slab(operands, radius, value, weights, at)
+            own = signs * self._arranged(operands.g, at)
+            direct, slopes[at] = shared_out(self._rule, groups, own, buds[at])
+            if self._nonneg:
+                direct = np.where(real, direct, 0.0)
+            _write(out[at], signs * direct)
+        return (operands, radius, value, weights), slopes
 
-    def end(self, begun: Any, rise: Radii, result: Array) -> None:
-        """Write the gradients of the values."""
-        groups, entries, signs, direct = begun
-        if rise.any():
-            lifted = groups.each(rise.reshape(groups.value.shape)) * self._rule.lifted(groups)
-            direct = direct + np.where(entries != 0, lifted, 0.0)
-        full = signs * direct
-        if self._ball.nonneg and not self._rule.everywhere:
-            full = np.where(entries > 0, full, 0.0)
-        moved = self._moved(result)
-        with np.errstate(over="ignore"):
-            moved[...] = full.reshape(moved.shape)
+    def end(self, begun: Any, rise: Radii) -> None:
+        """Write the gradients of the values, with what reaches those of their groups."""
+        operands, radius, value, weights = begun
+        if not rise.any():
+            return
+        rise, out = rise.reshape(value.shape), self._moved(operands.out)
+        for at in self._slabs(out.shape):
+            groups, signs, real = self._slab(operands, radius, value, weights, at)
+            lifted = groups.each(rise[at]) * self._rule.lifted(groups)
+            _write(out[at], np.where(real, signs * lifted, 0.0), add=True)
 
     def buds(self, tape: Radii, budding: Radii | None) -> Radii:
         """As that of a chain, by axis: of values along the last."""
         radius, value = self._of_groups(tape)
-        if budding is None:
-            budding = np.where(radius > 0, 1.0, 0.0)
-        return kept(self._rule, value, radius, budding.reshape(value.shape), self._ball.p)[
-            ..., np.newaxis
-        ]
+        own = np.where(radius > 0, 1.0, 0.0) if budding is None else budding.reshape(value.shape)
+        return kept(self._rule, value, radius, own, self._ball.p)[..., np.newaxis]
+
+    def _slab(
+        self, operands: Views, radius: Radii, value: Radii, weights: Array | None, at: Index
+    ) -> tuple[Groups, Any, Any]:
+        """Some groups; the signs of their values, and which of these are not 0."""
+        entries, x = self._arranged(operands.y, at), self._arranged(operands.x, at)
+        own = None if weights is None else self._arranged(weights, at)
+        known = own, value[at], radius[at], self._ball.p, self._group.labels
+        if self._rule.everywhere:
+            return Groups(entries, x, *known), 1.0, entries != 0
+        if self._nonneg:
+            entries = np.maximum(entries, 0.0)
+        signs = np.where(entries < 0, -1.0, 1.0)
+        return Groups(np.abs(entries), np.abs(x), *known), signs, entries != 0
 
     def _of_groups(self, tape: Radii) -> Radii:
         """The radius and the value of each group."""
         return tape.reshape(2, *self._group.values_shape)
 
+    def _slabs(self, shape: tuple[int, ...]) -> Iterator[Index]:
+        """Cuts of the groups' axes: a few of what there is most of."""
+        outer = shape[: len(shape) - len(self._group.axes)]
+        if not outer:
+            yield ()
+            return
+        axis = int(np.argmax(outer))
+        step = max(1, SLAB * outer[axis] // math.prod(shape))
+        for start in range(0, outer[axis], step):
+            yield (*(slice(None),) * axis, slice(start, start + step))
+
     def _moved(self, array: Array) -> Array:
         """With the axes that groups span at the end, in the order of memory."""
         return np.moveaxis(array, self._group.axes, range(-len(self._group.axes), 0))
 
-    def _arranged(self, array: Array) -> Array:
-        moved = self._moved(array)
+    def _arranged(self, array: Array, at: Index, keep: bool = False) -> Array:
+        """A slab with groups along the last axis, in float64, or to `keep` its dtype."""
+        moved = self._moved(array)[at]
         outer = moved.shape[: moved.ndim - len(self._group.axes)]
-        return np.asarray(moved.reshape(*outer, -1), np.float64)
+        rows = moved.reshape(*outer, -1)
+        return rows if keep else np.asarray(rows, np.float64)
+
+    def _over_values(self, of_group: Array, rows: Array) -> Array:
+        labels = self._group.labels
+        found = of_group[..., np.newaxis] if labels is None else np.take(of_group, labels, axis=-1)
+        return np.broadcast_to(found, rows.shape)
+
+
+def _write(slab: Array, values: Array, add: bool = False) -> None:
+    with np.errstate(over="ignore"):
+        if add:
+            slab += values.reshape(slab.shape).astype(slab.dtype, copy=False)
+        else:
+            slab[...] = values.reshape(slab.shape)

@@ -18,13 +18,11 @@ from projgen.cpu.compose import Composition, JoinedPart, Run, TreeTape, Weights
 from projgen.cpu.leaf_part import LeafPart, view_of
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.cpu.pull import Operands, PullStep, laid_out_like
-from projgen.cpu.pull_parts import ChainPull, GroupPull
+from projgen.cpu.pull_parts import ChainPull, GroupPull, Views
 from projgen.cpu.pull_series import PullLane, PullSeries
 from projgen.cpu.series import Rows
 from projgen.dtypes import is_half
 from projgen.weights import level_weights
-
-Arrays = tuple[Array, Array, Array, Array]  # y, its projection x, the gradient of x, and that of y
 
 
 class LeafPull:
@@ -42,7 +40,7 @@ class LeafPull:
         return pull.step if isinstance(pull, ChainPull) else None
 
     def begin(
-        self, arrays: Arrays, tapes: list[Radii], budding: Radii | None, weights: Array | None
+        self, arrays: Views, tapes: list[Radii], budding: Radii | None, weights: Array | None
     ) -> tuple[Any, Radii]:
         """The gradients of the groups' radii, in the order of `BoundArm.dims`."""
         y, x, g, out = arrays
@@ -52,7 +50,7 @@ class LeafPull:
             result = np.empty_like(y)
         if self._nonneg:
             y = np.maximum(y, y.dtype.type(0))
-        own = y, x, laid_out_like(y, g), result
+        own = Views(y, x, laid_out_like(y, g), result)
         begun: list[Any] = []
         slopes: list[Radii] = []
         dealt = [None] * len(self._pulls) if budding is None else self._leaf.dealt(budding)
@@ -64,8 +62,8 @@ class LeafPull:
             else:
                 piece = walk.piece
                 weighed = None if weights is None else view_of(piece, weights)
-                views = (view_of(piece, own[0]), view_of(piece, own[1]), view_of(piece, own[2]))
-                state, found = pull.begin(*views, tape, buds, weighed)
+                views = Views(*(view_of(piece, array) for array in own))
+                state, found = pull.begin(views, tape, buds, weighed)
                 begun.append(state)
             slopes.append(found)
         return (begun, own, out), self._leaf.joined(slopes)
@@ -80,7 +78,7 @@ class LeafPull:
                 at, begun = state
                 pull.end(begun, at, up, view_of(walk.piece, result))
             else:
-                pull.end(state, up, view_of(walk.piece, result))
+                pull.end(state, up)
         if self._nonneg:
             result *= y > 0
         if result is not out:
@@ -96,7 +94,7 @@ class JoinedPull:
         self._pull = None if work.kernel is None else _pull_of(work.kernel, work.part.top, threads)
 
     def begin(
-        self, arrays: Arrays, tapes: list[Radii], budding: Radii | None, weights: Array | None
+        self, arrays: Views, tapes: list[Radii], budding: Radii | None, weights: Array | None
     ) -> tuple[Any, Radii]:
         if self._pull is None:
             return None, np.zeros(self._work.outer)
@@ -104,9 +102,8 @@ class JoinedPull:
             at = Operands(*map(address, arrays))
             state, slopes = self._pull.begin(at, tapes[0], budding)
             return (at, state, arrays[3]), slopes.reshape(self._work.outer)
-        y, x, g, out = arrays
-        state, slopes = self._pull.begin(y, x, g, tapes[0], budding, weights)
-        return (None, state, out), slopes.reshape(self._work.outer)
+        state, slopes = self._pull.begin(arrays, tapes[0], budding, weights)
+        return (None, state, arrays.out), slopes.reshape(self._work.outer)
 
     def end(self, begun: Any, rise: Radii) -> None:
         if self._pull is None:
@@ -115,7 +112,7 @@ class JoinedPull:
         if isinstance(self._pull, ChainPull):
             self._pull.end(state, at, rise, out)
         else:
-            self._pull.end(state, rise, out)
+            self._pull.end(state, rise)
 
     def buds(self, tapes: list[Radii], budding: Radii | None) -> Radii:
         """Of each of its values that is 0, what part of it would be left if it grew."""
@@ -193,9 +190,9 @@ class TreePull:
         for run, pull in reversed(pulls):  # children first, the root last
             n = run.number
             arrays = (
-                (ys[n], xs[n], gs[n], outs[n])
+                Views(ys[n], xs[n], gs[n], outs[n])
                 if isinstance(pull, LeafPull)
-                else (tape.values[n], tape.shares[n], slopes[n], rises[n])
+                else Views(tape.values[n], tape.shares[n], slopes[n], rises[n])
             )
             above = None if run.parent is None else _at(buds[run.parent], run.at)
             weights = self._weights(run, given)
