@@ -22,7 +22,7 @@ from projgen.gradient_rules import Groups, kept, shared_out
 from projgen.references import rule_of
 
 Array = NDArray[Any]
-Index = tuple[slice, ...]
+Index = tuple[Any, ...]  # slices, or one list of indices
 
 SLAB = 16384  # values that NumPy works on together: what is made of them stays in cache
 
@@ -102,7 +102,11 @@ class GroupPull:
         slopes = np.zeros_like(value)
         *_, g, out = map(self._moved, operands)
         masks = self._rule.masks and not self._nonneg and bool(value.all())
-        for at in self._slabs(out.shape):
+        busy = np.ones(value.shape, bool)
+        if not masks and (weights is None or weights.all()):
+            busy = (radius > 0) | (value == 0)  # nothing of the others is left
+            out[~busy if self._group.labels is None else ...] = 0
+        for at in self._slabs(out.shape, busy):
             if masks:
                 inside = value[at] <= radius[at]
                 left = self._arranged(operands.x, at, keep=True) != 0
@@ -115,7 +119,7 @@ class GroupPull:
             direct, slopes[at] = shared_out(self._rule, groups, own, buds[at])
             if self._nonneg:
                 direct = np.where(real, direct, 0.0)
-            _write(out[at], signs * direct)
+            _write(out, at, signs * direct)
         return (operands, radius, value, weights), slopes
 
     def end(self, begun: Any, rise: Radii) -> None:
@@ -124,10 +128,10 @@ class GroupPull:
         if not rise.any():
             return
         rise, out = rise.reshape(value.shape), self._moved(operands.out)
-        for at in self._slabs(out.shape):
+        for at in self._slabs(out.shape, rise != 0):
             groups, signs, real = self._slab(operands, radius, value, weights, at)
             lifted = groups.each(rise[at]) * self._rule.lifted(groups)
-            _write(out[at], np.where(real, signs * lifted, 0.0), add=True)
+            _write(out, at, np.where(real, signs * lifted, 0.0), add=True)
 
     def buds(self, tape: Radii, budding: Radii | None) -> Radii:
         """As that of a chain, by axis: of values along the last."""
@@ -146,21 +150,26 @@ class GroupPull:
             return Groups(entries, x, *known), 1.0, entries != 0
         if self._nonneg:
             entries = np.maximum(entries, 0.0)
-        signs = np.where(entries < 0, -1.0, 1.0)
+        signs = np.copysign(1.0, entries)
         return Groups(np.abs(entries), np.abs(x), *known), signs, entries != 0
 
     def _of_groups(self, tape: Radii) -> Radii:
         """The radius and the value of each group."""
         return tape.reshape(2, *self._group.values_shape)
 
-    def _slabs(self, shape: tuple[int, ...]) -> Iterator[Index]:
-        """Cuts of the groups' axes: a few of what there is most of."""
+    def _slabs(self, shape: tuple[int, ...], busy: Array) -> Iterator[Index]:
+        """Cuts of the groups' axes: a few of what there is most of; where one axis has them all,
+        and some are not `busy`, of the others."""
         outer = shape[: len(shape) - len(self._group.axes)]
         if not outer:
             yield ()
             return
         axis = int(np.argmax(outer))
         step = max(1, SLAB * outer[axis] // math.prod(shape))
+        if len(outer) == 1 and busy.shape == outer and not busy.all():
+            rows = np.flatnonzero(busy)
+            yield from ((rows[start : start + step],) for start in range(0, rows.size, step))
+            return
         for start in range(0, outer[axis], step):
             yield (*(slice(None),) * axis, slice(start, start + step))
 
@@ -181,9 +190,7 @@ class GroupPull:
         return np.broadcast_to(found, rows.shape)
 
 
-def _write(slab: Array, values: Array, add: bool = False) -> None:
+def _write(out: Array, at: Index, values: Array, add: bool = False) -> None:
+    shaped = values.reshape(out[at].shape)
     with np.errstate(over="ignore"):
-        if add:
-            slab += values.reshape(slab.shape).astype(slab.dtype, copy=False)
-        else:
-            slab[...] = values.reshape(slab.shape)
+        out[at] = out[at] + shaped if add else shaped
