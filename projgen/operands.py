@@ -148,6 +148,8 @@ def memory_order(radii: Array, binding: Binding, plan: Plan) -> Array:
 
 def axis_order(norms: Array, binding: Binding, plan: Plan, shape: tuple[int, ...]) -> Array:
     """What the kernel counts, by batch axis: the inverse of `memory_order`."""
+    if not binding.batch:
+        return norms.reshape(())
     order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
     rest = [i for i in range(len(binding.batch)) if i not in order]
     axes = rest + order
