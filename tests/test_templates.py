@@ -117,6 +117,7 @@ def test_every_template_is_reached() -> None:
             "cpu/pull.py.j2",
             "cpu/team.py.j2",
             "cpu/series.py.j2",
+            "cpu/pull_series.py.j2",
             *RULES,
             *MACROS.values(),
             *GROUPS,
