@@ -1,7 +1,8 @@
 """A projection and the way back: gradients of what was projected from those of the result.
 
-`vjp` is reverse mode: it gives the projection and a `Pullback`. Chains of l1, l2 and linf on the
-CPU have kernels for both ways; other trees go back by the reference, in NumPy.
+`vjp` is reverse mode: it gives the projection and a `Pullback`. On the CPU the projection leaves a
+tape of what it found. Chains of l1, l2 and linf have kernels that go back by it, in trees as well;
+single levels of other norms do in NumPy. What has no tape goes back by the reference.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 class Pullback(ABC):
     """What takes gradients of a projection's result back: call it, as often as you like.
 
-    It keeps the arrays that were given and, of chains, the result; they must not change before it
-    is called.
+    It keeps the arrays that were given and the result; they must not change before it is called.
     """
 
     @abstractmethod

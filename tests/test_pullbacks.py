@@ -224,6 +224,17 @@ def test_compiled_kernels() -> None:
         assert len(results) == 1
 
 
+def test_compiled_kernels_of_trees() -> None:
+    y = {"a": normal(300, 200, dtype="float32"), "b": normal(200, 90, dtype="float32")}
+    results = set()
+    for threads in (1, 3):
+        p = projgen.build("l1(a=linf(axis=1), b=linf(axis=1))", threads=threads)
+        pulled, slope = p.vjp(y, 40.0)[1]({key: np.cos(v) for key, v in y.items()})
+        results.add((bits(pulled["a"]), bits(pulled["b"]), slope))
+    assert len(results) == 1
+    tree_agrees("l1(a=linf(axis=1), b=linf(axis=1))", y)
+
+
 def test_halves_go_back_in_float32() -> None:
     y = normal(20, 30).astype(np.float16)
     g = np.full((20, 30), 60000, np.float16)

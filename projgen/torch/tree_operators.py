@@ -1,4 +1,4 @@
-"""Operators for whole trees: kernels project, and the reference takes gradients back."""
+"""Whole trees as functions of tensors with gradients: operators, and what autograd alone sees."""
 
 from __future__ import annotations
 
