@@ -44,6 +44,46 @@ def test_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         run_page(page)
 
 
+PYTHON, SHOWN = "```python\nprint(0.5, 'm')\n```\n", "```text\n{}\n```\n"
+CONSOLE = "```console\n$ projgen compile {}--emit tree\n{}```\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PYTHON + SHOWN.format("0.51 m"),
+        "  " + PYTHON.replace("\n", "\n  ") + "\n" + SHOWN.format("… m"),
+        PYTHON.replace("0.5", "2.0, 's in'") + SHOWN.format("9.3 s in m"),
+        CONSOLE.format("'l1(linf)' ", "l1\n└─ linf\n"),
+        "<!-- not run: it cannot be -->\n```python\n1 / 0\n```\n",
+    ],
+)
+def test_a_page_that_is_right(text: str, tmp_path: Path) -> None:
+    (page := tmp_path / "page.md").write_text(text, encoding="utf-8")
+    run_page(page)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PYTHON,
+        PYTHON + SHOWN.format("0.9 m"),
+        PYTHON + SHOWN.format("0.5 n"),
+        PYTHON + SHOWN.format("0.5 m\n"),
+        PYTHON + PYTHON + SHOWN.format("0.5 m"),
+        PYTHON + SHOWN.format("… n"),
+        SHOWN.format("0.5"),
+        CONSOLE.format("'l1(linf)' ", "l1\n└─ l2\n"),
+        CONSOLE.format("'l1(linff)' ", ""),
+        "```console\n$ rm -r .\n```\n",
+    ],
+)
+def test_a_page_that_is_wrong(text: str, tmp_path: Path) -> None:
+    (page := tmp_path / "page.md").write_text(text, encoding="utf-8")
+    with pytest.raises(AssertionError):
+        run_page(page)
+
+
 def test_what_is_not_run_has_a_reason() -> None:
     snippets = {page.name: [b for b in blocks(page) if b.kind in RUNS] for page in PAGES}
     for page in PAGES:
