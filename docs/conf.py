@@ -32,9 +32,11 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # attributes as a list
 napoleon_attr_annotations = False
+strip_signature_backslash = True  # so that Napoleon keeps the underscore of `classes_`
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
+autodoc_type_aliases = {"Array": "ndarray"}  # no more of what it stands for
 # Docstrings need none of them installed; and so pages are the same wherever they are built.
 autodoc_mock_imports = ["torch", "torch_pruning", "sklearn"]
 python_use_unqualified_type_names = True

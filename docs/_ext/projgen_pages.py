@@ -20,6 +20,8 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import TypeAliasForwardRef, stringify_signature
+from sphinx.util.inspect import signature as python_signature
 
 from projgen import gallery
 
@@ -131,10 +133,46 @@ def entry(name: str, found: object) -> list[str]:
 
 
 def signature(app: Sphinx, what: str, name: str, found: Any, *_: Any) -> tuple[str, str] | None:
-    """No signature for classes that users do not call."""
-    if what == "class" and (dataclasses.is_dataclass(found) or found.__name__ in MADE_ELSEWHERE):
+    """A class has its ``__init__``'s, whatever it inherits; or none, if users do not call it."""
+    if what != "class" or issubclass(found, BaseException):
+        return None
+    if dataclasses.is_dataclass(found) or found.__name__ in MADE_ELSEWHERE:
         return "", ""
-    return None
+    own = stringify_signature(python_signature(found.__init__, bound_method=True))
+    return own.rpartition(" -> ")[0] or own, ""
+
+
+def keep_property(app: Sphinx, what: str, name: str, found: Any, _: Any, lines: list[str]) -> None:
+    """Remember what a property's docstring says: before Napoleon."""
+    if what == "property":
+        app.env.temp_data[f"projgen {name}"] = list(lines)
+
+
+def mend(app: Sphinx, what: str, name: str, found: Any, _: Any, lines: list[str]) -> None:
+    """Mend what Napoleon makes of two things: after it.
+
+    It takes what stands before a colon in a property's docstring for a type. And ``a, b: text``
+    among a class's attributes is said here of each, as Napoleon itself does with arguments.
+    """
+    if what == "property":
+        lines[:] = app.env.temp_data.pop(f"projgen {name}")
+        return
+    apart: list[str] = []
+    others: list[str] = []  # the names of the field that lines belong to, but for the first
+    field: list[str] = []  # its lines, less the name
+    for line in [*lines, ""]:
+        if not line.startswith(" "):
+            for other in others:
+                apart += [f":ivar {other}:{field[0]}", *field[1:]]
+            others = []
+        if match := re.match(r":ivar ([^ :]+(?:, [^ :]+)+):(.*)", line):
+            first, *others = (re.sub(r"(?<!\\)_$", r"\\_", each) for each in match[1].split(", "))
+            field = [match[2]]
+            line = f":ivar {first}:{match[2]}"
+        elif others:
+            field.append(line)
+        apart.append(line)
+    lines[:] = apart[:-1]
 
 
 def link_pages(app: Sphinx, name: str, source: list[str]) -> None:
@@ -147,9 +185,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"  # as docstrings call them
+    TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # which is shown within a tuple[]
     app.add_directive("gallery", Gallery)
     app.add_directive("public", Public)
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", keep_property, priority=400)  # Napoleon has 500
+    app.connect("autodoc-process-docstring", mend, priority=600)
     app.connect("source-read", link_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
