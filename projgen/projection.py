@@ -241,10 +241,7 @@ class Projection:
         return pullback.vjp(self, y, radius, arrays)
 
     def norm(self, /, y: Any = None, **arrays: Any) -> Any:
-        """The tree's norm of `y`: a float, or an array over the batch axes if there are any.
-
-        `y` and `arrays` are those of a call, and so are the errors.
-        """
+        """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
         if arrays or not self._is_plain:
             from projgen import calls
 
