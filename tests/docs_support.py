@@ -23,7 +23,9 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN = re.compile(r"^[ ]*<!-- not run\b", re.MULTILINE)
-NEEDS = re.compile(r"<!-- needs: ([\w ,]+) -->")  # modules that no snippet imports by name
+NEEDS = re.compile(
+    r"^<!-- needs: ([\w ,]+) -->", re.MULTILINE
+)  # modules that no snippet imports by name
 NUMBER = re.compile(r"\d+\.\d+(?:e[-+]?\d+)?")
 TIME = re.compile(r"\d[\d.]* (?:s|ms|µs|GB/s)\b")
 
