@@ -6,7 +6,7 @@ The forward operator keeps a *tape* for the way back: see `projgen.cpu.pull`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from projgen.torch.recipes import (
 )
 from projgen.tree import Node, NormTree
 
-Radius = float | Tensor
+Radius: TypeAlias = "float | Tensor"
 
 
 def project_array(y: Tensor, radius: Tensor, recipe: str) -> Tensor:
