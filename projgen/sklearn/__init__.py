@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from projgen.sklearn.autoencoder import ProjectedAutoencoderClassifier
+    from projgen.sklearn.linear import ProjectedLinearRegression, ProjectedLogisticRegression
 
 if find_spec("sklearn") is None:  # the top-level package: this one is projgen.sklearn
     raise ImportError(
         'projgen.sklearn needs scikit-learn: pip install "projgen[sklearn]"', name="sklearn"
     )
 
-__all__ = ["ProjectedAutoencoderClassifier"]
+__all__ = [
+    "ProjectedAutoencoderClassifier",
+    "ProjectedLinearRegression",
+    "ProjectedLogisticRegression",
+]
 
-_LATER = {"ProjectedAutoencoderClassifier": "projgen.sklearn.autoencoder"}
+_LATER = {
+    "ProjectedAutoencoderClassifier": "projgen.sklearn.autoencoder",
+    "ProjectedLinearRegression": "projgen.sklearn.linear",
+    "ProjectedLogisticRegression": "projgen.sklearn.linear",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ class Training:
 
     def run(self, module: SupervisedAutoencoder, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """Train `module` on samples x with class numbers y: constrained, then rewound."""
-        optimizer = torch.optim.Adam(module.parameters(), lr=self.learning_rate)
+        optimizer = _adam(module, self.learning_rate)
         if self.projection is None:
             for _ in self._steps(module, optimizer, (x, y, weights), self.epochs, ""):
                 pass
@@ -152,6 +152,14 @@ class Training:
         return loss
 
 
+def _adam(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam, fused where PyTorch has that for the device: on the CPU half as quick again."""
+    try:
+        return torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+    except RuntimeError:
+        return torch.optim.Adam(module.parameters(), lr=learning_rate)
+
+
 def _now(device: torch.device) -> float:
     """The time, once the device has done all it was asked for."""
     if device.type == "cuda":
@@ -169,7 +177,8 @@ def fit_network(
     weights: NDArray[Any],
 ) -> SupervisedAutoencoder:
     """A trained network, on the CPU. `training` has its history."""
-    module = SupervisedAutoencoder(sizes, activation, training.rng).to(device)
+    module = SupervisedAutoencoder(sizes, activation, training.rng)
+    module.to(device)
     data = [
         torch.tensor(each, dtype=dtype, device=device)
         for each, dtype in ((x, torch.float32), (y, torch.int64), (weights, torch.float32))
