@@ -66,8 +66,8 @@ class ProjectedLinear(FeatureSelection):
         wanted = self.n_features_to_select
         if projection.tree.root.k is not None:
             if self.radius is not None or wanted is not None:
-                raise ValueError(f"{projection.spec} says itself how many groups are kept: it takes "
-                                 "radius=None, and no n_features_to_select")  # fmt: skip
+                raise ValueError(f"{projection.spec} says itself how many groups are kept: it "
+                                 "takes radius=None, and no n_features_to_select")  # fmt: skip
         elif wanted is None and self.radius != math.inf:
             require_number("radius", self.radius, above=True)
         return projection
@@ -106,7 +106,7 @@ class ProjectedLinear(FeatureSelection):
             search = Search(task, projection, start, task.curvature())
             self.radius_, model = search.exactly(wanted)
             self.n_iter_ = search.steps
-        self.support_ = model.weight.any(axis=0)
+        self.support_ = (model.weight != 0).any(axis=0)
         self.feature_importances_ = lengths(model.weight)
         self._warn(model, wanted)
         if self.scaler_ is None:
@@ -249,10 +249,9 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
     def predict(self, X: Any) -> Array:
         """The class of each sample."""
         scores = self._scores(X)
-        two = len(self.classes_) == 2
-        found: Array = self.classes_[
-            (scores[:, 0] > 0).astype(int) if two else scores.argmax(axis=1)
-        ]
+        second = scores[:, 0] > 0
+        best = scores.argmax(axis=1) if len(self.classes_) > 2 else second.astype(int)
+        found: Array = self.classes_[best]
         return found
 
 
