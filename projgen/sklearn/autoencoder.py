@@ -128,12 +128,13 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         A UserWarning if no feature is left.
         """
         begun = time.perf_counter()
-        training, hidden = self._training()
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_[0]!r}: a classifier needs two")
+        training, hidden = self._training(X.shape[1])
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
+        self.classes_ = classes
         self.scaler_ = StandardScaler().fit(X) if self.standardize else None
 
         from projgen.sklearn.network import first_weight, fit_network
@@ -160,11 +161,15 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         self.fit_seconds_ = time.perf_counter() - begun
         return self
 
-    def _training(self) -> tuple[Training, tuple[int, ...]]:
+    def _training(self, features: int) -> tuple[Training, tuple[int, ...]]:
         """The parameters, checked; and the sizes of hidden layers."""
-        projection = None if self.spec is None else read_projection(self.spec)
         hidden = self.hidden if isinstance(self.hidden, (tuple, list)) else (self.hidden,)
         sizes = tuple(require_count("hidden", size, 1) for size in hidden)
+        if not sizes:
+            raise ValueError("hidden is () for no hidden layer: there has to be one")
+        projection = None
+        if self.spec is not None:
+            projection = read_projection(self.spec, (sizes[0], features))
         if isinstance(self.radius, (int, float)):
             require_number("radius", self.radius, above=False)
         if self.every not in ("epoch", "end"):

@@ -99,6 +99,7 @@ class Task:
                 return replace(model, steps=steps)
             most = max(FEW, 2 * int(model.weight.any(axis=0).sum()))
             chosen[fresh[np.argsort(-moved[fresh], kind="stable")[:most]]] = True
+            chosen[0] |= not chosen.any()  # an intercept has to be found all the same
             features = np.flatnonzero(chosen)
             task = replace(self.only(features), max_iter=max(1, self.max_iter - steps))
             own = np.ascontiguousarray(model.weight[:, features])

@@ -58,9 +58,9 @@ class ProjectedLinear(FeatureSelection):
         self.max_iter = max_iter
         self.tol = tol
 
-    def _checked(self) -> Projection:
-        """The projection; an error for a parameter that is wrong."""
-        projection = read_projection(self.spec)
+    def _checked(self, outputs: int, features: int) -> Projection:
+        """The projection of the coefficients; an error for a parameter that is wrong."""
+        projection = read_projection(self.spec, (outputs, features))
         require_count("max_iter", self.max_iter, 1)
         require_number("tol", self.tol, above=True)
         wanted = self.n_features_to_select
@@ -84,7 +84,8 @@ class ProjectedLinear(FeatureSelection):
             return max(1, int(features * wanted))
         count = require_count("n_features_to_select", wanted, 1)
         if count > features:
-            raise ValueError(f"n_features_to_select={count}, and X has {features} features")
+            raise ValueError(f"X has n_features = {features}, fewer than n_features_to_select = "
+                             f"{count}")  # fmt: skip
         return count
 
     def _minimise(
@@ -92,7 +93,7 @@ class ProjectedLinear(FeatureSelection):
     ) -> tuple[Array, Array]:
         """Fit the coefficients, on features that are scaled: (outputs, features) and intercepts, in
         the units of `X`."""
-        projection, wanted = self._checked(), self._wanted(X.shape[1])
+        projection, wanted = self._checked(outputs, X.shape[1]), self._wanted(X.shape[1])
         self.scaler_ = StandardScaler().fit(X, sample_weight=weights) if self.standardize else None
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
@@ -216,9 +217,10 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
         X, y = validate_data(self, X, y, dtype=DTYPES)
         check_classification_targets(y)
         X, y, weights = _counted(X, y, sample_weight)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_[0]!r}: a classifier needs two")
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
+        self.classes_ = classes
         own = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         weights = weights * own[codes]
         if len(self.classes_) == 2:
