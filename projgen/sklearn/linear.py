@@ -47,7 +47,7 @@ class ProjectedLinear(FeatureSelection):
         n_features_to_select: float | None = None,
         standardize: bool = True,
         fit_intercept: bool = True,
-        max_iter: int = 1000,
+        max_iter: int = 5000,
         tol: float = 1e-4,
     ) -> None:
         self.spec = spec
@@ -183,12 +183,12 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
     def __init__(
         self,
         spec: Any = "l1(l2(axis=0))",
-        radius: float | None = 1.0,
+        radius: float | None = 10.0,
         *,
         n_features_to_select: float | None = None,
         standardize: bool = True,
         fit_intercept: bool = True,
-        max_iter: int = 1000,
+        max_iter: int = 5000,
         tol: float = 1e-4,
         class_weight: Any = None,
     ) -> None:
