@@ -214,6 +214,14 @@ def test_a_part_of_the_features_and_one_too_many() -> None:
     assert model.get_support(indices=True).tolist() == [0, 1, 2, 3]
 
 
+def test_each_output_for_itself() -> None:
+    X, y = classes(100, 20, 3)
+    model = logistic(spec=by_numpy("l1(axis=1)"), n_features_to_select=4).fit(X, y)
+    assert model.support_.sum() == 4 and model.radius_ > 0
+    sums = np.abs(model.coef_ * model.scaler_.scale_).sum(axis=1)
+    np.testing.assert_allclose(sums, model.radius_, rtol=1e-3)
+
+
 def test_a_count_in_the_spec() -> None:
     X, y = classes()
     model = linear(spec=by_numpy("l0(l2(axis=0), k=4)"), radius=None).fit(X, y)

@@ -62,7 +62,8 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         class_weight: weights of classes in the cross-entropy: a dict, ``"balanced"`` or None.
         random_state: an int makes the results the same each time. PyTorch's own random numbers are
             not touched.
-        device: where PyTorch trains: ``"cpu"``, ``"cuda"``. A fitted model is on the CPU.
+        device: where PyTorch trains: ``"cpu"``, or ``"cuda"``, where projections need CuPy. A
+            fitted model is on the CPU.
         verbose: whether to print loss and number of features after each epoch.
 
     Attributes:

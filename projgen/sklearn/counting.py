@@ -63,7 +63,7 @@ class Search:
     def _first(self) -> float:
         """A radius to begin with, in the units of the weights: the norm of a first step."""
         slope, _ = self.task.gradient(self.start.weight, self.start.intercept)
-        return float(self.projection.norm(slope / self.curvature)) or 1.0
+        return float(np.max(self.projection.norm(slope / self.curvature))) or 1.0
 
     def exactly(self, wanted: int) -> tuple[float, Model]:
         """As `radius`; of features that tie, those that have more weight are kept."""
