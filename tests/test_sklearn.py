@@ -1,9 +1,11 @@
 """The estimators for scikit-learn: its own checks, and what they find."""
 
 import contextlib
+import importlib
 import math
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import run_python
+from support import rehearsals, run_python
 
 pytest.importorskip("sklearn")
 from scipy.sparse import csr_matrix
@@ -397,9 +399,16 @@ def test_a_search_of_radii_in_a_pipeline(estimator: Any) -> None:
 
 def test_specs_are_text_too() -> None:
     X, y = classes()
-    text = ProjectedLogisticRegression("l1(l2(axis=0))").fit(X, y)
+    with rehearsals():
+        text = ProjectedLogisticRegression("l1(l2(axis=0))").fit(X, y)
     np.testing.assert_allclose(text.coef_, logistic().fit(X, y).coef_, atol=1e-9)
-    assert text.fit(X.astype(np.float32), y).coef_.dtype == np.float32
+
+
+def test_dtypes() -> None:
+    X, y = classes()
+    for dtype in (np.float32, np.float64):
+        for model in (logistic(), linear()):
+            assert model.fit(X.astype(dtype), y).coef_.dtype == dtype
 
 
 # What is wrong
@@ -505,32 +514,19 @@ def test_weights_of_samples_that_are_none() -> None:
 
 
 def test_what_it_imports() -> None:
-    """scikit-learn is asked for when it is missing, and PyTorch only by what needs it."""
-    code = """
+    assert not run_python("""if True:
         import sys
-        from importlib.util import find_spec
-        import importlib.util
         import projgen.sklearn
-        assert not {"sklearn", "torch"} & set(sys.modules)
-        from projgen.sklearn import ProjectedAutoencoderClassifier, ProjectedLogisticRegression
-        assert "torch" not in sys.modules
-        import projgen.sklearn.autoencoder as own
-        own.find_spec = lambda name: None
-        try:
-            ProjectedAutoencoderClassifier().fit([[0.0], [1.0]], [0, 1])
-        except ImportError as error:
-            print(error, error.name)
-        for name in [name for name in sys.modules if name.startswith("projgen.sklearn")]:
-            del sys.modules[name]
-        importlib.util.find_spec = lambda name: None
-        try:
-            import projgen.sklearn
-        except ImportError as error:
-            print(error, error.name)
-    """
-    import textwrap
+        assert not {"numba", "scipy", "sklearn", "torch"} & set(sys.modules)
+    """)
 
-    assert run_python(textwrap.dedent(code)).splitlines() == [
-        'ProjectedAutoencoderClassifier needs PyTorch: pip install "projgen[torch]" torch',
-        'projgen.sklearn needs scikit-learn: pip install "projgen[sklearn]" sklearn',
-    ]
+
+def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = classes()
+    monkeypatch.setattr("projgen.sklearn.autoencoder.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs PyTorch: pip install "projgen\[torch\]"'):
+        autoencoder().fit(X, y)
+    monkeypatch.delitem(sys.modules, "projgen.sklearn")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "projgen\[sklearn\]"'):
+        importlib.import_module("projgen.sklearn")
