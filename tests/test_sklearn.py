@@ -276,9 +276,12 @@ def test_radii() -> None:
     assert few < more < 60
     exact = autoencoder(spec=by_numpy("l1(linf(axis=0))", exact=True), radius=0.5).fit(X, y)
     assert exact.support_.any()
+    counted = autoencoder(spec=by_numpy("l0(l2(axis=0), k=7)"), radius=None).fit(X, y)
+    assert counted.support_.sum() == 7
     import projgen.torch
 
-    autoencoder(radius=projgen.torch.geometric("100%", "5%", steps=20), every=1).fit(X, y)
+    ramp = projgen.torch.geometric("100%", "2%", steps=20)
+    assert autoencoder(radius=ramp, every=1).fit(X, y).support_.sum() < 60
 
 
 @needs_torch

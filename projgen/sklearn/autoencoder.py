@@ -46,8 +46,8 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
             as ``projgen.build("l1(linf(axis=0))", exact=True)``; or None for no projection, with
             which all features are kept and there is no second phase.
         radius: of the ball: a number, a part of the norm that the weight has in the beginning, such
-            as ``"10%"``, or a schedule of `projgen.torch`. The smaller, the fewer features. None
-            where the spec has the count of l0.
+            as ``"10%"``, or a schedule of `projgen.torch`, which counts steps. The smaller, the
+            fewer features. None where the spec has the count of l0.
         hidden: the number of hidden units; or a tuple, with one for each hidden layer.
         activation: ``"silu"``, ``"relu"``, ``"gelu"``, ``"elu"``, ``"leaky_relu"`` or ``"tanh"``.
         reconstruction: the weight of the reconstruction in the loss.
