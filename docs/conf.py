@@ -38,7 +38,7 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_type_aliases = {"Array": "ndarray"}  # no more of what it stands for
 # Docstrings need none of them installed; and so pages are the same wherever they are built.
-autodoc_mock_imports = ["torch", "torch_pruning", "sklearn"]
+autodoc_mock_imports = ["torch", "torch_pruning", "sklearn", "scipy"]
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 
