@@ -281,8 +281,8 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
     Attributes:
         coef_, intercept_: of shape (outputs, features) and (outputs,), or for `y` of one dimension
             (features,) and a number.
-        support_, feature_importances_, radius_, scaler_, n_iter_, n_features_in_,
-            feature_names_in_: see `ProjectedLogisticRegression`.
+        support_, feature_importances_, radius_: as `ProjectedLogisticRegression` has them.
+        scaler_, n_iter_, n_features_in_, feature_names_in_: likewise.
     """
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ProjectedLinearRegression:
