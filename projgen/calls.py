@@ -198,7 +198,8 @@ def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
         raise ValueError(
             "values that add up to an infinite radius are none of a simplex: its radius is finite"
         )
-    return np.broadcast_to(np.asarray(checked, np.float64), bound.batch)
+    radii = np.asarray(checked, np.float64)
+    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Radius: TypeAlias = float | Tensor
+Radius: TypeAlias = "float | Tensor"
 
 _PLAIN = Tensor, torch.nn.Parameter
 _inside: Any = torch._C._functorch

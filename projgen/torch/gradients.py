@@ -110,8 +110,20 @@ def parametrize(
 ) -> Projected:
     """Make ``module.name`` the projection of a parameter that is trained in its place.
 
-    `radius` is a number, a tensor (see `Projected`) or a part of the norm that the parameter has
-    now, such as ``"10%"``. Make the optimiser afterwards, so that it finds what is trained.
+    Args:
+        module: the layer.
+        name: that of its parameter, mostly ``"weight"``.
+        spec: a spec, or what `projgen.build` made of one.
+        radius: a number, a tensor (see `Projected`), or a part of the norm that the parameter has
+            now, such as ``"10%"``. None where the spec has the count of l0.
+
+    Returns:
+        The parametrization, whose ``radius`` may be set at any time.
+
+    Raises:
+        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter.
+
+    Make the optimiser afterwards, so that it finds what is trained.
 
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` makes it a parameter again,
     with the projected values.
