@@ -164,10 +164,10 @@ def prepare_2(values, radii, limit, top):
 def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
     """Sums over the groups of level 2, linf of y, for the gradients of their radii."""
     memory = scratch.view(np.float32)
-    a = memory[0 : 2016]
-    n = memory[2016 : 4032]
-    limit_row = memory[4032 : 6048]
-    top_row = memory[6048 : 8064]
+    a = memory[0 : 2080]
+    n = memory[2080 : 4160]
+    limit_row = memory[4160 : 6240]
+    top_row = memory[6240 : 8320]
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
@@ -334,9 +334,9 @@ def weigh_2(tallies, rise, lift):
 def share_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
     """The gradients of the values of level 2, linf of y."""
     memory = scratch.view(np.float32)
-    limit_row = memory[0 : 2016]
-    top_row = memory[2016 : 4032]
-    lift_row = memory[4032 : 6048]
+    limit_row = memory[0 : 2080]
+    top_row = memory[2080 : 4160]
+    lift_row = memory[4160 : 6240]
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)

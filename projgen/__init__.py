@@ -6,7 +6,8 @@
     >>> round(p.norm(x), 9)
     10.0
 
-`build` compiles a spec to a `Projection`; `project` does it in one go. See README.md.
+`build` compiles a spec to a `Projection`; `project` does it in one go. The guide begins
+at docs/index.md.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -63,7 +63,25 @@ def project(
     exact: bool = False,
     **arrays: Any,
 ) -> Any:
-    """Project `y` onto the ball of the tree `spec`: as ``build(spec, exact=exact)`` does."""
+    """Project `y` onto the ball of the tree `spec`: ``build(spec, exact=exact)(y, radius, …)``.
+
+    Args:
+        y: an array, or for a tree with branches a structure of arrays.
+        spec: a norm tree in the spec language, or one already parsed.
+        radius: a number >= 0 in the units of the spec's norm, or an array that broadcasts over the
+            batch axes. Left out where the spec has the count of l0.
+        out: where the result goes: an array like `y`, or `y` itself for in place.
+        return_info: whether to return a `projgen.Info` as well.
+        exact: whether it has to be the nearest point of the ball: see `build`.
+        **arrays: the weights and group labels that the spec names.
+
+    Returns:
+        The projection, of `y`'s type, dtype and memory order; with `return_info` a pair.
+
+    Raises:
+        SpecError, TypeError, ValueError, ImportError, RuntimeError: as `build` and the call of a
+            `Projection`.
+    """
     p = _remembered(spec, exact)
     return p(y, radius, out=out, return_info=return_info, **arrays)
 

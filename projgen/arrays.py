@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from projgen.dtypes import bfloat16, is_half
@@ -85,6 +86,15 @@ def addresses(arrays: Iterable[Array]) -> list[int]:
         return [address(array) for array in arrays]
     read = ctypes.c_void_p.from_address
     return [read(id(array) + _DATA_AT).value or 0 for array in arrays]
+
+
+def span(array: Array) -> tuple[int, int]:
+    """The addresses where its bytes begin and end: ``byte_bounds``, at a fraction of its cost for
+    arrays without gaps."""
+    if array.flags.forc:
+        start = address(array)
+        return start, start + array.nbytes
+    return byte_bounds(array)
 
 
 def on_gpu(y: Any) -> bool:

@@ -14,32 +14,59 @@ import numpy as np
 
 from projgen.arrays import Array, detached, view, written
 from projgen.dtypes import put
-from projgen.operands import check_radii
-from projgen.reading import Reading, read
+from projgen.operands import check_radii, is_dense
+from projgen.reading import Reading, Ready, read
 from projgen.structure import Key, at, flat, rebuilt
 from projgen.trees import BoundArm, BoundTree
 from projgen.weights import Given
 
 if TYPE_CHECKING:
+    from projgen.cpu.compose import TreeTape
     from projgen.info import Info
     from projgen.projection import Projection
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """What a projection was about: arrays by their keys, their radii, and what had names."""
+class Taped:
+    """A projection that has been done, for gradients: of which arrays, and what it made of them.
 
-    tree: BoundTree
+    ``tape`` is what it found on its way; None where gradients go the reference's way.
+    """
+
+    ready: Ready
     arrays: Mapping[Key, Array]
     radii: Array
     given: Given
+    results: Mapping[Key, Array]
+    tape: TreeTape | None
+
+    @property
+    def bound(self) -> BoundTree:
+        return self.ready.bound
 
 
-def bound(projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]) -> Bound:
-    """What a projection of these would be about; errors as it has them."""
+def taped(
+    projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
+) -> tuple[Any, Taped]:
+    """The projection of `y`, and all that its gradients ask for; errors as `project` has them."""
     y, given = _split(projection, y, named)
     call = read(projection, y, given, projects=True)
-    return Bound(call.bound, call.arrays, _radii(projection, radius, call.bound), call.given)
+    arrays, wraps = call.arrays, call.wraps
+    if not all(is_dense(array) for array in arrays.values()):
+        arrays = {key: np.array(array, order="C") for key, array in arrays.items()}
+        call = read(projection, rebuilt(y, arrays), given, projects=True)
+    radii = _radii(projection, radius, call.bound)
+    results = {key: np.empty_like(array) for key, array in arrays.items()}
+    tape = None
+    if projection.backend == "numpy":
+        _by_reference(projection, call, radii, results)
+    else:
+        from projgen.cpu import trees
+
+        tape = trees.taped(projection, call.ready, arrays, results, radii, call.given)
+    wrapped = zip(results.items(), wraps, strict=True)
+    x = rebuilt(y, {key: wrap(own) for (key, own), wrap in wrapped})
+    return x, Taped(call.ready, arrays, radii, call.given, results, tape)
 
 
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
@@ -54,15 +81,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     if out is None:
         targets = {key: np.empty_like(array) for key, array in call.arrays.items()}
     if projection.backend == "numpy":
-        from projgen import interpret_trees
-
-        for arm in call.bound.arms:
-            projection._finite(call.arrays[arm.key], arm.arm.label)
-        results = interpret_trees.project_any(
-            call.bound, call.arrays, radii, call.given.arrays, call.given.labels
-        )
-        for key, x in results.items():
-            put(targets[key], x)
+        _by_reference(projection, call, radii, targets)
     else:
         from projgen.cpu import trees
 
@@ -71,6 +90,20 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
         return _written(call, out)
     wrapped = zip(targets.items(), call.wraps, strict=True)
     return rebuilt(y, {key: wrap(x) for (key, x), wrap in wrapped})
+
+
+def _by_reference(
+    projection: Projection, call: Reading, radii: Array, targets: Mapping[Key, Array]
+) -> None:
+    from projgen import interpret_trees
+
+    for arm in call.bound.arms:
+        projection._finite(call.arrays[arm.key], arm.arm.label)
+    results = interpret_trees.project_any(
+        call.bound, call.arrays, radii, call.given.arrays, call.given.labels
+    )
+    for key, x in results.items():
+        put(targets[key], x)
 
 
 def _written(call: Reading, out: Any) -> Any:
@@ -165,7 +198,8 @@ def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
         raise ValueError(
             "values that add up to an infinite radius are none of a simplex: its radius is finite"
         )
-    return np.broadcast_to(np.asarray(checked, np.float64), bound.batch)
+    radii = np.asarray(checked, np.float64)
+    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

@@ -20,7 +20,7 @@ def arithmetic(dtype: str) -> str:
 
 def is_half(dtype: Any) -> bool:
     """Whether a NumPy dtype is float16 or bfloat16."""
-    return bool(dtype.char == "e" or dtype.name == "bfloat16")
+    return dtype.char not in "fd" and bool(dtype.char == "e" or dtype.name == "bfloat16")
 
 
 def bfloat16() -> Any:

@@ -95,17 +95,19 @@ class CudaExhibit(Showing):
 
 @dataclass(frozen=True, slots=True)
 class PullExhibit(Showing):
-    """A kernel of the canon that takes gradients back."""
+    """A kernel of the canon that takes gradients back; ``top`` levels of a tree stand above it."""
+
+    top: int = 0
 
     @property
     def name(self) -> str:
         """The file's name: ``l1_linf_axis_0-1000x1000-float32-pull.py``."""
-        return f"{self.stem}-pull.py"
+        return f"{self.stem}-pull{'-part' if self.top else ''}.py"
 
     def compiled(self) -> PullKernel:
         """The kernel, which has its source."""
         binding, shape, dtype, strides, *_ = self.call
-        return compile_pull(self.spec, simplify(binding, shape, strides), dtype)
+        return compile_pull(self.spec, simplify(binding, shape, strides), dtype, self.top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ PULL_CANON = (
     PullExhibit("gradients of rows", "l1(linf)", (1000, 1000)),
     PullExhibit("gradients of columns, 64 bits", "l1(l1(axis=0))", (4000, 4000), "float64"),
     PullExhibit("gradients of short groups, in a deep tree", "l1(l2(linf))", (1000, 30, 9)),
+    PullExhibit("gradients of an array of a tree", "linf(axis=1)", (1000, 1000), top=1),
 )
 
 

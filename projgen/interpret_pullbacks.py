@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.gradient_rules import Groups, kept, shared_out
 from projgen.interpret_trees import Walk, finite_entries, is_counted, spread
+from projgen.references import rule_of
 from projgen.structure import Key, Place, places
 from projgen.tree import NormTree
 from projgen.trees import BoundArm, BoundTree, bind_tree
@@ -74,27 +76,29 @@ class _Pull(Walk):
         `budding`: of a group of value 0, how much of it would be left if it grew a little.
         """
         options = self.options(place, level)
-        signed = place.node.norm == "simplex"
+        rule = rule_of(place.node.norm)
         a = self.inner(place, level)
         value, u = self.projected(place, level, a, radius[..., None])
-        group = _Group(
-            place.node.norm, a, value, u, radius[..., None], budding[..., None], **options
-        )
+        weights = options.get("weights")
+        if weights is not None:
+            weights = np.broadcast_to(weights, a.shape)
+        groups = Groups(a, u, weights, value[..., 0], radius, options.get("p"))
         if not place.children:
             arm = self.bound.arm_of[id(place)]
             entries = self.signed(arm)
             kinds = np.sign(entries)
-            signs = np.ones_like(entries) if signed else np.where(entries < 0, -1.0, 1.0)
+            signs = np.ones_like(entries) if rule.everywhere else np.where(entries < 0, -1.0, 1.0)
             own = self.arranged(arm, np.asarray(self.gradients[arm.key], np.float64), 0.0)
-            direct, slope = group.shared_out(signs * own)
+            direct, slope = shared_out(rule, groups, signs * own, budding)
 
             def finish_leaf(rise: Array) -> None:
-                lifted = np.where(kinds != 0, group.lifted(rise[..., None]), 0.0)
+                lifted = np.where(kinds != 0, rise[..., None] * rule.lifted(groups), 0.0)
                 self.results[arm.key] = self._put_back(arm, signs * (direct + lifted))
 
             return slope, finish_leaf
         slopes, finishes, start = [], [], 0
-        buds = group.buds()
+        buds = kept(rule, value, radius[..., None], budding[..., None], options.get("p"))
+        buds = np.broadcast_to(buds, a.shape)
         stops = []
         for child in place.children:
             stop = start + self.bound.arms_of(child)[0].dims(level)[-1]
@@ -104,10 +108,10 @@ class _Pull(Walk):
             finishes.append(finish)
             stops.append((start, stop))
             start = stop
-        direct, slope = group.shared_out(np.concatenate(slopes, axis=-1))
+        direct, slope = shared_out(rule, groups, np.concatenate(slopes, axis=-1), budding)
 
         def finish_children(rise: Array) -> None:
-            full = direct + group.lifted(rise[..., None])
+            full = direct + rise[..., None] * rule.lifted(groups)
             for finish, (first, last) in zip(finishes, stops, strict=True):
                 finish(full[..., first:last])
 
@@ -123,107 +127,3 @@ class _Pull(Walk):
         result = result.reshape(array.shape)
         clipped = any(node.nonneg for node in arm.arm.nodes) and arm.arm.nodes[-1].norm != "simplex"
         return np.where(array > 0, result, 0.0) if clipped else result
-
-
-@dataclass
-class _Group:
-    """The groups of a level, along the last axis: values `a`, of which the projection on
-    `radius` makes `u`; or the part `budding` of what grows, of those whose value is 0."""
-
-    norm: str
-    a: Array
-    value: Array
-    u: Array
-    radius: Array
-    budding: Array
-    weights: Any = None
-    p: float | None = None
-
-    def shared_out(self, g: Array) -> tuple[Array, Array]:
-        """The gradients of the values alone and of the radii, of which `g` is that of `u`."""
-        w = (
-            np.ones_like(self.a)
-            if self.weights is None
-            else np.broadcast_to(self.weights, self.a.shape)
-        )
-        outside = self.value > self.radius
-        if self.norm == "simplex":
-            outside = np.ones_like(outside)
-        direct, slope = _BALLS[self.norm](self, g, w)
-        alive = outside & (self.radius > 0)
-        direct = np.where(outside, np.where(alive | (w == 0), direct, 0.0), g)
-        if self.norm != "simplex":
-            direct = np.where(self.value == 0, self.budding * g, direct)
-        return direct, np.where(alive, slope, 0.0)[..., 0]
-
-    def buds(self) -> Array:
-        """Of each value that is 0, how much of it would be left if it grew a little."""
-        p = 2.0 if self.norm == "l2" else self.p or 1.0
-        scale = self.radius / np.where(self.value > 0, self.value, 1.0)
-        kept: Mapping[str, Any] = {"linf": 1.0, "l2": scale, "lp": 1.0 if p > 2 else 0.0}
-        outside = kept.get(self.norm, 0.0)
-        found = np.where(self.value <= self.radius, 1.0, np.where(self.radius > 0, outside, 0.0))
-        return np.broadcast_to(np.where(self.value == 0, self.budding, found), self.a.shape)
-
-    def lifted(self, rise: Array) -> Array:
-        """The gradients of the values that come from `rise`, the gradient of the groups' values."""
-        w = 1.0 if self.weights is None else self.weights
-        top = np.where(self.value > 0, self.value, 1.0)
-        shares = w * self.a / top  # of the value
-        if self.norm == "l1":
-            return np.asarray(rise * w * np.ones_like(self.a))
-        if self.norm == "linf":
-            ties = (shares == 1) & (self.value > 0)
-            return np.asarray(rise * w * ties / np.maximum(ties.sum(axis=-1, keepdims=True), 1))
-        if self.norm in ("l2", "lp"):
-            p = 2.0 if self.p is None else self.p
-            return np.asarray(rise * w * np.where(shares > 0, shares, 0.0) ** (p - 1))
-        return np.zeros_like(self.a)  # a count does not change with the values
-
-
-def _clipped(group: _Group, g: Array, w: Array) -> tuple[Array, Array]:
-    clipped = w * group.a > group.radius
-    shares = np.where(clipped, g / np.where(w > 0, w, 1.0), 0.0)
-    return np.where(clipped, 0.0, g), shares.sum(axis=-1, keepdims=True)
-
-
-def _lowered(group: _Group, g: Array, w: Array) -> tuple[Array, Array]:
-    """What survives lies t times its weight lower; t follows from what it adds up to."""
-    left = (group.u > 0) | (w == 0)
-    w = np.where(left, w, 0.0)
-    squares = (w * w).sum(axis=-1, keepdims=True)
-    slope = (w * np.where(left, g, 0.0)).sum(axis=-1, keepdims=True) / np.where(
-        squares > 0, squares, 1.0
-    )
-    return np.where(left, g - w * slope, 0.0), slope
-
-
-def _shrunk(group: _Group, g: Array, w: Array) -> tuple[Array, Array]:
-    """l2 and lp: u + t n = a, where n is the ball's normal at u; so du = d (da - n dt)."""
-    p = 2.0 if group.p is None else group.p
-    radius = np.where(group.radius > 0, group.radius, 1.0)
-    normal = w * (w * group.u / radius) ** (p - 1)
-    bend = group.u + (p - 1) * (group.a - group.u)
-    d = np.where(bend > 0, group.u / np.where(bend > 0, bend, 1.0), 1.0 if p > 2 else 0.0)
-    if p == 2:  # where a value is zero its neighbours tell how steep the normal is
-        at = np.argmax(normal, axis=-1, keepdims=True)
-        a, u, most = (np.take_along_axis(v, at, -1) for v in (group.a, group.u, w))
-        t = (a - u) / np.where(most**2 * u > 0, most**2 * u, 1.0)
-        d = np.where(group.a > 0, d, 1 / (1 + t * w**2))
-    squares = (d * normal**2).sum(axis=-1, keepdims=True)
-    slope = (g * d * normal).sum(axis=-1, keepdims=True) / np.where(squares > 0, squares, 1.0)
-    return d * (g - normal * slope), slope
-
-
-def _kept(group: _Group, g: Array, w: Array) -> tuple[Array, Array]:
-    return np.where(group.u != 0, g, 0.0), np.zeros_like(group.value)
-
-
-_BALLS: Mapping[str, Callable[[_Group, Array, Array], tuple[Array, Array]]] = {
-    "l1": _lowered,
-    "simplex": _lowered,
-    "l2": _shrunk,
-    "lp": _shrunk,
-    "linf": _clipped,
-    "l0": _kept,
-}

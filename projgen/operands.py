@@ -127,6 +127,11 @@ def walkable(array: Array) -> bool:
     )
 
 
+def is_dense(array: Array) -> bool:
+    """Whether it lies in memory without gaps, in any order of its axes, and forwards."""
+    return array.flags.aligned and np.empty_like(array).strides == array.strides
+
+
 def same_directions(y: Array, out: Array) -> bool:
     return all(
         n == 1 or (s > 0) == (t > 0)
@@ -164,6 +169,8 @@ def memory_order(radii: Array, binding: Binding, plan: Plan) -> Array:
 
 def axis_order(norms: Array, binding: Binding, plan: Plan, shape: tuple[int, ...]) -> Array:
     """What the kernel counts, by batch axis: the inverse of `memory_order`."""
+    if not binding.batch:
+        return norms.reshape(())
     order = [binding.batch.index(axis) for axis, _ in plan.layout.batch]
     rest = [i for i in range(len(binding.batch)) if i not in order]
     axes = rest + order

@@ -229,8 +229,11 @@ class Projection:
         return target
 
     def vjp(self, /, y: Any = None, radius: Any = None, **arrays: Any) -> tuple[Any, Pullback]:
-        """The projection x of `y`, and a `Pullback`: a function that takes the gradient of x, and
-        gives those of `y` and of the radius. The arguments and errors are those of a call."""
+        """The projection x of `y`, and the way back: a `Pullback`.
+
+        That is a function which takes the gradient of x, and gives those of `y` and of the radius.
+        The arguments and errors are those of a call; TypeError for arrays on a GPU.
+        """
         from projgen import pullback
 
         return pullback.vjp(self, y, radius, arrays)
@@ -263,7 +266,8 @@ class Projection:
     def active(self, x: Any = None, /, **arrays: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes.
 
-        A structure of such arrays for a tree with branches; with None for what passes unmatched.
+        One bool where no axis is left. A structure of such arrays for a tree with branches; with
+        None for what passes unmatched. `x` need not be a projection.
         """
         if shards := in_shards(x, arrays):
             return shards.active(self, x, arrays)
@@ -292,8 +296,10 @@ class Projection:
         return self._compile(tuple(shape), dtype).plan
 
     def source(self, shape_or_rank: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any) -> str:
-        """The source that is compiled for C-ordered arrays of this shape, or of this rank; for a
-        whole tree, that of each of its kernels."""
+        """The source that is compiled for C-ordered arrays of this shape, or of this rank.
+
+        For a whole tree, whose shapes are a structure as in `plan`, that of each of its kernels.
+        """
         from projgen.shapes import example_shape
 
         shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank

@@ -1,7 +1,8 @@
 """A projection and the way back: gradients of what was projected from those of the result.
 
-`vjp` is reverse mode: it gives the projection and a `Pullback`. Chains of l1, l2 and linf on the
-CPU have kernels for both ways; other trees go back by the reference, in NumPy.
+`vjp` is reverse mode: it gives the projection and a `Pullback`. On the CPU the projection leaves a
+tape of what it found. Chains of l1, l2 and linf have kernels that go back by it, in trees as well;
+single levels of other norms do in NumPy. What has no tape goes back by the reference.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ import numpy as np
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
 from projgen.bind import Binding
 from projgen.dtypes import put
-from projgen.operands import check_radius, in_shards
-from projgen.structure import at, rebuilt
+from projgen.operands import check_radius, in_shards, is_dense
+from projgen.structure import Key, at, rebuilt
 
 if TYPE_CHECKING:
-    from projgen.calls import Bound
+    from projgen.calls import Taped
     from projgen.projection import Projection
 
 
 class Pullback(ABC):
     """What takes gradients of a projection's result back: call it, as often as you like.
 
-    It keeps the arrays that were given and, of chains, the result; they must not change before it
-    is called.
+    It keeps the arrays that were given and the result; they must not change before it is called.
     """
 
     @abstractmethod
@@ -51,8 +51,8 @@ def vjp(
         return _vjp_chain(projection, y, radius)
     from projgen import calls
 
-    bound = calls.bound(projection, y, radius, named)
-    return calls.project(projection, y, radius, None, named), _TreePullback(bound)
+    x, taped = calls.taped(projection, y, radius, named)
+    return x, _TreePullback(projection, taped)
 
 
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
@@ -81,7 +81,7 @@ def project(
     from projgen.cpu import pull
 
     kernels = projection.backend != "numpy" and not projection.is_joint
-    if kernels and pull.has_kernel(binding) and pull.is_dense(y) and x.strides == y.strides:
+    if kernels and pull.has_kernel(binding) and y.size and is_dense(y) and x.strides == y.strides:
         return pull.project(projection, binding, y, x, radii)
     if y.size:
         projection._project(binding, y, x, radii)
@@ -105,9 +105,7 @@ def pull_back(
     if tape is not None:
         from projgen.cpu import pull
 
-        kernels = pull.pull(projection, binding, y, x, tape, g, out)
-        if kernels is not None:
-            return kernels
+        return pull.pull(projection, binding, y, x, tape, g, out)
     if projection.is_joint:
         from projgen import exact
 
@@ -141,28 +139,44 @@ class _ChainPullback(Pullback):
 
 @dataclass(frozen=True, slots=True)
 class _TreePullback(Pullback):
-    bound: Bound
+    projection: Projection
+    taped: Taped
 
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
-        from projgen import interpret_pullbacks
-
-        call = self.bound
+        call = self.taped
         gradients: dict[Any, Array] = {}
-        results: dict[Any, Any] = {}
         wraps: dict[Any, Any] = {}
         for key, array in call.arrays.items():
             gradients[key], wraps[key] = view(detached(at(gradient, key)))
             _check_like(gradients[key], array, f"y {key!r}" if key else "y")
-        pulled, slopes = interpret_pullbacks.pull_back(
-            call.tree, call.arrays, call.radii, gradients, call.given.arrays, call.given.labels
-        )
-        for key, array in call.arrays.items():
-            like = np.empty_like(array)
-            put(like, pulled[key])
-            results[key] = wraps[key](like)
-        batch = call.tree.batch
+        results, slopes = pull_back_tree(self.projection, call, gradients)
+        batch = call.bound.batch
         wrap = wraps[next(iter(results))]
-        return rebuilt(gradient, results), wrap(slopes) if batch else float(slopes)
+        wrapped = {key: wraps[key](result) for key, result in results.items()}
+        return rebuilt(gradient, wrapped), wrap(slopes) if batch else float(slopes)
+
+
+def pull_back_tree(
+    projection: Projection, call: Taped, gradients: Mapping[Key, Array]
+) -> tuple[dict[Key, Array], Array]:
+    """The gradients of the arrays of `call` and of its radii, by those of its results."""
+    results = {key: np.empty_like(array) for key, array in call.arrays.items()}
+    if call.tape is not None:
+        from projgen.cpu import trees
+
+        slopes = trees.pull(
+            projection, call.ready, call.arrays, call.results, gradients, results, call.tape,
+            call.given,
+        )  # fmt: skip
+        return results, slopes
+    from projgen import interpret_pullbacks
+
+    pulled, slopes = interpret_pullbacks.pull_back(
+        call.bound, call.arrays, call.radii, gradients, call.given.arrays, call.given.labels
+    )
+    for key, result in results.items():
+        put(result, pulled[key])
+    return results, slopes
 
 
 def _check_like(g: Array, y: Array, name: str) -> None:

@@ -12,9 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
-from projgen.arrays import Array, Wrap, address, addresses
+from projgen.arrays import Array, Wrap, address, addresses, span
 from projgen.on_host import OnHost
 from projgen.operands import check_out, overlap, same_memory
 from projgen.shapes import require_gpu
@@ -193,7 +192,7 @@ def remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
 
 
 def _reach(array: Array) -> tuple[int, int]:
-    low, high = byte_bounds(array)
+    low, high = span(array)
     return low - address(array), high - address(array)
 
 

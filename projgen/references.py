@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from projgen import gradient_rules
+from projgen.gradient_rules import Rule
+
 Array = npt.NDArray[np.float64]
 Axes = tuple[int, ...]
 
@@ -216,20 +219,30 @@ def _simplex_ball(
 
 
 class Reference(NamedTuple):
-    """A norm's value and the projection on its ball, of groups along some axes."""
+    """A norm's value and the projection on its ball, of groups along some axes; and its rule for
+    gradients, without which it has none."""
 
     norm: Callable[..., Array]
     ball: Callable[..., Array]
+    rule: Rule | None = None
+
+
+def rule_of(norm: str) -> Rule:
+    """How gradients go back through a norm; a TypeError if it does not say."""
+    rule = REFERENCES[norm].rule
+    if rule is None:
+        raise TypeError(f"{norm} has no rule for gradients: see projgen.gradient_rules")
+    return rule
 
 
 REFERENCES: Mapping[str, Reference] = MappingProxyType(
     {
-        "l1": Reference(_l1, _l1_ball),
-        "l2": Reference(_l2, _l2_ball),
-        "linf": Reference(_linf, _linf_ball),
-        "lp": Reference(_lp, _lp_ball),
-        "l0": Reference(_l0, _l0_ball),
-        "simplex": Reference(_simplex, _simplex_ball),
+        "l1": Reference(_l1, _l1_ball, gradient_rules.L1),
+        "l2": Reference(_l2, _l2_ball, gradient_rules.L2),
+        "linf": Reference(_linf, _linf_ball, gradient_rules.LINF),
+        "lp": Reference(_lp, _lp_ball, gradient_rules.LP),
+        "l0": Reference(_l0, _l0_ball, gradient_rules.L0),
+        "simplex": Reference(_simplex, _simplex_ball, gradient_rules.SIMPLEX),
     }
 )
 

@@ -30,6 +30,11 @@ def render_series() -> str:
     return environment().get_template("cpu/series.py.j2").render()
 
 
+def render_pull_series() -> str:
+    """The source of the module that takes gradients back through small arrays, one by one."""
+    return environment().get_template("cpu/pull_series.py.j2").render()
+
+
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.
 _EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
 

@@ -55,6 +55,17 @@ class BoundArm:
         owners = enumerate(self.arm.owners)
         return tuple(self.extents[axis] for axis, owner in owners if owner <= level)
 
+    @cached_property
+    def _walks(self) -> dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        return {}
+
+    def walk(self, level: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """`natural`, `order` and `dims`, which a call with weights needs each time."""
+        found = self._walks.get(level)
+        if found is None:
+            found = self._walks[level] = self.natural(level), self.order(level), self.dims(level)
+        return found
+
     def is_ragged(self, cut: Cut) -> bool:
         return bool(cut.block) and self.shape[cut.axis] % cut.block != 0
 
@@ -67,7 +78,7 @@ class BoundTree:
     place: Place
     arms: tuple[BoundArm, ...]
 
-    @property
+    @cached_property
     def batch(self) -> tuple[int, ...]:
         """The shape of the batch: one projection for each index."""
         return self.arms[0].owned(BATCH)

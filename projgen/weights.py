@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from projgen.arrays import detached, view
+from projgen.arrays import detached, span, view
 from projgen.errors import quote
 from projgen.structure import Key, Place, at, dotted, entries, flat, rebuilt
 from projgen.tree import NormTree
@@ -67,13 +66,13 @@ class Given:
         names = self.arrays.keys() - self.labels.keys()
         if not names:
             return self
-        spans = sorted(byte_bounds(out) for out in outs)
+        spans = sorted(map(span, outs))
         arrays = dict(self.arrays)
         for name in names:
             copies: dict[Key, Array] = {}
             for key, weights in flat(self.arrays[name]):
                 array = view(detached(weights))[0]
-                low, high = byte_bounds(array)
+                low, high = span(array)
                 before = bisect_left(spans, (high, high)) - 1  # the last one that begins below
                 if before >= 0 and spans[before][1] > low:
                     copies[key] = array.copy()
@@ -213,16 +212,18 @@ def _of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) -
 
 def _ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
     """Weights with the array's axes, in the shape and order of the level's values."""
-    fitted = _fitted(weights, arm.natural(level), name)
-    return np.ascontiguousarray(fitted.transpose(arm.order(level)).reshape(arm.dims(level)))
+    natural, order, dims = arm.walk(level)
+    fitted = _fitted(weights, natural, name)
+    return np.ascontiguousarray(fitted.transpose(order).reshape(dims))
 
 
 def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
     array = view(detached(weights))[0]
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
+    fitted = np.asarray(array, np.float64, order="C")
     try:
-        fitted = np.broadcast_to(np.asarray(array, np.float64, order="C"), shape)
+        fitted = fitted if fitted.shape == shape else np.broadcast_to(fitted, shape)
     except ValueError:
         raise ValueError(
             f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "

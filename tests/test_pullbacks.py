@@ -1,18 +1,24 @@
 """Gradients: the reference against differences, kernels against the reference, and the corners."""
 
 import itertools
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Array, bits, early, lay_out, rehearsals, together
+from tree_support import bound_tree, norm_of, problems
 
 import projgen
 from projgen import interpret_pullbacks
 from projgen.check import parse_tree
+from projgen.cpu import pull_parts
+from projgen.cpu.call import Workspace
 from projgen.structure import flat
+from projgen.weights import read_given
 
 RNG = np.random.default_rng(20261129)
 NORMS = ("l1", "l2", "linf")
@@ -218,6 +224,17 @@ def test_compiled_kernels() -> None:
         assert len(results) == 1
 
 
+def test_compiled_kernels_of_trees() -> None:
+    y = {"a": normal(300, 200, dtype="float32"), "b": normal(200, 90, dtype="float32")}
+    results = set()
+    for threads in (1, 3):
+        p = projgen.build("l1(a=linf(axis=1), b=linf(axis=1))", threads=threads)
+        pulled, slope = p.vjp(y, 40.0)[1]({key: np.cos(v) for key, v in y.items()})
+        results.add((bits(pulled["a"]), bits(pulled["b"]), slope))
+    assert len(results) == 1
+    tree_agrees("l1(a=linf(axis=1), b=linf(axis=1))", y)
+
+
 def test_halves_go_back_in_float32() -> None:
     y = normal(20, 30).astype(np.float16)
     g = np.full((20, 30), 60000, np.float16)
@@ -338,3 +355,201 @@ def test_a_gradient_must_fit() -> None:
         projgen.build("l1(linf)", backend="cuda").vjp(normal(4, 5), 1.0)
     with pytest.raises(TypeError, match="a radius is missing"):
         projgen.build("l1(linf)").vjp(normal(4, 5))
+
+
+# Trees: parts with kernels, and single levels of any norm
+
+
+def tree_agrees(spec: str, y: Any, share: Any = 0.3, radius: Any = None, **given: Any) -> Any:
+    """The gradients of a tree by the tape of its projection, which are those of the reference."""
+    p = projgen.build(spec)
+    norm = norm_of(spec, y, **given)
+    radius = share * norm if p.tree.root.k is None and radius is None else radius
+    x, pullback = p.vjp(y, radius, **given)
+    gs = {key: normal(*v.shape, dtype=v.dtype.name) for key, v in flat(y)}
+    pulled, slope = pullback(_like(y, gs))
+    bound, arrays = bound_tree(spec, y, given)
+    count = p.tree.root.k if radius is None else radius
+    labels = read_given(bound.tree, given).labels
+    expected, slopes = interpret_pullbacks.pull_back(bound, arrays, count, gs, given, labels)
+    single = any(v.dtype == np.float32 for v in arrays.values())
+    top = 1 + max(np.abs(v).max(initial=0.0) for v in expected.values())
+    tolerance = top * (2e-4 if single else 1e-10)
+    for key, own in flat(pulled):
+        assert (own.shape, own.dtype) == (arrays[key].shape, arrays[key].dtype)
+        assert np.abs(own - expected[key]).max(initial=0.0) <= tolerance, key
+    assert np.abs(slope - slopes).max(initial=0.0) <= tolerance + 1e-9 * np.abs(slopes).max()
+    again = flat(p(y, radius, **given))
+    for (_, own), (_, other) in zip(flat(x), again, strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6 if single else 1e-12)
+    return pullback
+
+
+SPECIAL = [
+    ("l1(l1(axis=1, w=v))", (9, 7), {"v": (7,)}),
+    ("l1(l2(axis=0, w=v))", (9, 7), {"v": (9, 7)}),
+    ("linf(linf(axis=1, w=v))", (9, 7), {"v": (7,)}),
+    ("l1(lp(p=1.5))", (3, 4), {}),
+    ("l2(lp(axis=0, p=3))", (4, 3), {}),
+    ("l1(l1(axis=1, groups=q))", (9, 7), {"q": 7}),
+    ("l1(l2(axis=0, groups=q), axis=1)", (9, 7), {"q": 9}),
+    ("l2(linf(axis=1, groups=q))", (9, 7), {"q": 7}),
+    ("l1(linf(axis=1, block=3))", (9, 7), {}),
+    ("l1(l2(axis=(0, 1), block=(2, 3)))", (9, 7), {}),
+    ("l1(linf, nonneg=True)", (9, 7), {}),
+    ("l2(l1(axis=0, w=v), nonneg=True)", (9, 7), {"v": (7,)}),
+    ("l0(k=9)", (9, 7), {}),
+    ("l0(axis=1, k=3)", (9, 7), {}),
+    ("l1(l1(axis=2, w=v), axis=0)", (4, 3, 5), {"v": (5,)}),
+]
+
+
+@pytest.mark.parametrize(("spec", "shape", "named"), SPECIAL)
+def test_levels_of_any_norm(spec: str, shape: tuple[int, ...], named: Any) -> None:
+    given = {
+        key: np.abs(normal(*of)) * (RNG.uniform(size=of) < 0.8) if isinstance(of, tuple)
+        else np.arange(of) * 5 % 3
+        for key, of in named.items()
+    }  # fmt: skip
+    with rehearsals(), patch.object(pull_parts, "SLAB", 16):
+        for dtype in ("float64", "float32"):
+            y = normal(*shape, dtype=dtype)
+            y[0] = 0  # a group that may live
+            for values in (y, np.asfortranarray(y), y[::-1, ::2]):
+                if values.shape == shape or not named:
+                    assert tree_agrees(spec, values, **given).taped.tape is not None
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(), st.one_of(st.just(0.0), st.floats(0.05, 0.95), st.just(1.5)))
+def test_any_tree(problem: Any, share: float) -> None:
+    with rehearsals():
+        tree_agrees(problem.spec, problem.y, share, **problem.given)
+
+
+def test_small_arrays_go_back_together() -> None:
+    y = {f"a{i}": normal(5, 6) for i in range(4)}
+    with rehearsals():
+        for spec in ('l1(linf @ "*")', 'l2(l1(l2) @ "*")', 'l1(2.0 * l2(axis=0) @ "*")'):
+            pullback = tree_agrees(spec, y)
+            assert len(pullback.taped.ready.made.pulls._serial) == 4
+        y["a1"][:, :] = 0  # groups of zeros do not
+        tree_agrees('l1(linf @ "*")', y)
+        tree_agrees('l2(linf @ "*")', y)
+
+
+def test_teams_go_back_through_trees() -> None:
+    y = {"a": normal(70, 40), "b": normal(30, 70)}
+    spec = "l1(a=linf(axis=1), b=l2(axis=0))"
+    results = []
+    for team in (None, early, together):
+        with rehearsals(team, BLOCK_BYTES=512):
+            p = projgen.build(spec, threads=3)
+            g = {key: np.cos(v) for key, v in y.items()}
+            results.append(p.vjp(y, 9.0)[1](g))
+    for pulled, slope in results[1:]:
+        assert slope == results[0][1]
+        assert all(bits(pulled[key]) == bits(results[0][0][key]) for key in y)
+
+
+def test_halves_of_trees_go_back_in_float32() -> None:
+    y = {"a": normal(6, 7).astype(np.float16), "b": normal(5).astype(np.float16)}
+    g = {key: np.full(v.shape, 6000, np.float16) for key, v in y.items()}
+    with rehearsals():
+        p = projgen.build("l1(a=linf, b=linf)")
+        pulled, _ = p.vjp(y, 2.0)[1](g)
+        wide = {key: v.astype(np.float32) for key, v in y.items()}
+        expected, _ = p.vjp(wide, 2.0)[1]({key: v.astype(np.float32) for key, v in g.items()})
+    for key in y:
+        np.testing.assert_allclose(pulled[key], expected[key], rtol=2e-3, atol=10)
+
+
+def test_corners_of_trees() -> None:
+    y, g = {"a": normal(4, 5), "b": normal(3)}, {"a": normal(4, 5), "b": normal(3)}
+    with rehearsals():
+        p = projgen.build("l1(a=linf, b=l2)")
+        for radius in (p.norm(y) * 1.01, np.inf):
+            pulled, slope = p.vjp(y, radius)[1](g)
+            assert slope == 0
+            assert all(bits(pulled[key]) == bits(g[key]) for key in y)
+        pulled, slope = p.vjp(y, 0.0)[1](g)
+        assert slope == 0
+        assert not any(v.any() for v in pulled.values())
+        huge = {key: 1e300 * v for key, v in y.items()}
+        _, pullback = projgen.build("l1(a=l2, b=l2)").vjp(huge, 1e300)
+        assert pullback.taped.tape is None  # type: ignore[attr-defined]
+        assert np.isfinite(pullback(g)[1])
+        with pytest.raises(ValueError, match=r"must have the shape and dtype of y \('a',\)"):
+            p.vjp(y, 1.0)[1]({"a": normal(5, 4), "b": normal(3)})
+
+
+# Memory: kernels in workspaces with guards
+
+
+class Watched(np.ndarray):
+    """An array in which an index below 0, which would count from the end, is an error as well as
+    one beyond it. Slices end with the array, as those of Numba do."""
+
+    def _check(self, index: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        for part, extent in zip(parts, self.shape, strict=False):
+            ends = (part.start, part.stop) if isinstance(part, slice) else (part, extent - 1 - part)
+            if not all(end is None or end >= 0 for end in ends):
+                raise IndexError(f"{index} of {extent}")
+
+    def __getitem__(self, index: Any) -> Any:
+        self._check(index)
+        return super().__getitem__(index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._check(index)
+        super().__setitem__(index, value)
+
+
+GUARD = 64
+
+
+class Guarded(Workspace):
+    """A workspace that is known to have been written to within its bounds alone."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, memory: int, desk: int) -> None:
+        super().__init__(memory + 2 * GUARD, desk + 2 * GUARD)
+        self.wholes = self.memory, self.desk
+        self.memory[:], self.desk[:] = np.nan, 77
+        self.memory, self.desk = self.memory[GUARD:-GUARD], self.desk[GUARD:-GUARD]
+        self.memory_at, self.desk_at = self.memory_at + 8 * GUARD, self.desk_at + 8 * GUARD
+        Guarded.made.append(self)
+
+    def check(self) -> None:
+        memory, desk = self.wholes
+        for side in (slice(None, GUARD), slice(-GUARD, None)):
+            assert np.isnan(memory[side]).all()
+            assert (desk[side] == 77).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_kernels_stay_in_their_memory(norm: str) -> None:
+    """Run as Python, where NumPy tells of indices that are too large; others would count from the
+    end. Results and gradients that are read have guards as well."""
+
+    def watched(pointer: Any, size: int) -> Any:
+        return support._carray(pointer, size).view(Watched)
+
+    support._function.cache_clear()  # they have been given another one
+    with (
+        patch.object(support._NUMBA, "carray", watched),
+        patch("projgen.cpu.call.Workspace", Guarded),
+        rehearsals(BLOCK_BYTES=512),
+    ):
+        for inner in (f"{norm}", f"{norm}(axis=0)"):
+            agrees(f"l1({inner})", normal(21, 30), normal(21, 30))
+            agrees(f"l2(linf({inner}))", normal(4, 6, 9), normal(4, 6, 9))
+            tree_agrees(f"l1(a={inner}, b=l2({norm}))", {"a": normal(9, 8), "b": normal(5, 7)})
+        tree_agrees(f"l1({norm}(axis=1, block=4))", normal(6, 11))
+    support._function.cache_clear()
+    assert Guarded.made
+    for work in Guarded.made:
+        work.check()
+    Guarded.made.clear()

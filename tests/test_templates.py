@@ -134,6 +134,7 @@ def test_every_template_is_reached() -> None:
             "cpu/team.py.j2",
             "cpu/series.py.j2",
             TALLY,
+            "cpu/pull_series.py.j2",
             *RULES,
             *MACROS.values(),
             *GROUPS,

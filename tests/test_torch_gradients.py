@@ -1,9 +1,11 @@
 """Differentiable projections: autograd, operators, torch.compile, vmap, parametrizations."""
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -335,3 +337,39 @@ def test_errors_are_those_of_a_call() -> None:
         pt.project(torch.full((2, 2), torch.nan), "l1(linf)", 1.0)
     with pytest.raises(TypeError, match="tensors, or a structure"):
         pt.project([1.0, 2.0], "l1(linf, linf)", 1.0)
+
+
+def test_trees_keep_their_tape_for_autograd() -> None:
+    """What autograd alone sees takes no operators; its results are those of the operators."""
+    p = projgen.build('l1(linf @ "w*")', unmatched="pass")
+    y = {"w1": normal(4, 5, grad=True), "w2": normal(5, 3).T.requires_grad_(), "n": torch.tensor(3)}
+    r = torch.tensor(1.5, dtype=torch.float32, requires_grad=True)
+    gs = [normal(4, 5), normal(3, 5)]
+
+    def gradients(hooks: Any = None) -> Any:
+        with hooks or contextlib.nullcontext():
+            x = pt.project(y, p, r)
+        assert x["n"] == 3
+        return torch.autograd.grad([x["w1"], x["w2"]], [y["w1"], y["w2"], r], gs)
+
+    eager = gradients()
+    assert eager[2].dtype == torch.float32
+    clones = torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous().clone(), lambda t: t)
+    with patch("projgen.torch.tree_operators.is_eager", lambda *_: False):
+        others = gradients(), gradients(clones)
+    for found in (gradients(clones), *others):
+        for one, other in zip(eager, found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-6)
+    x = pt.project(y, p, r)
+    with torch.no_grad():
+        y["w1"].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        x["w1"].sum().backward()
+
+
+def test_no_second_derivatives_of_trees() -> None:
+    y = normal(4, 5, grad=True)
+    x = pt.project(y, "l1(linf, nonneg=True)", 1.0)
+    (once,) = torch.autograd.grad(x.square().sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives here, and no second ones"):
+        once.sum().backward()

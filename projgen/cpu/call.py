@@ -57,8 +57,9 @@ class Step:
 
     ``function`` and ``geometry`` are addresses, ``offset`` and ``out_offset`` the ways in bytes
     from an array's address to its first element in memory, ``memory`` and ``desk`` the sizes of
-    the workspace. Its radii and values begin at ``radii`` and ``values`` in the memory. A call that
-    projects has ``flags`` in cells 1 and 2 of its desk.
+    the workspace. Its radii and values begin at ``radii`` and ``values`` in the memory, which has
+    its tape in the parts ``tape`` (see `projgen.cpu.pull`). A call that projects has ``flags`` in
+    cells 1 and 2 of its desk.
     """
 
     function: int
@@ -70,6 +71,7 @@ class Step:
     radii: int
     values: int
     flags: tuple[int, int]
+    tape: tuple[slice, ...]
 
 
 class Call:
@@ -107,8 +109,8 @@ class Call:
         self._total = slice(total, total + plan.batch)
         above = () if compiled.kernel.joint else plan.stages[:-1]
         vectors = [(cells[f"{v}{stage.level}_at"], stage.size) for stage in above for v in "vu"]
-        self._tape = [slice(0, plan.batch), self._total]
-        self._tape += [slice(at, at + size) for at, size in vectors]
+        self.tape = [slice(0, plan.batch), self._total]  # where a workspace has it
+        self.tape += [slice(at, at + size) for at, size in vectors]
 
     @property
     def step(self) -> Step | None:
@@ -118,7 +120,9 @@ class Call:
         memory, desk = self._sizes
         ways = self._offset, self._out_offset
         return Step(
-            self._address, self._cells_at, *ways, memory, desk, 0, self._total.start, (1, 0)
+            *(self._address, self._cells_at, *ways, memory, desk, 0, self._total.start),
+            flags=(1, 0),
+            tape=tuple(self.tape),
         )
 
     def project(self, y: int, out: int, radius: float | Array) -> int:
@@ -139,9 +143,12 @@ class Call:
         work = self._borrow()
         work.memory[: self._batch] = radius
         verdict = self._run(y, out, work, self._sharing)
-        tape = np.concatenate([work.memory[part] for part in self._tape])
+        tape = self._tape_of(work)
         self._idle.append(work)
         return verdict, tape
+
+    def _tape_of(self, work: Workspace) -> Array:
+        return np.concatenate([work.memory[part] for part in self.tape])
 
     def overlap(self, y: int, out: int) -> bool:
         """Whether the memory from the first to the last element of both has a part in common."""
@@ -185,10 +192,19 @@ class Call:
         """The norm of each batch entry, in memory order; good until `begun` is ended."""
         return begun.memory[self._total]
 
-    def end(self, begun: Workspace, y: int, out: int, radius: float | Array) -> int:
-        """`project`, from where `begin` stopped."""
+    def end(
+        self,
+        begun: Workspace,
+        y: int,
+        out: int,
+        radius: float | Array,
+        tapes: list[Array] | None = None,
+    ) -> int:
+        """`project`, from where `begin` stopped. Its tape goes to the end of `tapes`."""
         begun.memory[: self._batch] = radius
         verdict = self._run(y, out, begun, self._sharing_end, resumes=True)
+        if tapes is not None:
+            tapes.append(self._tape_of(begun))
         begun.warm = self._warm and verdict == self.PROJECTED
         self._idle.append(begun)
         return verdict

@@ -44,17 +44,17 @@ class JoinedPart:
         ends = np.cumsum(counts)
         self.slices = [slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True)]
         self.shape = (*outer, int(ends[-1]))
-        self._outer = self.shape[: part.top + 1]
+        self.outer = self.shape[: part.top + 1]
         strides = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
-        self._kernel: Chain | Group | None = None
+        self.kernel: Chain | Group | None = None
         if 0 in self.shape:
             return
         if part.kind == "chain":
             axes = [(level + 1,) for level in part.levels]
-            self._kernel = Chain(part, axes, "float64", self.shape, strides, strides, threads, warm)
+            self.kernel = Chain(part, axes, "float64", self.shape, strides, strides, threads, warm)
         else:
             own = strides if weighted else None
-            self._kernel = Group(
+            self.kernel = Group(
                 ball_of(part, nonneg=False),
                 (len(self.shape) - 1,),
                 "float64",
@@ -68,35 +68,42 @@ class JoinedPart:
 
     def begin(self, joined: Radii, weights: Array | None) -> tuple[Any, Radii]:
         """The part's values, from those of its children, and what to end with."""
-        if self._kernel is None:
-            return None, np.zeros(self._outer)
-        state, norms = self._kernel.begin(address(joined), _address(weights))
-        return state, norms.reshape(self._outer)
+        if self.kernel is None:
+            return None, np.zeros(self.outer)
+        state, norms = self.kernel.begin(address(joined), _address(weights))
+        return state, norms.reshape(self.outer)
 
     def end(
-        self, begun: Any, joined: Radii, shares: Radii, radii: Radii, weights: Array | None
+        self,
+        begun: Any,
+        joined: Radii,
+        shares: Radii,
+        radii: Radii,
+        weights: Array | None,
+        tapes: list[Radii] | None = None,
     ) -> None:
         """The radii that the part leaves to its children, into `shares`."""
-        if self._kernel is None:
+        if self.kernel is None:
             return
         own = _address(weights)
-        if not self._kernel.end(begun, address(joined), address(shares), radii, own):
+        if not self.kernel.end(begun, address(joined), address(shares), radii, own, tapes):
             np.copyto(shares, joined)
 
     def abandon(self, begun: Any) -> None:
-        if self._kernel is not None:
-            self._kernel.abandon(begun)
+        if self.kernel is not None:
+            self.kernel.abandon(begun)
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """A part made ready, and where it stands among the others.
+class Run:
+    """A part made ready, and where it stands among the others: in ``place`` of all.
 
     ``number`` counts the arrays of a call, for a leaf, and the parts above them, for others.
     ``parent`` is the run that its values go to, ``at`` where along the last axis they do.
     ``weights`` are those of its children, if the spec alone says them.
     """
 
+    place: int
     part: Part
     work: LeafPart | JoinedPart
     number: int
@@ -104,6 +111,20 @@ class _Run:
     at: slice
     weighted: bool
     weights: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeTape:
+    """What a projection found on its way: see `projgen.cpu.pull_trees`.
+
+    ``values`` are those that the parts above the leaves work on, ``shares`` their projections.
+    ``parts`` has the tapes of each run's kernels, by the run's place; it is empty where all was
+    inside, so that nothing changed.
+    """
+
+    values: list[Radii]
+    shares: list[Radii]
+    parts: dict[int, list[Radii]]
 
 
 class Composition:
@@ -126,43 +147,53 @@ class Composition:
         self._moves = bound.tree.root.norm == "simplex" or any(node.nonneg for node in nodes)
         numbers = {arm.key: number for number, arm in enumerate(bound.arms)}
         self.joined: list[JoinedPart] = []
-        self.runs: list[_Run] = []  # parents first
+        self.runs: list[Run] = []  # parents first
         self.root = cut_into_parts(bound)
 
         def make_ready(part: Part, parent: int | None, at: slice) -> None:
-            node, weighted = part.last.node, is_weighted(part.last)
+            place, node, weighted = len(self.runs), part.last.node, is_weighted(part.last)
             weights = level_weights(bound, part.last, part.levels[-1], given) if weighted else None
             if part.arm is not None:
                 number = numbers[part.arm.key]
                 own = None if node.groups is None else labels[node.groups]
                 leaf = LeafPart(part, ys[number], outs[number], weights, own, threads, warm)
-                self.runs.append(_Run(part, leaf, number, parent, at, weighted))
+                self.runs.append(Run(place, part, leaf, number, parent, at, weighted))
                 return
             number, work = len(self.joined), JoinedPart(part, bound, weighted, threads, warm)
             self.joined.append(work)
             constant = weights if node.weights is None else None
-            self.runs.append(_Run(part, work, number, parent, at, weighted, constant))
+            self.runs.append(Run(place, part, work, number, parent, at, weighted, constant))
             for child, along in zip(part.children, work.slices, strict=True):
                 make_ready(child, number, along)
 
         make_ready(self.root, None, slice(None))
         sizes = [int(np.prod(work.shape)) for work in self.joined]
         self.starts = [0, *np.cumsum(sizes, dtype=int).tolist()]
-        serial = [run for run in self.runs if self._is_serial(run)]
+        self.in_series = [run for run in self.runs if self._is_serial(run)]
         self.apart = [run for run in self.runs if not self._is_serial(run)]
-        self.serial = [run.number for run in serial]
-        self.series = Series([self._track(run) for run in serial], self.starts[-1])
+        self.serial = [run.number for run in self.in_series]
+        self.series = Series([self._track(run) for run in self.in_series], self.starts[-1])
         self._idle: list[_Call] = []
 
     @staticmethod
-    def _is_serial(run: _Run) -> bool:
+    def _is_serial(run: Run) -> bool:
         leaf = isinstance(run.work, LeafPart) and run.work.step is not None
         return leaf and run.parent is not None
 
-    def _track(self, run: _Run) -> tuple[Step, Rows]:
-        assert isinstance(run.work, LeafPart) and run.work.step and run.parent is not None
+    def _track(self, run: Run) -> tuple[Step, Rows]:
+        assert isinstance(run.work, LeafPart) and run.work.step
+        return run.work.step, self.rows_of(run)
+
+    def rows_of(self, run: Run) -> Rows:
+        """Where a leaf's values lie among those of the parts above."""
+        assert isinstance(run.work, LeafPart) and run.parent is not None
         start = self.starts[run.parent] + run.at.start
-        return run.work.step, Rows(start, *run.work.shape, self.joined[run.parent].shape[-1])
+        return Rows(start, *run.work.shape, self.joined[run.parent].shape[-1])
+
+    def views(self, memory: Radii) -> list[Radii]:
+        """The values of each part above the leaves, in memory that has those of all."""
+        ends = zip(self.starts, self.starts[1:], self.joined, strict=False)
+        return [memory[start:end].reshape(work.shape) for start, end, work in ends]
 
     def norms(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The norm of each index of the batch."""
@@ -187,9 +218,17 @@ class Composition:
             self._give_back(call)
 
     def project(
-        self, ys: Sequence[Array], outs: Sequence[Array | None], radii: Radii, given: Weights
-    ) -> None:
-        """Project the arrays; those inside are copied. An OutOfRangeError writes nothing."""
+        self,
+        ys: Sequence[Array],
+        outs: Sequence[Array | None],
+        radii: Radii,
+        given: Weights,
+        taped: bool = False,
+    ) -> TreeTape | None:
+        """Project the arrays; those inside are copied. An OutOfRangeError writes nothing.
+
+        The tape, if `taped` asks for it.
+        """
         call = self._borrow()
         try:
             total = call.up(ys, given)
@@ -201,8 +240,13 @@ class Composition:
                 for y, out in zip(ys, outs, strict=True):
                     if out is not None:
                         np.copyto(out, y)
-                return
-            call.down(ys, outs, radii)
+                return TreeTape([], [], {}) if taped else None
+            tapes: dict[int, list[Radii]] | None = {} if taped else None
+            call.down(ys, outs, radii, tapes)
+            if tapes is None:
+                return None
+            values, shares = ([v.copy() for v in own] for own in (call.values, call.shares))
+            return TreeTape(values, shares, tapes)
         finally:
             self._give_back(call)
 
@@ -221,7 +265,7 @@ class Composition:
     ) -> None:
         """Project the arrays of `begin`, on these radii."""
         try:
-            call.down(ys, outs, radii)
+            call.down(ys, outs, radii, None)
         finally:
             self._give_back(call)
 
@@ -248,13 +292,8 @@ class _Call:
         self._lane = Lane(composition.series)
         self._begun: dict[int, Any] = {}
         self._weights: dict[int, Array | None] = {}
-        starts, parts = composition.starts, composition.joined
-
-        def views(memory: Radii) -> list[Radii]:
-            ends = zip(starts, starts[1:], parts, strict=False)
-            return [memory[start:end].reshape(work.shape) for start, end, work in ends]
-
-        self.values, self.shares = views(self._lane.values), views(self._lane.shares)
+        self.values = composition.views(self._lane.values)
+        self.shares = composition.views(self._lane.shares)
 
     def up(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The root's values: the norms."""
@@ -268,44 +307,59 @@ class _Call:
                 begun, norms = work.begin(ys[run.number], weights)
             else:
                 begun, norms = work.begin(self.values[run.number], weights)
-            self._begun[id(run)] = begun
+            self._begun[run.place] = begun
             if run.parent is not None:
                 self.values[run.parent][..., run.at] = norms
         return norms
 
-    def down(self, ys: Sequence[Array], outs: Sequence[Array | None], radii: Radii) -> None:
+    def down(
+        self,
+        ys: Sequence[Array],
+        outs: Sequence[Array | None],
+        radii: Radii,
+        tapes: dict[int, list[Radii]] | None,
+    ) -> None:
+        """Project; `tapes` is for those of the runs' kernels."""
         composition = self._composition
         for run in composition.apart:
-            begun, work = self._begun.pop(id(run)), run.work
-            weights = self._weights.pop(id(run), None)
+            begun, work = self._begun.pop(run.place), run.work
+            weights = self._weights.pop(run.place, None)
             own = radii if run.parent is None else self.shares[run.parent][..., run.at]
+            found: list[Radii] | None = None if tapes is None else tapes.setdefault(run.place, [])
             if isinstance(work, LeafPart):
-                work.end(begun, ys[run.number], outs[run.number], own, weights)
+                work.end(begun, ys[run.number], outs[run.number], own, weights, found)
             else:
                 joined, shares = self.values[run.number], self.shares[run.number]
-                work.end(begun, joined, shares, own, weights)
+                work.end(begun, joined, shares, own, weights, found)
         targets = [(ys[n] if (out := outs[n]) is None else out) for n in composition.serial]
-        for kept in self._lane.end(addresses(targets)):
+        inside = self._lane.end(addresses(targets))
+        for kept in inside:
             number = composition.serial[kept]
             out = outs[number]
             if out is not None:
                 np.copyto(out, ys[number])
+        if tapes is not None:
+            for run, tape in zip(composition.in_series, self._lane.tapes(), strict=True):
+                tapes[run.place] = [tape]
+            for run in (composition.in_series[kept] for kept in inside):
+                assert isinstance(run.work, LeafPart)
+                run.work.walks[0].kernel.inside(tapes[run.place][0])
 
     def abandon(self) -> None:
         """Give back what was begun and not ended."""
         for run in self._composition.apart if self._begun else ():
-            if id(run) in self._begun:
-                run.work.abandon(self._begun.pop(id(run)))
+            if run.place in self._begun:
+                run.work.abandon(self._begun.pop(run.place))
         self._weights.clear()
 
-    def _level_weights(self, run: _Run, given: Weights) -> Array | None:
+    def _level_weights(self, run: Run, given: Weights) -> Array | None:
         if not run.weighted:
             return None
         weights, part = run.weights, run.part
         if weights is None:
             bound = self._composition.bound
             weights = level_weights(bound, part.last, part.levels[-1], given)
-        self._weights[id(run)] = weights
+        self._weights[run.place] = weights
         return weights
 
 

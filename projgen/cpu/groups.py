@@ -268,7 +268,12 @@ class GroupCall:
         memory, desk = self._sizes
         ways = self._offset, self._out_offset
         geometry = int(self._cells.ctypes.data)
-        return cpu.Step(self._address, geometry, *ways, memory, desk, self._groups, 0, (0, 1))
+        values, radii = slice(0, self._groups), slice(self._groups, 2 * self._groups)
+        return cpu.Step(
+            *(self._address, geometry, *ways, memory, desk, radii.start, values.start),
+            flags=(0, 1),
+            tape=(radii, values),
+        )
 
     def begin(self, y: int, weights: int) -> cpu.Workspace | None:
         """Find the values of the groups of the array at address `y`; what to end the call with.

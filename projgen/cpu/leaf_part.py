@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from projgen.weights import is_weighted
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
+class Walk:
     """A piece of an array and the kernel that walks it."""
 
     piece: Piece
@@ -51,13 +52,13 @@ class LeafPart:
         self._dims = arm.dims(part.top - 1)
         self._back = tuple(np.argsort(self._order))
         self._numbers = self._axis_of_numbers()
-        self._walks = [
-            _Walk(piece, self._kernel(piece, y, out, weights, labels, threads, warm))
+        self.walks = [
+            Walk(piece, self._kernel(piece, y, out, weights, labels, threads, warm))
             for piece in pieces(arm)
         ]
-        self._straight = (
-            len(self._walks) == 1
-            and self._walks[0].kernel.orderly
+        self.straight = (
+            len(self.walks) == 1
+            and self.walks[0].kernel.orderly
             and not any(arm.is_ragged(cut) for cut in arm.arm.cuts)
             and self._order == tuple(range(len(self._order)))
             and self._numbers in (None, len(self._order) - 1)
@@ -97,7 +98,7 @@ class LeafPart:
     @property
     def step(self) -> Step | None:
         """How to call its kernel in a series; None if that won't do."""
-        return self._walks[0].kernel.step if self._straight else None
+        return self.walks[0].kernel.step if self.straight else None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,45 +107,72 @@ class LeafPart:
 
     def begin(self, y: Array, weights: Array | None) -> tuple[list[Any], Radii]:
         """The part's values, in the order of `BoundArm.dims`, and what to end with."""
-        if self._straight:
-            state, norms = self._walks[0].kernel.begin(address(y), _address(None, weights))
+        if self.straight:
+            state, norms = self.walks[0].kernel.begin(address(y), _address(None, weights))
             return [state], norms.reshape(self._dims)
-        values = np.zeros(self._natural)
         begun: list[Any] = []
-        for walk in self._walks:
+        found: list[Radii] = []
+        for walk in self.walks:
             at = address(y) + walk.piece.offset(y.strides)
             state, norms = walk.kernel.begin(at, _address(walk.piece, weights))
             begun.append(state)
-            place = values[self._where(walk.piece)]
-            if self._numbers is not None:
-                place = np.moveaxis(place, self._numbers, -1)
-            place[...] = norms.reshape(place.shape)
-        return begun, values.transpose(self._order).reshape(self._dims)
+            found.append(norms)
+        return begun, self.joined(found)
+
+    def joined(self, found: list[Radii]) -> Radii:
+        """What the kernels say of their groups, in the order of `BoundArm.dims`."""
+        if self.straight:
+            return found[0].reshape(self._dims)
+        values = np.zeros(self._natural)
+        for walk, own in zip(self.walks, found, strict=True):
+            place = self._part_of(values, walk.piece)
+            place[...] = own.reshape(place.shape)
+        return values.transpose(self._order).reshape(self._dims)
+
+    def dealt(self, values: Radii) -> Iterator[Radii]:
+        """The inverse of `joined`, kernel by kernel."""
+        if self.straight:
+            yield values
+            return
+        extents = [self._natural[axis] for axis in self._order]
+        natural = values.reshape(extents).transpose(self._back)
+        for walk in self.walks:
+            yield self._part_of(natural, walk.piece)
+
+    def _part_of(self, natural: Radii, piece: Piece) -> Radii:
+        """Where a piece has its values."""
+        place = natural[self._where(piece)]
+        return place if self._numbers is None else np.moveaxis(place, self._numbers, -1)
 
     def end(
-        self, begun: list[Any], y: Array, out: Array | None, radii: Radii, weights: Array | None
+        self,
+        begun: list[Any],
+        y: Array,
+        out: Array | None,
+        radii: Radii,
+        weights: Array | None,
+        tapes: list[Radii] | None = None,
     ) -> None:
-        """Project the array, on radii in that order, into `out`; None: in place."""
+        """Project the array, on radii in that order, into `out`; None: in place.
+
+        `tapes` is for those of its kernels.
+        """
         in_place = out is None
         out = y if out is None else out
-        if self._straight:
+        if self.straight:
             y_at, out_at, own_at = address(y), address(out), _address(None, weights)
-            written = self._walks[0].kernel.end(begun[0], y_at, out_at, radii, own_at)
+            written = self.walks[0].kernel.end(begun[0], y_at, out_at, radii, own_at, tapes)
             if not (written or in_place):
                 np.copyto(out, y)
             return
-        extents = [self._natural[axis] for axis in self._order]
-        natural = radii.reshape(extents).transpose(self._back)
-        for walk, state in zip(self._walks, begun, strict=True):
+        for walk, state, own in zip(self.walks, begun, self.dealt(radii), strict=True):
             piece = walk.piece
             y_at = address(y) + piece.offset(y.strides)
             out_at = address(out) + piece.offset(out.strides)
-            own = natural[self._where(piece)]
-            if self._numbers is not None:
-                own = np.moveaxis(own, self._numbers, -1)
-            written = walk.kernel.end(state, y_at, out_at, own, _address(piece, weights))
+            own_at = _address(piece, weights)
+            written = walk.kernel.end(state, y_at, out_at, own, own_at, tapes)
             if not (written or in_place):
-                np.copyto(_view(piece, out), _view(piece, y))
+                np.copyto(view_of(piece, out), view_of(piece, y))
 
     def _axis_of_numbers(self) -> int | None:
         """Where the values have the groups' numbers, which a kernel counts along its last axis."""
@@ -155,7 +183,7 @@ class LeafPart:
         return None
 
     def abandon(self, begun: list[Any]) -> None:
-        for walk, state in zip(self._walks, begun, strict=True):
+        for walk, state in zip(self.walks, begun, strict=True):
             walk.kernel.abandon(state)
 
     def _where(self, piece: Piece) -> tuple[slice, ...]:
@@ -184,7 +212,7 @@ def _address(piece: Piece | None, array: Array | None) -> int:
     return address(array) + (piece.offset(array.strides) if piece else 0)
 
 
-def _view(piece: Piece, array: Array) -> Array:
+def view_of(piece: Piece, array: Array) -> Array:
     """A piece of an array, for its entries one by one."""
     starts = tuple(slice(start, None) for start in piece.starts)
     strides = piece.strides(array.strides)

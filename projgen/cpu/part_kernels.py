@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from projgen.bind import bind
 from projgen.compiler import compile_binding
+from projgen.cpu.budding import levels_of
 from projgen.cpu.call import Call, Step
 from projgen.cpu.groups import Ball, GroupCall
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of
+from projgen.plan import Plan
 
 Array = NDArray[Any]
 Radii = NDArray[np.float64]
@@ -51,21 +53,51 @@ class Chain:
     def step(self) -> Step | None:
         return self._call.step
 
+    @property
+    def plan(self) -> Plan:
+        return self._call.plan
+
+    def by_axis(self, values: Radii) -> Radii:
+        """Values of the batch as the kernel has them: by axis, or if `orderly` as they come."""
+        if self.orderly:
+            return values
+        return axis_order(values, self._binding, self.plan, self._shape)
+
+    def as_they_lie(self, values: Radii) -> Radii:
+        """The inverse of `by_axis`."""
+        if self.orderly:
+            return values.reshape(-1)
+        return memory_order(values, self._binding, self.plan)
+
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
-        """What to end with, and the norms of the batch: by axis, or if `orderly` as they come."""
+        """What to end with, and the norms of the batch, `by_axis`."""
         begun = self._call.begin(y)
         if begun is None:
             raise OutOfRangeError
-        norms = self._call.norms_of(begun)
-        if not self.orderly:
-            norms = axis_order(norms, self._binding, self._call.plan, self._shape)
-        return begun, norms
+        return begun, self.by_axis(self._call.norms_of(begun))
 
-    def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
-        """Whether the result was written: it is not where nothing changes."""
-        if not self.orderly:
-            radii = memory_order(radii, self._binding, self._call.plan)
-        return self._call.end(begun, y, out, radii.reshape(-1)) == Call.PROJECTED
+    def end(
+        self,
+        begun: Any,
+        y: int,
+        out: int,
+        radii: Radii,
+        weights: int,
+        tapes: list[Radii] | None = None,
+    ) -> bool:
+        """Whether the result was written: it is not where nothing changes.
+
+        Its tape goes to the end of `tapes`.
+        """
+        written = self._call.end(begun, y, out, self.as_they_lie(radii), tapes) == Call.PROJECTED
+        if tapes is not None and not written:
+            self.inside(tapes[-1])
+        return written
+
+    def inside(self, tape: Radii) -> None:
+        """Make it a tape of groups that are all inside, of which no radii have been found."""
+        for _, _, radii in levels_of(self.plan, tape):
+            radii[:] = np.inf
 
     def abandon(self, begun: Any) -> None:
         self._call.abandon(begun)
@@ -90,6 +122,8 @@ class Group:
             ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
         )
         self.orderly = True
+        self.ball, self.axes, self.labels = ball, axes, labels
+        self.values_shape = self._call.values_shape
 
     @property
     def step(self) -> Step | None:
@@ -103,9 +137,25 @@ class Group:
             raise OutOfRangeError
         return begun, norms
 
-    def end(self, begun: Any, y: int, out: int, radii: Radii, weights: int) -> bool:
+    def end(
+        self,
+        begun: Any,
+        y: int,
+        out: int,
+        radii: Radii,
+        weights: int,
+        tapes: list[Radii] | None = None,
+    ) -> bool:
+        if tapes is not None:
+            values = self._call.values(begun)
+            assert values is not None
+            own = np.broadcast_to(np.asarray(radii, np.float64).reshape(values.shape), values.shape)
+            tapes.append(np.concatenate([own.reshape(-1), values.reshape(-1)]))
         self._call.end(begun, y, out, radii, weights)
         return True
+
+    def inside(self, tape: Radii) -> None:
+        """Nothing: the radii are at hand."""
 
     def abandon(self, begun: Any) -> None:
         self._call.abandon(begun)

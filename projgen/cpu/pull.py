@@ -7,7 +7,8 @@ projection; all in memory order. A kernel reads it in place of sweeping y again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from projgen.bind import Binding
 from projgen.compiler import compile_pull
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
 from projgen.cpu import project as forward
+from projgen.cpu.budding import enlivened, thin_out
 from projgen.cpu.pool import default_threads
 from projgen.cpu.pull_kernel import PullKernel, cells
 from projgen.cpu.sharing import Sharing
@@ -34,11 +36,6 @@ Radii = NDArray[np.float64]
 def has_kernel(binding: Binding) -> bool:
     """Whether a kernel takes gradients back through these levels."""
     return all(NORMS[level.norm].pulls for level in binding.levels)
-
-
-def is_dense(y: Array) -> bool:
-    """Whether `y` lies in memory without gaps, in any order of its axes, and forwards."""
-    return y.flags.aligned and bool(y.size) and np.empty_like(y).strides == y.strides
 
 
 def project(
@@ -68,65 +65,65 @@ def pull(
     tape: Radii,
     g: Array,
     out: Array,
-) -> Radii | None:
+) -> Radii:
     """Write the gradient of `y` to `out`, where `g` is that of `x`, as `project` left both.
 
     All have y's shape and dtype, `out` its strides too. The gradients of the radii have the shape
-    of the batch axes. None, and nothing written, where the reference has to do it.
+    of the batch axes.
     """
     plan = forward.ready(projection, binding, y, x).plan
     radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
     if bool(np.all(norms <= radii)):
         np.copyto(out, g)
         return np.zeros([y.shape[axis] for axis in binding.batch])
-    enlivened = _enlivened(plan, tape)
-    if enlivened is None:
-        return None
+    tape, own = enlivened(plan, tape)
     result = out
-    if is_half(
-        out.dtype
-    ):  # gradients overflow, and have to be seen to: in halves they might not be
+    if is_half(out.dtype):  # gradients overflow, and have to be seen to: in halves they may not be
         y, x, g = (np.array(array, np.float32, order="K") for array in (y, x, g))
         result = np.empty_like(y)
-    if g.strides != y.strides or not g.flags.aligned:
-        own = np.empty_like(y)
-        np.copyto(own, g)
-        g = own
-    slopes = _ready(projection, plan).run(y, x, g, result, enlivened)
+    g = laid_out_like(y, g)
+    at = Operands(*(int(array.ctypes.data) for array in (y, x, g, result)))
+    slopes = _ready(projection, plan).run(at, tape)
+    thin_out(plan, own, result)
     if result is not out:
         with np.errstate(over="ignore"):
             np.copyto(out, result, casting="unsafe")
     return np.array(axis_order(slopes, binding, plan, y.shape))
 
 
-def _enlivened(plan: Plan, tape: Radii) -> Radii | None:
-    """The tape, with an infinite radius for groups of value 0 that would live if they grew.
+def laid_out_like(y: Array, g: Array) -> Array:
+    """A gradient in memory as `y` is, for the kernels."""
+    if g.strides == y.strides and g.flags.aligned:
+        return g
+    own = np.empty_like(y)
+    np.copyto(own, g)
+    return own
 
-    Their radius is 0 like that of dead groups. They live where the group that they belong to is
-    inside its ball, or clips; in one that l1 thins out they are dead. In one that l2 scales they
-    would be scaled, for which kernels have no way: None.
+
+class Operands(NamedTuple):
+    """The addresses of what a kernel takes: arrays that lie in memory in the same way."""
+
+    y: int
+    x: int
+    g: int
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullStep:
+    """How to call a kernel that is parted, from one thread: see `projgen.cpu.pull_series`.
+
+    ``function`` and ``geometry`` are addresses, ``memory`` and ``desk`` the sizes of the workspace,
+    which begins with the ``tape`` values of the tape; the gradients of the radii follow at
+    ``slope``.
     """
-    if tape[2 * plan.batch :].all():
-        return tape
-    tape, at = tape.copy(), 2 * plan.batch
-    radii, norms = tape[: plan.batch], tape[plan.batch : at]
-    for stage in plan.stages[:-1]:
-        values, own = tape[at : at + stage.size], tape[at + stage.size : at + 2 * stage.size]
-        owners = plan.layout.loops_above(stage.level)
-        extents = [loop.extent for loop in owners]
-        across = [1 if loop.level == stage.level else loop.extent for loop in owners]
-        inside = (radii > 0) & (radii >= norms)
-        scaled = stage.norm == "l2" and np.broadcast_to(
-            ((radii > 0) & ~inside).reshape(across), extents
-        ).reshape(-1)
-        if np.any((values == 0) & scaled):
-            return None
-        lives = inside | ((radii > 0) & (stage.norm == "linf"))
-        lives = np.broadcast_to(lives.reshape(across), extents).reshape(-1)
-        own[(values == 0) & lives] = np.inf
-        at += 2 * stage.size
-        radii, norms = own, values
-    return tape
+
+    function: int
+    geometry: int
+    memory: int
+    desk: int
+    tape: int
+    slope: int
 
 
 class PullCall:
@@ -140,34 +137,56 @@ class PullCall:
         threads = min(threads, leaf.cut.blocks)
         found = dict(cells(kernel, threads))
         self._cells = np.array(list(found.values()), np.int64)
+        self._cells_at = int(self._cells.ctypes.data)
         self._sizes = found["memory_size"], kernel.desk_size(threads)
         self._tape = found["slope_at"]  # of levels that do not merge: a tape may have room for more
         self._slope = slice(found["slope_at"], found["slope_at"] + kernel.levels[0].groups)
         size = leaf.size * np.dtype(kernel.dtype).itemsize
         self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0
-        self._sharing = Sharing()
+        self._sharing = Sharing(), Sharing()  # of the first call for an array, and of the second
         self._idle: list[cpu.Workspace] = []
 
-    def run(self, y: Array, x: Array, g: Array, out: Array, tape: Radii) -> Radii:
-        """Write the gradient of `y` to `out`; those of the radii, in memory order."""
+    @property
+    def step(self) -> PullStep | None:
+        """For a series; None if other threads may help."""
+        if self._followers:
+            return None
+        ways = self._address, self._cells_at, *self._sizes
+        return PullStep(*ways, self._tape, self._slope.start)
+
+    def run(self, at: Operands, tape: Radii) -> Radii:
+        """Write the gradient of y to `out`; those of the radii, in memory order."""
+        work = self.begin(at, tape)
+        slopes = self.slopes_of(work).copy()
+        self._idle.append(work)
+        return slopes
+
+    def begin(self, at: Operands, tape: Radii) -> cpu.Workspace:
+        """A kernel that is parted: find the gradients of the radii, `slopes_of` what this gives."""
         try:
             work = self._idle.pop()
         except IndexError:
             work = cpu.Workspace(*self._sizes)
         work.memory[: self._tape] = tape[: self._tape]
+        self._run(at, work, 0)
+        return work
+
+    def slopes_of(self, begun: cpu.Workspace) -> Radii:
+        """In memory order; good until `begun` is ended."""
+        return begun.memory[self._slope]
+
+    def end(self, begun: cpu.Workspace, at: Operands, rise: Radii) -> None:
+        """Write the gradient of y, where `rise` has what reaches the groups' values."""
+        begun.memory[self._slope] = rise
+        self._run(at, begun, 1)
+        self._idle.append(begun)
+
+    def _run(self, at: Operands, work: cpu.Workspace, half: int) -> None:
         work.desk.fill(0)
-        work.desk[1], work.desk[2] = g.ctypes.data, out.ctypes.data
-        arguments = (
-            int(y.ctypes.data),
-            int(x.ctypes.data),
-            int(self._cells.ctypes.data),
-            work.memory_at,
-            work.desk_at,
-        )
-        cpu.run_shared(self._entry, self._address, arguments, self._followers, self._sharing)
-        slopes = work.memory[self._slope].copy()
-        self._idle.append(work)
-        return slopes
+        work.desk[1:4] = at.g, at.out, half
+        arguments = at.y, at.x, self._cells_at, work.memory_at, work.desk_at
+        sharing = self._sharing[half]
+        cpu.run_shared(self._entry, self._address, arguments, self._followers, sharing)
 
 
 def _ready(projection: Projection, plan: Plan) -> PullCall:

@@ -28,9 +28,13 @@ STRIP = 512  # columns that are gathered from together: what is known of them st
 
 @dataclass(frozen=True)
 class PullCode:
-    """The functions of one level, named after it: ``gather_1``, ``share_1``..."""
+    """The functions of one level, named after it: ``gather_1``, ``share_1``...
+
+    ``depth``: how many levels of its tree stand above it, in this kernel or others; 2 for more.
+    """
 
     code: StageCode
+    depth: int
 
     @property
     def level(self) -> int:
@@ -63,13 +67,13 @@ class PullCode:
     @property
     def rises(self) -> bool:
         """Whether anything reaches its groups' values: nothing does at the root."""
-        return self.level > 0
+        return self.depth > 0
 
     @property
     def idles(self) -> bool:
         """Whether groups that vanish, or are inside their balls, can be passed over: what reaches
         their values is 0 for certain only where the level above is the root."""
-        return self.level < 2
+        return self.depth < 2
 
     @property
     def zero(self) -> str:
@@ -202,8 +206,9 @@ class PullCode:
 
     @property
     def tile(self) -> int:
-        """How many values these have."""
-        return self.width * self.code.stage.inner
+        """How many values these have, and some more: vectors at steps of a power of two would get
+        in each other's way."""
+        return self.width * self.code.stage.inner + 64
 
     @property
     def few(self) -> int:
@@ -223,11 +228,16 @@ class PullCode:
 
 @dataclass(frozen=True)
 class PullKernel:
-    """A kernel; equal ones have equal sources."""
+    """A kernel; equal ones have equal sources.
+
+    ``parted``: it is one of several of a tree, and waits after its first sweep for what reaches its
+    groups' values.
+    """
 
     title: str
     dtype: str
     levels: tuple[PullCode, ...]
+    parted: bool = False
     version: int = VERSION
 
     @property
@@ -299,8 +309,11 @@ class PullKernel:
         return render_pull(self)
 
 
-def lower_pull(spec: str, layout: Layout, dtype: str) -> PullKernel:
-    """The kernel for arrays of one layout, which y, x, g and the result share."""
+def lower_pull(spec: str, layout: Layout, dtype: str, top: int = 0) -> PullKernel:
+    """The kernel for arrays of one layout, which y, x, g and the result share.
+
+    ``top``: how many levels of a tree stand above these, done by other kernels.
+    """
     levels = []
     for level in range(len(layout.norms)):
         leaf = level == len(layout.norms) - 1
@@ -314,8 +327,8 @@ def lower_pull(spec: str, layout: Layout, dtype: str) -> PullKernel:
             searchers=(level,),
             stored=stored,
         )
-        levels.append(PullCode(code))
-    return PullKernel(spec, dtype, tuple(levels))
+        levels.append(PullCode(code, min(top + level, 2)))
+    return PullKernel(spec, dtype, tuple(levels), top > 0)
 
 
 def cells(kernel: PullKernel, threads: int) -> Iterator[tuple[str, int]]:

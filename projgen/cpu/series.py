@@ -23,7 +23,7 @@ from projgen.render import render_series
 Vector = NDArray[np.float64]
 
 _POINTER, _WORD = ctypes.c_void_p, ctypes.c_int64
-_RUN = ctypes.CFUNCTYPE(_WORD, _POINTER, _WORD, _POINTER, _WORD, _WORD, _WORD, _WORD)
+RUN = ctypes.CFUNCTYPE(_WORD, _POINTER, _WORD, _POINTER, _WORD, _WORD, _WORD, _WORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +43,20 @@ class Series:
     def __init__(self, tracks: Sequence[tuple[Step, Rows]], size: int) -> None:
         self.size = size
         self.table = np.zeros((len(tracks), _WIDTH), np.int64)
-        words, cells = _lines(self.table.size), _lines(2 * size)
+        words, cells = lines(self.table.size), lines(2 * size)
+        tapes: list[NDArray[np.int64]] = []
         for row, (step, rows) in zip(self.table, tracks, strict=True):
             row[:] = (  # in the order of the module's names for these cells
                 *(step.function, 0, 0, step.geometry, 8 * cells, 8 * words),
                 *(words, step.desk, *step.flags, cells + step.radii, cells + step.values),
                 *(rows.start, rows.count, rows.length, rows.pitch, 0),
             )
-            words += _lines(step.desk)
-            cells += _lines(step.memory)
+            tapes.append(np.concatenate([np.arange(p.start, p.stop) + cells for p in step.tape]))
+            words += lines(step.desk)
+            cells += lines(step.memory)
         self.sizes = words, cells
+        self.tapes = np.concatenate([*tapes, np.zeros(0, np.int64)])  # the cells that have them
+        self.tape_ends = np.cumsum([tape.size for tape in tapes], dtype=int).tolist()
         self.offsets = np.array([step.offset for step, _ in tracks], np.int64)
         self.out_offsets = np.array([step.out_offset for step, _ in tracks], np.int64)
 
@@ -96,12 +100,17 @@ class Lane:
             return []
         return np.flatnonzero(self._table[:, _INSIDE]).tolist()
 
+    def tapes(self) -> list[Vector]:
+        """The tapes of the arrays that have been projected."""
+        found, ends = self._cells[self._series.tapes], self._series.tape_ends
+        return [found[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
 
 _WIDTH = 17  # cells of a row of the table
 _Y, _X, _WORK, _DESK, _INSIDE = 1, 2, 4, 5, 16
 
 
-def _lines(size: int) -> int:
+def lines(size: int) -> int:
     """As many cells, or some more: up to a cache line's end."""
     return -(-size // LINE) * LINE
 
@@ -109,4 +118,4 @@ def _lines(size: int) -> int:
 @cache
 def _runner() -> Any:
     """``run`` of the module, which is never unloaded."""
-    return _RUN(load(render_series()).run.address)
+    return RUN(load(render_series()).run.address)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen import interpret_trees
-from projgen.cpu.compose import Composition
+from projgen.cpu.compose import Composition, TreeTape
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
+from projgen.cpu.pull_trees import TreePull
 from projgen.dtypes import put
 from projgen.operands import same_directions, same_memory, walkable
 from projgen.parts import Part, cut_into_parts
@@ -30,18 +31,19 @@ Array = NDArray[Any]
 Copier = Callable[[Array], Array]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Made:
     """A composition, and how the arrays of a call reach it.
 
     ``keys`` are those of the arrays, in its order. Of these numbers, ``in_place`` are projected in
-    place, ``copies`` are those whose copies are.
+    place, ``copies`` are those whose copies are. ``pulls`` are made for the first gradients.
     """
 
     composition: Composition
     keys: tuple[Key, ...]
     in_place: tuple[int, ...]
     copies: tuple[tuple[int, Copier], ...]
+    pulls: TreePull | None = None
 
     def operands(
         self, arrays: Mapping[Key, Array], outs: Mapping[Key, Array]
@@ -70,14 +72,69 @@ def project(
 ) -> None:
     """`arrays` into `outs`, all of which have been checked; or in place, where both are one."""
     made = _made(projection, ready, arrays, outs, given)
+    _project(projection, ready, made, arrays, outs, radii, given, taped=False)
+
+
+def taped(
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    radii: Array,
+    given: Given,
+) -> TreeTape | None:
+    """`project` for arrays that lie densely in memory, and what it found on its way; None for
+    values that are out of range."""
+    made = _made(projection, ready, arrays, outs, given)
+    return _project(projection, ready, made, arrays, outs, radii, given, taped=True)
+
+
+def pull(
+    projection: Projection,
+    ready: Ready,
+    arrays: Mapping[Key, Array],
+    xs: Mapping[Key, Array],
+    gradients: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    tape: TreeTape,
+    given: Given,
+) -> Array:
+    """Write the gradients of `arrays` to `outs`, by those of their projections `xs`, of which
+    `taped` has left a tape; the gradients of the radii."""
+    batch = ready.bound.batch
+    if not tape.parts:
+        for key, out in outs.items():
+            np.copyto(out, gradients[key])
+        return np.zeros(batch)
+    made: Made = ready.made
+    if made.pulls is None:
+        threads = projection._threads or default_threads()
+        made.pulls = TreePull(made.composition, threads)
+    ys, own_xs, gs, results = (
+        [each[key] for key in made.keys] for each in (arrays, xs, gradients, outs)
+    )
+    return made.pulls.pull(ys, own_xs, gs, results, tape, given.arrays).reshape(batch)
+
+
+def _project(
+    projection: Projection,
+    ready: Ready,
+    made: Made,
+    arrays: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    radii: Array,
+    given: Given,
+    taped: bool,
+) -> TreeTape | None:
     ys, targets = made.operands(arrays, outs)
     try:
-        made.composition.project(ys, targets, radii.reshape(-1), given.arrays)
+        tape = made.composition.project(ys, targets, radii.reshape(-1), given.arrays, taped)
     except OutOfRangeError:
         _rescue(projection, ready.bound, arrays, outs, radii, given)
-        return
+        return None
     for number, _ in made.copies:
         np.copyto(outs[made.keys[number]], ys[number])
+    return tape
 
 
 def norms(

@@ -343,7 +343,7 @@ def constrain(
     keep_momenta: bool = False,
     arrays: Mapping[str, Any] | None = None,
 ) -> Constraint:
-    """Project parameters of `model` after each step of `optimizer`.
+    """Project parameters of `model` after each step of `optimizer`::
 
         constrain(optimizer, model, {"encoder.0.weight": "l1(linf(axis=0))"}, radius=1.0)
         constrain(optimizer, model, {"encoder.*.weight": "l1(linf)"}, radius="10%")

@@ -12,9 +12,10 @@ from projgen import outcome
 from projgen.operands import in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
-from projgen.torch.operators import Radius, project_array
+from projgen.torch.eager import Radius
+from projgen.torch.operators import project_array
 from projgen.torch.recipes import is_transformed, joined, outlined, told
-from projgen.torch.tree_operators import project_tree
+from projgen.torch.tree_operators import project_leaves
 
 
 def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arrays: Any) -> Any:
@@ -34,11 +35,12 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
         SpecError, TypeError, ValueError: as a call of the projection does. TypeError for tensors
             on a GPU, and for DTensors that require gradients.
     """
-    if in_shards(y, arrays):
+    at: Radius
+    if not torch.compiler.is_compiling() and in_shards(y, arrays):
         return _project_shards(y, spec, radius, arrays)
     recipe, is_plain, counts, name = told(spec)
     if counts:
-        at = torch.zeros((), dtype=torch.float64)
+        at = 0.0
         if radius is not None:
             raise TypeError(f"{name} says how many groups are kept: it takes no radius")
     elif radius is None:
@@ -46,18 +48,19 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
     elif isinstance(radius, str):
         raise TypeError(f"a radius is a number or a tensor, not {radius!r}")
     else:
-        at = radius if isinstance(radius, Tensor) else torch.tensor(radius, dtype=torch.float64)
+        at = radius
     if is_plain and not arrays and isinstance(y, Tensor):
         return project_array(y, at, recipe)
     leaves: list[Tensor] = []
     outline = outlined(y, leaves)
-    if is_transformed(*leaves, at):
+    if is_transformed(*leaves, *([at] if isinstance(at, Tensor) else [])):
         raise TypeError(
             f"torch.func goes through chains of l1, l2 and linf over one tensor, and {name} is "
             "another tree: use torch.autograd"
         )
     given = {name: torch.as_tensor(array) for name, array in arrays.items()}
-    results = project_tree(leaves, [*given.values()], at, joined(recipe, outline, [*given]))
+    told_all = joined(recipe, outline, [*given])
+    results = project_leaves(leaves, [*given.values()], at, told_all)
     return rebuilt(y, {key: x for (key, _), x in zip(flat(y), results, strict=True)})
 
 
@@ -120,8 +123,20 @@ def parametrize(
 ) -> Projected:
     """Make ``module.name`` the projection of a parameter that is trained in its place.
 
-    `radius` is a number, a tensor (see `Projected`) or a part of the norm that the parameter has
-    now, such as ``"10%"``. Make the optimiser afterwards, so that it finds what is trained.
+    Args:
+        module: the layer.
+        name: that of its parameter, mostly ``"weight"``.
+        spec: a spec, or what `projgen.build` made of one.
+        radius: a number, a tensor (see `Projected`), or a part of the norm that the parameter has
+            now, such as ``"10%"``. None where the spec has the count of l0.
+
+    Returns:
+        The parametrization, whose ``radius`` may be set at any time.
+
+    Raises:
+        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter.
+
+    Make the optimiser afterwards, so that it finds what is trained.
 
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` makes it a parameter again,
     with the projected values.

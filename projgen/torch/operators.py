@@ -18,6 +18,15 @@ from projgen.bind import Binding, bind
 from projgen.cpu import pull
 from projgen.operands import check_radius
 from projgen.projection import Projection
+from projgen.torch.eager import (
+    Radius,
+    as_it_lay,
+    as_tensor,
+    is_eager,
+    is_watched,
+    number_of,
+    slopes_for,
+)
 from projgen.torch.recipes import (
     array_of,
     is_transformed,
@@ -28,18 +37,20 @@ from projgen.torch.recipes import (
 )
 from projgen.tree import Node, NormTree
 
-Radius = float | Tensor
 
-
-def project_array(y: Tensor, radius: Tensor, recipe: str) -> Tensor:
+def project_array(y: Tensor, radius: Radius, recipe: str) -> Tensor:
     """The projection of `y`, with gradients."""
-    one: Any = _Function.apply if is_transformed(y, radius) else _project
-    x: Tensor = one(y, radius, recipe)[0]
-    return x
+    if is_eager(y, radius):
+        x: Tensor = _Eager.apply(y, radius, recipe)
+        return x
+    at = as_tensor(radius)
+    one: Any = _Function.apply if is_transformed(y, at) else _project
+    made: Tensor = one(y, at, recipe)[0]
+    return made
 
 
-@operator("project")
-def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+def _projected(y: Tensor, radius: Radius, recipe: str) -> tuple[Tensor, Any]:
+    """The projection, and the tape: None where the reference takes gradients back."""
     projection, _ = read_recipe(recipe)
     if y.is_cuda:
         raise TypeError("gradients are taken on the CPU: use y.cpu(), or p(y, radius) without them")
@@ -48,16 +59,29 @@ def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     if x.stride() != y.stride() or y.is_neg():
         dense = torch.empty_like(y).copy_(y)
     source = array_of(dense)
-    check_dtype(source)
+    if not y.is_floating_point():
+        check_dtype(source)
     binding = projection._bind(source)
-    radii = check_radius(radius.detach().double().numpy(), binding, source.shape)
-    tape = pullback.project(projection, binding, source, array_of(x), radii)
+    radii = check_radius(number_of(radius), binding, source.shape)
+    return x, pullback.project(projection, binding, source, array_of(x), radii)
+
+
+@operator("project")
+def _project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+    x, tape = _projected(y, radius, recipe)
+    return x, _kept(y, recipe, tape)
+
+
+def _kept(y: Tensor, recipe: str, tape: Any) -> Tensor:
+    """The tape as a tensor of a size that the shape tells."""
+    projection, _ = read_recipe(recipe)
+    binding = bind(projection._walked, y.ndim)
     kept = torch.zeros(_tape_size(projection, binding, y.shape), dtype=torch.float64)
     if tape is not None:
         kept[: tape.size] = torch.from_numpy(tape)
     elif kept.numel():
         kept[0] = torch.nan  # there is none: the reference goes back
-    return x, kept
+    return kept
 
 
 def _fake_project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
@@ -93,27 +117,28 @@ def _product(extents: Iterator[Any]) -> Any:
 def _pull(
     g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
 ) -> tuple[Tensor, Tensor]:
+    found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
+    result, slopes = _pulled(g, y, x, found, radius, recipe)
+    return result, torch.from_numpy(np.array(slopes, np.float64))
+
+
+def _pulled(
+    g: Tensor, y: Tensor, x: Tensor, tape: Any, radius: Radius, recipe: str
+) -> tuple[Tensor, Any]:
+    """The gradients of y and of the radii, by that of x and what `_projected` left."""
     projection, _ = read_recipe(recipe)
     result = torch.empty_like(y)
     if result.stride() != y.stride() or y.is_neg():
         y = torch.empty_like(y).copy_(y)
     source, gradient = array_of(y), array_of(g.resolve_neg())
     binding = projection._bind(source)
-    radii = check_radius(radius.detach().double().numpy(), binding, source.shape)
-    found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
-    if not source.size:
-        found = None
+    radii = check_radius(number_of(radius), binding, source.shape)
+    found = tape if source.size else None
+    target = array_of(result)
     slopes = pullback.pull_back(
-        projection,
-        binding,
-        source,
-        radii,
-        array_of(x),
-        found,
-        gradient,
-        array_of(result),
+        projection, binding, source, radii, array_of(x), found, gradient, target
     )
-    return result, torch.from_numpy(np.array(slopes, np.float64))
+    return result, slopes
 
 
 def _fake_pull(
@@ -137,15 +162,38 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
     y, x, tape, radius = ctx.saved_tensors
-    if y.stride() != ctx.strides:  # hooks may save them in another order, and the tape has this one
-        y = torch.empty_strided(y.shape, ctx.strides, dtype=y.dtype).copy_(y)
+    y = as_it_lay(y, ctx.strides)
     one: Any = _PullFunction.apply if is_transformed(g, y, radius) else _pull
     pulled, slopes = one(g, y, x, tape, radius, ctx.recipe)
-    return pulled, slopes.sum_to_size(radius.shape).to(radius.dtype), None
+    return pulled, slopes_for(radius, slopes), None
 
 
 _project.register_autograd(_back, setup_context=_keep)
 _pull.register_autograd(refuse_twice)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator where nothing but autograd looks at it: with less on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, radius: Radius, recipe: str) -> Tensor:
+        x, ctx.tape = _projected(y, radius, recipe)
+        learned = (radius,) if isinstance(radius, Tensor) else ()
+        ctx.save_for_backward(y, x, *learned)
+        ctx.recipe, ctx.strides, ctx.radius = recipe, y.stride(), None if learned else radius
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        y, x, *learned = ctx.saved_tensors
+        y = as_it_lay(y, ctx.strides)
+        radius = learned[0] if learned else ctx.radius
+        if is_watched(g):
+            at = as_tensor(radius)
+            pulled, slopes = _pull(g, y, x, _kept(y, ctx.recipe, ctx.tape), at, ctx.recipe)
+        else:
+            pulled, slopes = _pulled(g, y, x, ctx.tape, radius, ctx.recipe)
+        return pulled, slopes_for(radius, slopes) if ctx.needs_input_grad[1] else None, None
 
 
 class _Function(torch.autograd.Function):

@@ -17,6 +17,8 @@ from projgen.check import parse_tree
 from projgen.projection import Projection
 from projgen.structure import entries
 
+_ALIKE = torch.float32, torch.float64  # as NumPy has them
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 torch.utils._pytree.register_constant(Projection)  # to torch.compile
@@ -62,10 +64,19 @@ def read_recipe(recipe: str) -> tuple[Projection, Mapping[str, Any]]:
 def array_of(tensor: Tensor) -> Any:
     """The memory of a tensor as a NumPy array. Of dtypes that have no projection too: those may
     only pass."""
+    if tensor.dtype in _ALIKE and tensor.device.type == "cpu" and not tensor.is_neg():
+        return tensor.detach().numpy()
     if not tensor.is_floating_point():
         return tensor.detach().numpy()
     array, _ = view(tensor.detach())
     return array
+
+
+def tensor_of(array: Any) -> Tensor:
+    """The inverse of `array_of`, of what has a projection."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def outlined(y: Any, leaves: list[Tensor]) -> Any:

@@ -76,8 +76,16 @@ class Ramp:
 
 
 def linear(start: float | str, stop: float | str, steps: int) -> Ramp:
-    """A schedule that goes evenly from `start` to `stop`, each a number or ``"100%"`` and the like
-    of the initial norm, in `steps` steps."""
+    """A schedule for the radius of `constrain`: evenly from `start` to `stop`.
+
+    Args:
+        start: where it begins: a number, or a part of the initial norm such as ``"100%"``.
+        stop: where it ends, and stays; likewise.
+        steps: in how many of the optimiser's steps, or epochs with ``every="epoch"``; at least 1.
+
+    Raises:
+        ValueError: an end that is negative, not finite or no part of the norm; wrong `steps`.
+    """
     return _ramp(start, stop, steps, "linear")
 
 

@@ -1,28 +1,111 @@
-"""Operators for whole trees: kernels project, and the reference takes gradients back."""
+"""Whole trees as functions of tensors with gradients: operators, and what autograd alone sees."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from projgen import calls, interpret_pullbacks
-from projgen.dtypes import put
+from projgen import calls, pullback
+from projgen.arrays import address
+from projgen.calls import Taped
 from projgen.projection import Projection
-from projgen.structure import flat
-from projgen.torch.recipes import array_of, filled, operator, read_recipe, refuse_twice
+from projgen.structure import Key, flat
+from projgen.torch.eager import (
+    Radius,
+    as_it_lay,
+    as_tensor,
+    is_eager,
+    is_watched,
+    number_of,
+    slopes_for,
+)
+from projgen.torch.recipes import (
+    array_of,
+    filled,
+    operator,
+    read_recipe,
+    refuse_twice,
+    tensor_of,
+)
 
 
 def _bound(
-    ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
+    ys: Sequence[Tensor], given: Sequence[Tensor], radius: Radius, recipe: str
 ) -> tuple[Projection, Any, Any, dict[str, Any]]:
     projection, told = read_recipe(recipe)
     y = filled(told["outline"], [array_of(tensor) for tensor in ys])
     named = {name: array_of(t) for name, t in zip(told["names"], given, strict=True)}
-    at = None if projection.tree.root.k is not None else radius.detach().double().numpy()
+    at = None if projection.tree.root.k is not None else number_of(radius)
     return projection, y, at, named
+
+
+def project_leaves(
+    ys: list[Tensor], given: list[Tensor], radius: Radius, recipe: str
+) -> Sequence[Tensor]:
+    """The projection of the leaves of a structure, with gradients."""
+    if is_eager(*ys, *given, radius):
+        found: Sequence[Tensor] = _Eager.apply(len(ys), recipe, radius, *ys, *given)
+        return found
+    made: list[Tensor] = project_tree(ys, given, as_tensor(radius), recipe)
+    return made
+
+
+class _Eager(torch.autograd.Function):
+    """The operator where nothing but autograd looks at it: it keeps the tape of the projection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, count: int, recipe: str, radius: Radius, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ys, given = tensors[:count], tensors[count:]
+        projection, y, at, named = _bound(ys, given, radius, recipe)
+        _, taped = calls.taped(projection, y, at, named)
+        ctx.keys = [key for key, _ in flat(y)]
+        pairs = list(zip(ctx.keys, ys, strict=True))
+        results = [
+            tensor_of(taped.results[key]) if key in taped.results else own.clone()
+            for key, own in pairs  # others pass unmatched
+        ]
+        # What hooks and checks of versions ask for goes through the saved tensors.
+        ctx.own = [key in taped.arrays and _is_at(own, taped.arrays[key]) for key, own in pairs]
+        learned = (radius,) if isinstance(radius, Tensor) else ()
+        ctx.save_for_backward(*ys, *results, *given, *learned)
+        ctx.strides = [each.stride() for each in (*ys, *results)]
+        ctx.taped, ctx.recipe, ctx.radius = taped, recipe, None if learned else radius
+        ctx.mark_non_differentiable(*(x for x in results if not x.is_floating_point()))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count = [*ctx.saved_tensors], len(ctx.keys)
+        radius = saved.pop() if ctx.radius is None else ctx.radius
+        lying = map(as_it_lay, saved, ctx.strides)
+        both = [*lying]
+        ys, xs, given = both[:count], both[count:], saved[2 * count :]
+        if is_watched(*gs):
+            pulled, slopes = _pull_tree([*gs], ys, given, as_tensor(radius), ctx.recipe)
+        else:
+            projection, _ = read_recipe(ctx.recipe)
+            arrays, results = dict(ctx.taped.arrays), dict(ctx.taped.results)
+            for key, own, y, x in zip(ctx.keys, ctx.own, ys, xs, strict=True):
+                if own:
+                    arrays[key] = array_of(y)
+                if key in results:
+                    results[key] = array_of(x)
+            taped = replace(ctx.taped, arrays=arrays, results=results)
+            pulled, slopes = _pulled(projection, taped, ctx.keys, ys, gs)
+        own_slopes = slopes_for(radius, slopes) if ctx.needs_input_grad[2] else None
+        return None, None, own_slopes, *pulled, *(None for _ in given)
+
+
+def _is_at(tensor: Tensor, array: Any) -> bool:
+    """Whether the array is the tensor's memory, and not a copy."""
+    return bool(tensor.data_ptr() == address(array))
 
 
 @operator("project_tree")
@@ -51,21 +134,32 @@ def _pull_tree(
     gs: list[Tensor], ys: list[Tensor], given: list[Tensor], radius: Tensor, recipe: str
 ) -> tuple[list[Tensor], Tensor]:
     projection, y, at, named = _bound(ys, given, radius, recipe)
-    bound = calls.bound(projection, y, at, named)
-    keys = [key for key, _ in flat(y)]
-    gradients = {key: array_of(g.resolve_neg()) for key, g in zip(keys, gs, strict=True)}
-    pulled, slopes = interpret_pullbacks.pull_back(
-        bound.tree, bound.arrays, bound.radii, gradients, bound.given.arrays, bound.given.labels
-    )
+    _, taped = calls.taped(projection, y, at, named)
+    results, slopes = _pulled(projection, taped, [key for key, _ in flat(y)], ys, gs)
+    return results, torch.from_numpy(np.array(slopes, np.float64))
+
+
+def _pulled(
+    projection: Projection,
+    taped: Taped,
+    keys: Sequence[Key],
+    ys: Sequence[Tensor],
+    gs: Sequence[Tensor],
+) -> tuple[list[Tensor], Any]:
+    """The gradients of the leaves and of the radii."""
+    known = taped.arrays.keys()
+    found = {key: array_of(g.resolve_neg()) for key, g in zip(keys, gs, strict=True)}
+    gradients = {key: g for key, g in found.items() if key in known}
+    pulled, slopes = pullback.pull_back_tree(projection, taped, gradients)
     results = []
     for key, own, g in zip(keys, ys, gs, strict=True):
         result = torch.empty_like(own)
         if key in pulled:
-            put(array_of(result), pulled[key])
+            np.copyto(array_of(result), pulled[key])
         else:
             result.copy_(g)  # it passed unmatched
         results.append(result)
-    return results, torch.from_numpy(np.array(slopes, np.float64))
+    return results, slopes
 
 
 def _fake_pull_tree(

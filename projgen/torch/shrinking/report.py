@@ -1,5 +1,7 @@
 """What `shrink` reports."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,5 +1,7 @@
 """The rounds in which a model becomes smaller, until nothing more in it is idle."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches

@@ -1,0 +1,296 @@
+"""linf(axis=1): takes gradients back through the projection of float32 arrays.
+
+    level 0  linf  of y: rows (groups, reduced)
+
+Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
+from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
+of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+Other kernels do the levels of the tree above these.
+The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
+the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+CHUNK = 1024  # values of a sum in float32: longer ones are in float64
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses. Each
+# phase has a cell of the blocks that are done and one that opens the next; each thread's share of
+# the blocks has a counter.
+SHARES = 64
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@register_jitable
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@register_jitable
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
+        pass
+    return read(desk, 16 * phase + 8) - 1
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """To the float32 values at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+@register_jitable(fastmath=FAST)
+def along(y, g):
+    """g in the direction in which the magnitude of y grows."""
+    return g if y > 0 else -g
+
+
+@register_jitable(fastmath=FAST)
+def chosen(yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    return a if yes else b
+
+
+@register_jitable
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@register_jitable(fastmath=FAST)
+def prepare_0(values, radii, limit, top):
+    """What the values of level 0, linf of y are compared with, group by group."""
+    for group in range(values.size):
+        v, u = values[group], radii[group]
+        limit[group] = -1 if u <= 0 else np.inf if u >= v else down(u)
+        top[group] = v if v > 0 else -1
+
+
+@register_jitable(fastmath=FAST)
+def gather_0(y, g, values, radii, limits, tops, sums, tallies, first, last, axes):
+    """Sums over the groups of level 0, linf of y, for the gradients of their radii."""
+    n1, s0 = axes[1], axes[2]
+    for i0 in range(first, last):
+        group = i0
+        a = 0.0
+        n = 0.0
+        if 0 < radii[group] < values[group]:
+            at = i0 * s0
+            y_row = y[at : at + n1]
+            g_row = g[at : at + n1]
+            limit, top = limits[group], tops[group]
+            for start in range(0, y_row.size, CHUNK):
+                y_part = y_row[start : start + CHUNK]
+                g_part = g_row[start : start + CHUNK]
+                part_a = np.float32(0)
+                part_n = np.float32(0)
+                for j in range(y_part.size):
+                    part_a += chosen(abs(y_part[j]) > limit, along(y_part[j], g_part[j]), np.float32(0))
+                    part_n += chosen(abs(y_part[j]) == top, np.float32(1), np.float32(0))
+                a += np.float64(part_a)
+                n += np.float64(part_n)
+        sums[group] = a
+        tallies[group] = n
+
+
+@register_jitable(fastmath=FAST)
+def settle_0(values, radii, sums, slope):
+    """The gradients of the radii of level 0, linf of y, from the sums."""
+    for group in range(values.size):
+        v, u, a = values[group], radii[group], sums[group]
+        slope[group] = a if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=FAST)
+def weigh_0(tallies, rise, lift):
+    """What the gradients of the values of level 0, linf of y need to know of their groups."""
+    for group in range(rise.size):
+        n = tallies[group]
+        lift[group] = rise[group] / max(n, 1.0)
+
+
+@register_jitable(fastmath=FAST)
+def share_0(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
+    """The gradients of the values of level 0, linf of y."""
+    n1, s0 = axes[1], axes[2]
+    for i0 in range(first, last):
+        group = i0
+        at = i0 * s0
+        y_row = y[at : at + n1]
+        g_row = g[at : at + n1]
+        out_row = out[at : at + n1]
+        if radii[group] <= 0:
+            for j in range(y_row.size):
+                out_row[j] = 0
+        elif radii[group] >= values[group]:
+            for j in range(y_row.size):
+                out_row[j] = g_row[j]
+        else:
+            limit = limits[group]
+            top = tops[group]
+            lift = lifts[group]
+            for j in range(y_row.size):
+                out_row[j] = chosen(abs(y_row[j]) <= limit, g_row[j], np.float32(0)) + chosen(abs(y_row[j]) == top, along(y_row[j], lift), np.float32(0))
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def pull(y_at, x_at, geometry, work, desk):
+    """Take part in one call; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
+    desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
+
+    Without a 1 in cell 3 of the desk, it stops at the gradients of the radii, in `slope`. With it, it
+    goes on from there: `slope` has what reaches the values of the groups instead.
+    """
+    cells = carray(geometry, 29)
+    y_size = cells[0]
+    blocks_0 = cells[8]
+    step_0 = cells[9]
+    end_0 = cells[10]
+    radius_at = cells[11]
+    radius_end = cells[12]
+    total_at = cells[13]
+    total_end = cells[14]
+    slope_at = cells[15]
+    slope_end = cells[16]
+    sums_0_at = cells[17]
+    sums_0_end = cells[18]
+    tallies_0_at = cells[19]
+    tallies_0_end = cells[20]
+    limit_0_at = cells[21]
+    limit_0_end = cells[22]
+    top_0_at = cells[23]
+    top_0_end = cells[24]
+    lift_0_at = cells[25]
+    lift_0_end = cells[26]
+    seats = cells[27]
+    memory_size = cells[28]
+    axes_0 = cells[1 : 8]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    y = carray(y_at, y_size)
+    g = carray(pointer(read(desk, 1)), y_size)
+    out = carray(pointer(read(desk, 2)), y_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    slope = memory[slope_at : slope_end]
+    sums_0 = memory[sums_0_at : sums_0_end]
+    tallies_0 = memory[tallies_0_at : tallies_0_end]
+    limit_0 = memory[limit_0_at : limit_0_end].view(np.float32)
+    top_0 = memory[top_0_at : top_0_end].view(np.float32)
+    lift_0 = memory[lift_0_at : lift_0_end].view(np.float32)
+    if read(desk, 3) == 0:
+        if seat == 0:
+            prepare_0(total, radius, limit_0, top_0)
+            release(desk, 1, 0)
+        wait(desk, 1)
+        # gather from level 0, linf of y
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 2, blocks_0)
+            if block < 0:
+                break
+            first = block * step_0
+            last = min(first + step_0, end_0)
+            gather_0(y, g, total, radius, limit_0, top_0, sums_0, tallies_0, first, last, axes_0)
+            done += 1
+        if complete(desk, 2, done, blocks_0):
+            settle_0(total, radius, sums_0, slope)
+        return 0
+    if seat == 0:
+        weigh_0(tallies_0, slope, lift_0)
+        release(desk, 2, 0)
+    wait(desk, 2)
+    # share out over level 0, linf of y
+    while True:
+        block = draw(desk, seat, seats, 3, blocks_0)
+        if block < 0:
+            break
+        first = block * step_0
+        last = min(first + step_0, end_0)
+        share_0(y, g, out, total, radius, limit_0, top_0, lift_0, first, last, axes_0)
+    return 0
