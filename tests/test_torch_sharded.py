@@ -1,6 +1,7 @@
 """Sharded tensors: what many processes find together is what one finds alone.
 
-Four processes start once, and make all checks; a mesh of two is half of them. At the end one dies.
+Four processes start once, and make all checks, for some of which a mesh of two is half of them;
+then two start, and make the checks that have nothing to do with four. At the end one of them dies.
 """
 
 import copy
@@ -45,18 +46,24 @@ from torch.distributed.tensor import (  # noqa: E402
 from projgen.torch.sharded import wire  # noqa: E402
 from projgen.torch.sharded.layout import Sharding, find_seam  # noqa: E402
 
-WORLD = 4
+WORLDS = (4, 2)
 ROOT = Path(__file__).parents[1]
 ROWS, COLUMNS = "l1(linf(axis=1))", "l1(linf(axis=0))"
 R, S = Replicate(), [Shard(axis) for axis in range(3)]
 Check = Callable[[Any], None]
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[int, dict[str, Check]] = {size: {} for size in WORLDS}
 
 
 def check(function: Check) -> Check:
-    """One that all processes make."""
-    CHECKS[function.__name__] = function
+    """One that all processes make, if there are four."""
+    CHECKS[4][function.__name__] = function
     return function
+
+
+def check_by_two_as_well(function: Check) -> Check:
+    """One that all processes make, if there are four and if there are two."""
+    CHECKS[2][function.__name__] = function
+    return check(function)
 
 
 def random(*shape: int, seed: int = 0, dtype: Any = torch.float64) -> Any:
@@ -104,7 +111,7 @@ def assert_projected(spec: str, y: Any, mesh: Any, *placements: Any, part: float
 # What all processes check
 
 
-@check
+@check_by_two_as_well
 def along_the_axes_of_groups(world: Any) -> None:
     """Each rank has whole groups: their values are gathered, or nothing is."""
     for spec in (ROWS, "l1(l2)", "l1(l1)", "l2(linf)", "linf(l1)", "l0(l2(axis=1), k=3)"):
@@ -114,7 +121,7 @@ def along_the_axes_of_groups(world: Any) -> None:
     assert_projected("lp(linf, p=1.5)", random(6, 5), world.line, S[0])
 
 
-@check
+@check_by_two_as_well
 def along_the_axes_that_are_reduced(world: Any) -> None:
     """Groups are in pieces on all ranks."""
     for spec in (ROWS, "l1(l2(axis=1))", "l1(l1(axis=1))", "l1(axis=1)", "l2(axis=1)"):
@@ -123,7 +130,7 @@ def along_the_axes_that_are_reduced(world: Any) -> None:
         assert_projected(spec, random(9, 4, seed=1), world.line, S[0])
 
 
-@check
+@check_by_two_as_well
 def along_both(world: Any) -> None:
     """A mesh of two axes."""
     for spec in (ROWS, "l1(l1)", "l1(l2(axis=0))", "l1"):
@@ -147,7 +154,7 @@ def replicas_are_the_same_to_the_bit(world: Any) -> None:
     assert torch.equal(*others)
 
 
-@check
+@check_by_two_as_well
 def shards_that_are_empty_or_not_alike(world: Any) -> None:
     for spec, shape in ((ROWS, (3, 5)), (COLUMNS, (3, 5)), ("l1(l1)", (1, 5)), ("l1", (2,))):
         assert_projected(spec, random(*shape), world.line, S[0])
@@ -201,7 +208,7 @@ def dtypes_and_strides(world: Any) -> None:
     assert_near(found / 1e170, placed(wanted, world.pair, S[1]))
 
 
-@check
+@check_by_two_as_well
 def trees(world: Any) -> None:
     """Several DTensors under one budget, each in shards of its own."""
     a, b, c = random(7, 6), random(3, 9, seed=1), random(5, 4, seed=2)
@@ -340,7 +347,7 @@ def trained(model: Any, optimizer: Any, steps: int = 3) -> None:
         optimizer.step()
 
 
-@check
+@check_by_two_as_well
 def constraints_on_fsdp(world: Any) -> None:
     """Training in shards ends where training in one process does; a layer has fewer rows than
     there are ranks."""
@@ -419,41 +426,37 @@ def an_fsdp_parameter_cut_by_tensor_parallelism_too(world: Any) -> None:
         assert float((x - projgen.build(spec, backend="numpy")(full, 1.0)).abs().max()) <= 1e-12
 
 
-@check
+@check_by_two_as_well
 def the_example(world: Any) -> None:
     main = runpy.run_path(str(ROOT / "examples" / "fsdp_constrain.py"))["main"]
     main(epochs=1)
     if world.rank == 0:
-        assert re.fullmatch(r"\d+ of 50 features are left, on 4 ranks\n", world.printed.getvalue())
+        printed = rf"\d+ of 50 features are left, on {dist.get_world_size()} ranks\n"
+        assert re.fullmatch(printed, world.printed.getvalue())
 
 
 # The processes
 
 
-def a_rank_dies(rank: int) -> str:
-    """In the middle of a projection; what the others say of it, and after how long."""
-    d = placed(random(7, 6), world_line(), S[0])
+def a_rank_dies(world: Any) -> str:
+    """The last, in the middle of a projection; what the others say of it, and after how long."""
+    d = placed(random(7, 6), world.line, S[0])
+    last = world.rank == dist.get_world_size() - 1
 
     def dies(*_: Any, **options: Any) -> None:
         os._exit(13)
 
     started = time.monotonic()
     try:
-        with patch.object(wire, "_gather_single", dies if rank == 3 else wire._gather_single):
+        with patch.object(wire, "_gather_single", dies if last else wire._gather_single):
             projgen.build(ROWS)(d, 1.0)
     except RuntimeError as error:
-        unchanged = torch.equal(d.to_local(), placed(random(7, 6), world_line(), S[0]).to_local())
+        unchanged = torch.equal(d.to_local(), placed(random(7, 6), world.line, S[0]).to_local())
         return f"{type(error).__name__} {unchanged} {time.monotonic() - started:.1f}"
     return "no error"
 
 
-def world_line() -> Any:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh("cpu", (WORLD,))
-
-
-def take_part(rank: int, directory: str) -> None:
+def take_part(size: int, rank: int, directory: str) -> None:
     """A process: what went wrong in it, by check, goes to a file of its own."""
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -461,18 +464,16 @@ def take_part(rank: int, directory: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{directory}/store",
+        init_method=f"file://{directory}/store{size}",
         rank=rank,
-        world_size=WORLD,
+        world_size=size,
         timeout=timedelta(seconds=60),
     )
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    printed = StringIO()
-    world = SimpleNamespace(
-        rank=rank, square=square, pair=square["tp"], line=world_line(), printed=printed
-    )
+    square = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("dp", "tp"))
+    line, printed = init_device_mesh("cpu", (size,)), StringIO()
+    world = SimpleNamespace(rank=rank, square=square, pair=square["tp"], line=line, printed=printed)
     said: dict[str, str] = {}
-    for name, function in CHECKS.items():
+    for name, function in CHECKS[size].items():
         sys.stdout = printed
         try:
             with rehearsals():
@@ -486,8 +487,8 @@ def take_part(rank: int, directory: str) -> None:
             break  # the others may be waiting: what comes next would not be the same
     else:
         with rehearsals():
-            said["death"] = a_rank_dies(rank)
-    (Path(directory) / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+            said["death"] = a_rank_dies(world)
+    (Path(directory) / f"{size}-{rank}.json").write_text(json.dumps(said), encoding="utf-8")
     os._exit(0)  # a group that has lost a rank is not taken down in order
 
 
@@ -498,44 +499,57 @@ def run_ranks(directory: str) -> None:
         for spec in ("l1(linf)", "l1(l2)", "l1(l1)", "l0(k=2)"):
             projgen.build(spec)(np.ones((3, 3)), *([] if "k=" in spec else [1.0]))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ranks = [context.Process(target=take_part, args=(rank, directory)) for rank in range(WORLD)]
-    for rank in ranks:
-        rank.start()
-    deadline = time.monotonic() + 240
-    for rank in ranks:
-        rank.join(max(0.0, deadline - time.monotonic()))
-    for rank in ranks:
-        rank.kill()
-        rank.join()
-    codes = [rank.exitcode for rank in ranks]
-    (Path(directory) / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
+    for size in WORLDS:
+        ranks = [
+            context.Process(target=take_part, args=(size, rank, directory)) for rank in range(size)
+        ]
+        for rank in ranks:
+            rank.start()
+        deadline = time.monotonic() + 200
+        for rank in ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        codes = [rank.exitcode for rank in ranks]
+        (Path(directory) / f"{size}-codes.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]:
-    """What each process says of each check: nothing, if it is well."""
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each process has written what it says of each check: nothing, if it is well."""
     directory = tmp_path_factory.mktemp("ranks")
     starter = multiprocessing.get_context("spawn").Process(target=run_ranks, args=(str(directory),))
     starter.start()
-    starter.join(300)
-    files = {rank: directory / f"{rank}.json" for rank in range(WORLD)}
+    starter.join(450)
+    return directory
+
+
+def said(directory: Path, size: int) -> dict[int, dict[str, str]]:
+    """What the processes of a world say; the last one has died."""
+    files = {rank: directory / f"{size}-{rank}.json" for rank in range(size)}
     return {
         rank: json.loads(file.read_text("utf-8")) for rank, file in files.items() if file.exists()
-    } | {WORLD: {"codes": (directory / "codes.json").read_text("utf-8")}}
+    }
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_all_ranks(name: str, said: dict[int, dict[str, str]]) -> None:
-    failed = {rank: own[name] for rank, own in said.items() if own.get(name)}
+@pytest.mark.parametrize(
+    ("size", "name"), [(size, name) for size in WORLDS for name in CHECKS[size]]
+)
+def test_all_ranks(size: int, name: str, directory: Path) -> None:
+    found = said(directory, size)
+    failed = {rank: own[name] for rank, own in found.items() if own.get(name)}
     assert not failed, "\n".join(f"rank {rank}: {text}" for rank, text in failed.items())
-    assert all(name in said[rank] for rank in range(WORLD - 1)), "an earlier check failed"
+    assert all(name in found[rank] for rank in range(size - 1)), "an earlier check failed"
 
 
-def test_a_rank_that_dies_is_an_error_on_the_others(said: dict[int, dict[str, str]]) -> None:
-    assert said[WORLD]["codes"] == "[0, 0, 0, 13]"
-    for rank in range(WORLD - 1):
-        kind, unchanged, seconds = said[rank]["death"].split()
-        assert kind != "no" and unchanged == "True" and float(seconds) < 50, said[rank]["death"]
+@pytest.mark.parametrize("size", WORLDS)
+def test_a_rank_that_dies_is_an_error_on_the_others(size: int, directory: Path) -> None:
+    codes = json.loads((directory / f"{size}-codes.json").read_text("utf-8"))
+    assert codes == [0] * (size - 1) + [13]
+    for own in (said(directory, size)[rank] for rank in range(size - 1)):
+        kind, unchanged, seconds = own["death"].split()
+        assert kind != "no" and unchanged == "True" and float(seconds) < 50, own["death"]
 
 
 def test_the_page_shows_the_example() -> None:
