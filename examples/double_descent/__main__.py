@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="for results and figures, beside a page DIR.md that has the tables "
                              "(default: docs/experiment)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=99, metavar="N",
+                        help="no more than N for each problem")  # fmt: skip
     parser.add_argument("--khan", type=Path, default=Path("../shared/data/khan.npz"),
                         metavar="FILE", help="Khan's data, in place of those of islp")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny data, to see that it runs")
@@ -57,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     out.mkdir(exist_ok=True)
     if not options.tables:
-        rows, measured = measure(QUICK if options.quick else FULL, options.jobs, options.khan)
+        scale = QUICK if options.quick else FULL
+        seeds = {name: min(count, options.seeds) for name, count in scale.seeds.items()}
+        rows, measured = measure(replace(scale, seeds=seeds), options.jobs, options.khan)
         summary.write_rows(rows, out / "results.csv")
         (out / "times.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     report(out)
@@ -76,19 +81,17 @@ def measure(scale: Scale, jobs: int, khan: Path) -> tuple[list[Row], dict[str, A
             say(f"LEFT OUT, for the data are not here. {error}")
 
     say("timing projections")
-    quick = scale is QUICK
     todo = protocol.jobs(scale, there, khan)
     measured: dict[str, Any] = {
         "machine": timing.machine(),
         "missing": missing,
-        "compile": {} if quick else in_new_process(timing.compile_seconds),
+        "compile": in_new_process(timing.compile_seconds) if scale.seconds else {},
         "layers": [
-            timing.layer(next(job for job in todo if job.problem == name), 0.0 if quick else 2.0)
+            timing.layer(next(job for job in todo if job.problem == name), scale.seconds)
             for name in there
         ],
-        "uniform": [timing.uniform(columns, 0.0 if quick else 4.0)
-                    for columns in ((10, 20) if quick else timing.SIZES)],
-    }  # fmt: skip
+        "uniform": [timing.uniform(columns, 2 * scale.seconds) for columns in scale.columns],
+    }
     rows = sorted(row for found in trained(todo, jobs) for row in found)
     minutes = (time.perf_counter() - begun) / 60
     measured["run"] = {"jobs": jobs, "minutes": minutes, "load": busy}
@@ -155,11 +158,8 @@ def report(out: Path) -> None:
     figures.draw(rows, measured, out)
     page = out.with_suffix(".md")
     fragments = summary.fragments(rows, measured)
-    if page.is_file():
-        filled = summary.fill(page.read_text(encoding="utf-8"), fragments)
-        page.write_text(filled, encoding="utf-8", newline="\n")
-    else:
-        page.write_text("\n\n".join(fragments.values()) + "\n", encoding="utf-8", newline="\n")
+    text = page.read_text(encoding="utf-8") if page.is_file() else summary.bare(fragments)
+    page.write_text(summary.fill(text, fragments), encoding="utf-8", newline="\n")
     say(f"wrote {out} and {page}")
 
 

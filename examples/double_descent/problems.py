@@ -32,6 +32,13 @@ TITLES = {
     "pbmc": "PBMC: blood cells, 765 genes",
     "tiny": "make_classification, 5 informative of 40",
 }
+SHORT = {
+    "made64": "64 informative",
+    "made16": "16 informative",
+    "khan": "Khan",
+    "pbmc": "PBMC",
+    "tiny": "5 informative",
+}
 
 
 @lru_cache(maxsize=4)

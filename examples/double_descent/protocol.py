@@ -34,7 +34,9 @@ class Method:
     @property
     def projection(self) -> projgen.Projection | None:
         """On one thread: other trainings have the other cores."""
-        return self.spec and projgen.build(self.spec, exact=self.exact, threads=1)
+        if self.spec is None:
+            return None
+        return projgen.build(self.spec, exact=self.exact, threads=1)
 
 
 METHODS = (
@@ -55,7 +57,8 @@ class Scale:
     """How much is run.
 
     ``radii`` are percentages of the norm that the layer has in the beginning, ``kept`` percentages
-    of the features that rankings keep.
+    of the features that rankings keep; projections alone are timed for some ``seconds`` each, and
+    the papers' matrices have so many ``columns``.
     """
 
     seeds: dict[str, int]  # how many, for each problem
@@ -64,6 +67,8 @@ class Scale:
     radii: tuple[float, ...] = (0.1, 0.3, 1, 3, 10)
     kept: tuple[float, ...] = (0.3, 1, 3, 10, 30)
     batch_size: int = 32
+    seconds: float = 2.0
+    columns: tuple[int, ...] = (1000, 2000, 4000, 8000)
 
     def settings(self, method: Method) -> tuple[float, ...]:
         if method.spec:
@@ -72,7 +77,8 @@ class Scale:
 
 
 FULL = Scale({"made64": 2, "made16": 2, "pbmc": 2, "khan": 3})
-QUICK = Scale({"tiny": 1}, folds=2, epochs=6, radii=(3, 30), kept=(10,), batch_size=8)
+QUICK = Scale({"tiny": 1}, folds=2, epochs=6, radii=(3, 30), kept=(10,), batch_size=8,
+              seconds=0.0, columns=(4, 8))  # fmt: skip
 
 
 class Job(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-from problems import TITLES, load
+from problems import SHORT, TITLES, load
 from protocol import BY_KEY, METHODS, Row, chosen
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
@@ -38,6 +38,11 @@ def names(rows: Iterable[Row]) -> list[str]:
     """The problems, in the order of the page."""
     found = {row.problem for row in rows}
     return [name for name in TITLES if name in found]
+
+
+def bare(names: Iterable[str]) -> str:
+    """A page that has markers, and nothing else."""
+    return "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in names)
 
 
 def fill(page: str, fragments: dict[str, str]) -> str:
@@ -94,13 +99,9 @@ def of(rows: Iterable[Row], problem: str, method: str) -> list[Row]:
 
 
 def paired(ours: Iterable[Row], theirs: Iterable[Row]) -> np.ndarray[Any, Any]:
-    """Differences in test accuracy, in points, fold by fold."""
-    others = {(row.seed, row.fold, row.setting): row.test for row in theirs}
-    by_fold = {(row.seed, row.fold): row.test for row in theirs}
-    return 100 * np.array([
-        row.test - others.get((row.seed, row.fold, row.setting), by_fold[row.seed, row.fold])
-        for row in ours
-    ])  # fmt: skip
+    """Differences in test accuracy, ours less theirs in points: one row of each for each fold."""
+    others = {(row.seed, row.fold): row.test for row in theirs}
+    return 100 * np.array([row.test - others[row.seed, row.fold] for row in ours])
 
 
 def versus(differences: np.ndarray[Any, Any]) -> str:
@@ -117,7 +118,7 @@ def machine(rows: Sequence[Row], measured: dict[str, Any]) -> str:
     here, run = measured["machine"], measured["run"]
     versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
     text = (
-        f"{len(rows):,} networks, trained by {run['jobs']} process{'es' * (run['jobs'] > 1)}; it took "
+        f"{len(rows):,} networks, trained by {run['jobs']} process{'es' * (run['jobs'] > 1)}; "
         f"{run['minutes']:.1f} minutes in all, on {here['platform']} with {here['processors']} "
         f"processors; {versions}."
     )
@@ -196,25 +197,29 @@ def radii(rows: Sequence[Row], problem: str) -> str:
 
 
 def share(rows: Sequence[Row]) -> str:
-    projecting = [method for method in METHODS if method.spec]
-    head = ["", *(f"{TITLES[name].partition(',')[0] if TITLES[name][0] != 'm' else TITLES[name]}"
-                  for name in names(rows))]  # fmt: skip
     lines = []
-    for method in projecting:
+    for method in METHODS:
+        if not method.spec:
+            continue
         cells = [method.label]
         for name in names(rows):
             found = of(rows, name, method.key)
             each = np.median([1000 * row.projection_seconds / row.projections for row in found])
-            part = np.median([row.projection_seconds / row.fit_seconds for row in found])
-            cells.append(f"{found[0].projections} {TIMES} {each:.2f} ms, {100 * part:.2f}%")
+            cells.append(f"{found[0].projections} {TIMES} {each:.2f} ms, {_share(found):.2f}%")
         lines.append(cells)
     fits = [f"{np.median([row.fit_seconds for row in of(rows, name, 'linf')]):.2f} s"
             for name in names(rows)]  # fmt: skip
+    head = ["", *(SHORT[name] for name in names(rows))]
     return table(head, [*lines, ["the whole training", *fits]])
 
 
+def _share(rows: Iterable[Row]) -> float:
+    """The projections' part of the training, in percent: the median."""
+    return 100 * float(np.median([row.projection_seconds / row.fit_seconds for row in rows]))
+
+
 def layers(measured: dict[str, Any]) -> str:
-    head = ["", *(f" {TIMES} ".join(map(str, found["shape"])) + f", {TITLES[found['problem']]}"
+    head = ["", *(f" {TIMES} ".join(map(str, found["shape"])) + f", {SHORT[found['problem']]}"
                   for found in measured["layers"])]  # fmt: skip
     lines = []
     for key in ("copy", "linf", "exact", "l1", "l2"):
@@ -251,48 +256,48 @@ def uniform(measured: dict[str, Any]) -> str:
 
 
 def findings(rows: Sequence[Row], measured: dict[str, Any]) -> str:
-    """What the tables say to the papers' claims, by the same words whatever comes out."""
+    """What the tables say to the papers' claims, in the same words whatever comes out."""
     best, lines = list(chosen(rows)), []
 
-    def compare(what: str, theirs: str, pick: Callable[[str], list[Row]]) -> None:
-        parts = []
-        for name in names(rows):
-            ours, others = of(best, name, "linf"), pick(name)
-            parts.append(f"{versus(-paired(others, ours))} on {_short_title(name)}")
-        lines.append(f"{what} {theirs}: {'; '.join(parts)}.")
+    def each(differences: Callable[[str], np.ndarray[Any, Any]]) -> str:
+        return "; ".join(f"{versus(differences(name))} on {SHORT[name]}" for name in names(rows))
 
+    lines.append("Accuracy of `l1(linf)` bi-level, in points, at the radii that validation chose:")
     for key, theirs in (
-        ("none", "no projection at all"),
+        ("none", "no projection"),
         ("exact", "the exact projection"),
+        ("l1", "`l1(l1)`"),
+        ("l2", "`l1(l2)`"),
+        ("epoch", "itself, projected after each epoch"),
         ("anova", "the F-test"),
-        ("epoch", "itself after each epoch instead of once"),
+        ("random", "random features"),
     ):
-        compare("Accuracy of `l1(linf)` bi-level less that of", theirs,
-                lambda name, key=key: of(best, name, key))  # type: ignore[misc]  # fmt: skip
+        lines.append(f"  less that of {theirs}: " + each(
+            lambda name, key=key: paired(of(best, name, "linf"), of(best, name, key))  # type: ignore[misc]
+        ) + ".")  # fmt: skip
 
-    sparser, closer = [], []
+    pairs = {}
     for name in names(rows):
         exact = {(row.seed, row.fold, row.setting): row for row in of(rows, name, "exact")}
-        pairs = [(row, exact[row.seed, row.fold, row.setting]) for row in of(rows, name, "linf")]
-        fewer = sum(ours.left < theirs.left for ours, theirs in pairs)
-        sparser.append(f"{fewer} of {len(pairs)} on {_short_title(name)}")
-        closer.append(f"{versus(np.array([100 * (a.test - b.test) for a, b in pairs]))} on "
-                      f"{_short_title(name)}")  # fmt: skip
+        pairs[name] = [(row, exact[row.seed, row.fold, row.setting])
+                       for row in of(rows, name, "linf")]  # fmt: skip
+    fewer = [f"{sum(ours.left < theirs.left for ours, theirs in found)} of {len(found)} on "
+             f"{SHORT[name]}" for name, found in pairs.items()]  # fmt: skip
     lines.append("At the same radius bi-level left fewer features than exact in "
-                 + "; ".join(sparser) + ". Its accuracy less that of exact, at the same radius: "
-                 + "; ".join(closer) + ".")  # fmt: skip
-    ratios = [each["times"]["exact"][1] / each["times"]["linf"][1] for each in measured["layers"]]
-    lines.append(f"Exact took {min(ratios):.1f} to {max(ratios):.1f} times as long as bi-level on "
-                 "the trained layers, and "
-                 + ", ".join(f"{e['times']['exact'][1] / e['times']['linf'][1]:.1f}"
-                             for e in measured["uniform"])
-                 + " times on the uniform matrices (the papers say 2.5).")  # fmt: skip
-    shares = [row.projection_seconds / row.fit_seconds for row in rows if row.method == "linf"]
-    lines.append(f"One projection was {100 * float(np.median(shares)):.2f}% of a training's time "
-                 "(the median over all), whatever its kind hardly a part of it.")  # fmt: skip
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _short_title(name: str) -> str:
-    return {"made64": "64 informative", "made16": "16 informative", "khan": "Khan",
-            "pbmc": "PBMC"}.get(name, name)  # fmt: skip
+                 + "; ".join(fewer) + ".")  # fmt: skip
+    lines.append("At the same radius its accuracy less that of exact was " + each(
+        lambda name: 100 * np.array([a.test - b.test for a, b in pairs[name]])
+    ) + ".")  # fmt: skip
+    on_layers = [found["times"]["exact"][1] / found["times"]["linf"][1]
+                 for found in measured["layers"]]  # fmt: skip
+    on_uniform = [f"{found['times']['exact'][1] / found['times']['linf'][1]:.1f}"
+                  for found in measured["uniform"]]  # fmt: skip
+    lines.append(f"Exact took {min(on_layers):.1f} to {max(on_layers):.1f} times as long as "
+                 f"bi-level on the trained layers, and {', '.join(on_uniform)} times on the "
+                 "uniform matrices; the papers say 2.5.")  # fmt: skip
+    part = [f"{_share(row for row in rows if row.method == key):.2f}% {what}"
+            for key, what in (("linf", "for bi-level"), ("exact", "for exact"),
+                              ("epoch", "for bi-level after each epoch"))]  # fmt: skip
+    lines.append("Projections' part of the time of training, as the median over all networks: "
+                 + ", ".join(part) + ".")  # fmt: skip
+    return "\n".join("  - " + line[2:] if line.startswith("  ") else "- " + line for line in lines)

@@ -22,7 +22,6 @@ from projgen.sklearn import ProjectedAutoencoderClassifier
 
 TIMED = ("linf", "exact", "l1", "l2")
 RADIUS = 3  # percent of the norm that the layer has in the beginning
-SIZES = (1000, 2000, 4000, 8000)  # columns of 1000, as in the papers
 
 Array = NDArray[Any]
 Quartiles = tuple[float, float, float]
@@ -43,7 +42,7 @@ def compile_seconds() -> dict[str, float]:
     return taken
 
 
-def layer(job: Job, seconds: float = 1.0) -> dict[str, Any]:
+def layer(job: Job, seconds: float) -> dict[str, Any]:
     """The first layer of a problem's network as it is after the first phase, projected in place."""
     problem = load(job.problem, job.seed, job.khan)
 
@@ -67,7 +66,7 @@ def layer(job: Job, seconds: float = 1.0) -> dict[str, Any]:
     return {"problem": job.problem, "shape": trained.shape, "left": left, "times": times}
 
 
-def uniform(columns: int, seconds: float = 3.0) -> dict[str, Any]:
+def uniform(columns: int, seconds: float) -> dict[str, Any]:
     """The papers' matrices: uniform on [0, 1], 1000 rows, float64, radius 1; columns are groups."""
     y = np.random.default_rng(columns).random((1000, columns))
     out = np.empty_like(y)
@@ -101,7 +100,7 @@ def _take_turns(
         prepare()
         call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken["copy"]) < 5:
+    while time.perf_counter() < end or len(taken["copy"]) < 3:
         for key, call in calls.items():
             prepare()
             begun = time.perf_counter()
