@@ -82,8 +82,8 @@ def spread(values: Iterable[float], scale: float = 100.0, digits: int = 1) -> st
     found = scale * np.array([value for value in values if not math.isnan(value)])
     if not len(found):
         return ""
-    deviation = found.std(ddof=1) if len(found) > 1 else 0.0
-    return f"{found.mean():.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{found.mean():.{digits}f}"
+    return f"{mean} ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else mean
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -107,8 +107,26 @@ def paired(ours: Iterable[Row], theirs: Iterable[Row]) -> np.ndarray[Any, Any]:
 def versus(differences: np.ndarray[Any, Any]) -> str:
     """Mean ± deviation, and how many were better, equal and worse."""
     counts = [int(part.sum()) for part in (differences > 0, differences == 0, differences < 0)]
-    deviation = differences.std(ddof=1) if len(differences) > 1 else 0.0
-    return f"{signed(differences.mean())} ± {deviation:.1f} ({' / '.join(map(str, counts))})"
+    if not len(differences):
+        return "nothing to compare"
+    deviation = f" ± {differences.std(ddof=1):.1f}" if len(differences) > 1 else ""
+    return f"{signed(differences.mean())}{deviation} ({' / '.join(map(str, counts))})"
+
+
+def at_equal_count(ours: Iterable[Row], theirs: Iterable[Row]) -> np.ndarray[Any, Any]:
+    """Differences in test accuracy, in points, where as many features are left: for each of our
+    networks, theirs of the same fold is interpolated between settings, on the logarithm of the
+    number of features. What is outside theirs is left out."""
+    curves: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    for row in theirs:
+        if row.left:
+            curves.setdefault((row.seed, row.fold), []).append((row.left, row.test))
+    found = []
+    for row in ours:
+        left, test = np.array(sorted(curves[row.seed, row.fold])).T
+        if left[0] <= row.left <= left[-1]:
+            found.append(row.test - np.interp(np.log(row.left), np.log(left), test))
+    return 100 * np.array(found)
 
 
 # Tables
@@ -125,7 +143,9 @@ def machine(rows: Sequence[Row], measured: dict[str, Any]) -> str:
     if run["load"] is not None:
         text += (
             f" When the run began, {run['load']:.1f} processes wanted a processor (the load "
-            "average); on an idle machine it would be near 0."
+            "average); on an idle machine it would be near 0. Times are those of the clock, with "
+            "all waiting: of what is short and done once, such as a projection in a training, a "
+            "busy machine makes many times what it takes."
         )
     missing = [f"**Left out:** {line}." for line in measured["missing"]]
     return "\n\n".join([text, *missing])
@@ -148,8 +168,8 @@ def accuracy(rows: Sequence[Row], problem: str) -> str:
     head = ("", "test accuracy, %", "less that of bi-level, points (better / equal / worse)",
             "features removed, %", "left, median", "radius or part kept, median, %")  # fmt: skip
     folds, seeds = (len({getattr(row, what) for row in ours}) for what in ("fold", "seed"))
-    title = f"**{TITLES[problem]}** ({folds} folds {TIMES} {seeds} seed{'s' * (seeds > 1)})"
-    return title + "\n\n" + table(head, lines)
+    counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((folds, "fold"), (seeds, "seed"))]
+    return f"**{TITLES[problem]}** ({f' {TIMES} '.join(counted)})\n\n{table(head, lines)}"
 
 
 def informative(rows: Sequence[Row]) -> str:
@@ -288,6 +308,12 @@ def findings(rows: Sequence[Row], measured: dict[str, Any]) -> str:
     lines.append("At the same radius its accuracy less that of exact was " + each(
         lambda name: 100 * np.array([a.test - b.test for a, b in pairs[name]])
     ) + ".")  # fmt: skip
+    lines.append("With as many features left, whatever the radius, its accuracy was, in points:")
+    for key, theirs in (("exact", "the exact projection"), ("l1", "`l1(l1)`"),
+                        ("l2", "`l1(l2)`"), ("anova", "the F-test")):  # fmt: skip
+        lines.append(f"  less that of {theirs}: " + each(
+            lambda name, key=key: at_equal_count(of(rows, name, "linf"), of(rows, name, key))  # type: ignore[misc]
+        ) + ".")  # fmt: skip
     on_layers = [found["times"]["exact"][1] / found["times"]["linf"][1]
                  for found in measured["layers"]]  # fmt: skip
     on_uniform = [f"{found['times']['exact'][1] / found['times']['linf'][1]:.1f}"
