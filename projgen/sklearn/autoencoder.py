@@ -46,8 +46,8 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
             as ``projgen.build("l1(linf(axis=0))", exact=True)``; or None for no projection, with
             which all features are kept and there is no second phase.
         radius: of the ball: a number, a part of the norm that the weight has in the beginning, such
-            as ``"10%"``, or a schedule of `projgen.torch`. The smaller, the fewer features. None
-            where the spec has the count of l0.
+            as ``"10%"``, or a schedule of `projgen.torch`, which counts steps. The smaller, the
+            fewer features. None where the spec has the count of l0.
         hidden: the number of hidden units; or a tuple, with one for each hidden layer.
         activation: ``"silu"``, ``"relu"``, ``"gelu"``, ``"elu"``, ``"leaky_relu"`` or ``"tanh"``.
         reconstruction: the weight of the reconstruction in the loss.
@@ -62,7 +62,8 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         class_weight: weights of classes in the cross-entropy: a dict, ``"balanced"`` or None.
         random_state: an int makes the results the same each time. PyTorch's own random numbers are
             not touched.
-        device: where PyTorch trains: ``"cpu"``, ``"cuda"``. A fitted model is on the CPU.
+        device: where PyTorch trains: ``"cpu"``, or ``"cuda"``, where projections need CuPy. A
+            fitted model is on the CPU.
         verbose: whether to print loss and number of features after each epoch.
 
     Attributes:
@@ -128,12 +129,13 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         A UserWarning if no feature is left.
         """
         begun = time.perf_counter()
-        training, hidden = self._training()
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_[0]!r}: a classifier needs two")
+        training, hidden = self._training(X.shape[1])
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
+        self.classes_ = classes
         self.scaler_ = StandardScaler().fit(X) if self.standardize else None
 
         from projgen.sklearn.network import first_weight, fit_network
@@ -160,11 +162,15 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         self.fit_seconds_ = time.perf_counter() - begun
         return self
 
-    def _training(self) -> tuple[Training, tuple[int, ...]]:
+    def _training(self, features: int) -> tuple[Training, tuple[int, ...]]:
         """The parameters, checked; and the sizes of hidden layers."""
-        projection = None if self.spec is None else read_projection(self.spec)
         hidden = self.hidden if isinstance(self.hidden, (tuple, list)) else (self.hidden,)
         sizes = tuple(require_count("hidden", size, 1) for size in hidden)
+        if not sizes:
+            raise ValueError("hidden is () for no hidden layer: there has to be one")
+        projection = None
+        if self.spec is not None:
+            projection = read_projection(self.spec, (sizes[0], features))
         if isinstance(self.radius, (int, float)):
             require_number("radius", self.radius, above=False)
         if self.every not in ("epoch", "end"):

@@ -11,6 +11,7 @@ from projgen.projection import Projection
 from projgen.sklearn.descent import Array, Model, Task
 
 CLOSE = 1e-4  # radii that differ by less than that part: what they part are ties
+SMALL = 1e-6  # of the first radius: where features tie that come first of all
 IDLE = 3  # times that the radius may double without another feature
 
 
@@ -35,25 +36,34 @@ class Search:
     def radius(self, wanted: int) -> tuple[float, Model]:
         """A radius that leaves `wanted` features, and its model.
 
-        The next best are one that leaves more, the least of those tried, where features tie; and
-        the largest tried, where none leaves as many.
+        The next best are one that leaves more, but the fewest of all that were tried, where
+        features tie; and the largest that was tried, where none leaves as many.
         """
-        low, high = 0.0, 1.0
-        model = self.model(high)
-        best, idle = kept(model), 0
+        first = high = self._first()
+        low = 0.0
+        radius, model = high, self.model(high)
+        most, idle = kept(model), 0
         while kept(model) < wanted and idle < IDLE:
-            low, high = high, 2 * high
+            low = high
+            radius = high = 2 * high
             model = self.model(high)
-            idle = idle + 1 if kept(model) <= best else 0
-            best = max(best, kept(model))
-        while kept(model) > wanted and low < high * (1 - CLOSE):
+            idle = idle + 1 if kept(model) <= most else 0
+            most = max(most, kept(model))
+        while kept(model) > wanted and low < high * (1 - CLOSE) and high > SMALL * first:
             middle = math.sqrt(low * high) if low else high / 2
             tried = self.model(middle)
-            if kept(tried) >= wanted:
-                high, model = middle, tried
-            else:
+            if kept(tried) < wanted:
                 low = middle
-        return high, model
+                continue
+            high = middle
+            if kept(tried) < kept(model):
+                radius, model = middle, tried
+        return radius, model
+
+    def _first(self) -> float:
+        """A radius to begin with, in the units of the weights: the norm of a first step."""
+        slope, _ = self.task.gradient(self.start.weight, self.start.intercept)
+        return float(np.max(self.projection.norm(slope / self.curvature))) or 1.0
 
     def exactly(self, wanted: int) -> tuple[float, Model]:
         """As `radius`; of features that tie, those that have more weight are kept."""

@@ -1,15 +1,17 @@
 """Linear models whose weights stay in a ball: accelerated projected gradients.
 
 FISTA (Beck and Teboulle, 2009) with the restarts of O'Donoghue and Candès (2015), which need no
-values of the loss. With nearest points and a convex ball that finds a minimum. Level by level, as
-with ``l1(linf)``, it finds a point that a step does not move, which need not be one.
+values of the loss; on the features that seem to matter, and others as they turn out to (working
+sets, as in Massias, Gramfort and Salmon's Celer, 2018). With nearest points and a convex ball that
+finds a minimum. Level by level, as with ``l1(linf)``, it finds a point that a step does not move,
+which need not be one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from projgen.projection import Projection
 
 Array = NDArray[Any]
 SLACK = 1.01  # how much more than Lanczos says the curvature may be
+FEW = 100  # features to begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,7 @@ class Task:
 
     def only(self, features: Array) -> Task:
         """The same with some features."""
-        return Task(np.ascontiguousarray(self.x[:, features]), self.shares, self.slopes, self.bend,
-                    self.fit_intercept, self.tol, self.max_iter)  # fmt: skip
+        return replace(self, x=np.ascontiguousarray(self.x[:, features]))
 
     def curvature(self) -> float:
         """The most by which the gradient can change: `bend` times the largest eigenvalue of the
@@ -79,11 +81,36 @@ class Task:
         return slopes.T @ self.x, slopes.sum(axis=0) * self.fit_intercept
 
     def solve(self, projection: Projection, radius: Any, start: Model, curvature: float) -> Model:
-        """The model in the ball, from `start` on.
+        """The model in the ball, from `start` on, which is in it; `curvature` is the task's.
 
         It has settled when no entry of the gradient, but for what the ball takes of it, is above
         `tol`.
         """
+        if any(node.block or node.groups for node in projection.tree.levels):
+            return self.descend(projection, radius, start, curvature)  # features have their places
+        model, steps = start, 0
+        chosen: Array = np.any(model.weight, axis=0)
+        while True:
+            new = model.weight - self.gradient(model.weight, model.intercept)[0] / curvature
+            projection(new, radius, out=new)
+            moved = np.abs(new).max(axis=0) * curvature * ~chosen
+            fresh = np.flatnonzero(moved > self.tol)
+            if steps and (not fresh.size or not model.settled):
+                return replace(model, steps=steps)
+            most = max(FEW, 2 * int(model.weight.any(axis=0).sum()))
+            chosen[fresh[np.argsort(-moved[fresh], kind="stable")[:most]]] = True
+            chosen[0] |= not chosen.any()  # an intercept has to be found all the same
+            features = np.flatnonzero(chosen)
+            task = replace(self.only(features), max_iter=max(1, self.max_iter - steps))
+            own = np.ascontiguousarray(model.weight[:, features])
+            few = task.descend(projection, radius, Model(own, model.intercept), task.curvature())
+            weight = np.zeros_like(model.weight)
+            weight[:, features] = few.weight
+            steps += few.steps
+            model = replace(few, weight=weight)
+
+    def descend(self, projection: Projection, radius: Any, start: Model, curvature: float) -> Model:
+        """As `solve`, with all features at once."""
         convex = all(node.norm != "l0" for node in projection.tree.levels)
         weight, intercept = start.weight, start.intercept
         ahead, ahead_intercept = weight, intercept

@@ -47,7 +47,7 @@ class ProjectedLinear(FeatureSelection):
         n_features_to_select: float | None = None,
         standardize: bool = True,
         fit_intercept: bool = True,
-        max_iter: int = 1000,
+        max_iter: int = 5000,
         tol: float = 1e-4,
     ) -> None:
         self.spec = spec
@@ -58,16 +58,16 @@ class ProjectedLinear(FeatureSelection):
         self.max_iter = max_iter
         self.tol = tol
 
-    def _checked(self) -> Projection:
-        """The projection; an error for a parameter that is wrong."""
-        projection = read_projection(self.spec)
+    def _checked(self, outputs: int, features: int) -> Projection:
+        """The projection of the coefficients; an error for a parameter that is wrong."""
+        projection = read_projection(self.spec, (outputs, features))
         require_count("max_iter", self.max_iter, 1)
         require_number("tol", self.tol, above=True)
         wanted = self.n_features_to_select
         if projection.tree.root.k is not None:
             if self.radius is not None or wanted is not None:
-                raise ValueError(f"{projection.spec} says itself how many groups are kept: it takes "
-                                 "radius=None, and no n_features_to_select")  # fmt: skip
+                raise ValueError(f"{projection.spec} says itself how many groups are kept: it "
+                                 "takes radius=None, and no n_features_to_select")  # fmt: skip
         elif wanted is None and self.radius != math.inf:
             require_number("radius", self.radius, above=True)
         return projection
@@ -84,7 +84,8 @@ class ProjectedLinear(FeatureSelection):
             return max(1, int(features * wanted))
         count = require_count("n_features_to_select", wanted, 1)
         if count > features:
-            raise ValueError(f"n_features_to_select={count}, and X has {features} features")
+            raise ValueError(f"X has n_features = {features}, fewer than n_features_to_select = "
+                             f"{count}")  # fmt: skip
         return count
 
     def _minimise(
@@ -92,7 +93,7 @@ class ProjectedLinear(FeatureSelection):
     ) -> tuple[Array, Array]:
         """Fit the coefficients, on features that are scaled: (outputs, features) and intercepts, in
         the units of `X`."""
-        projection, wanted = self._checked(), self._wanted(X.shape[1])
+        projection, wanted = self._checked(outputs, X.shape[1]), self._wanted(X.shape[1])
         self.scaler_ = StandardScaler().fit(X, sample_weight=weights) if self.standardize else None
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
@@ -106,7 +107,7 @@ class ProjectedLinear(FeatureSelection):
             search = Search(task, projection, start, task.curvature())
             self.radius_, model = search.exactly(wanted)
             self.n_iter_ = search.steps
-        self.support_ = model.weight.any(axis=0)
+        self.support_ = (model.weight != 0).any(axis=0)
         self.feature_importances_ = lengths(model.weight)
         self._warn(model, wanted)
         if self.scaler_ is None:
@@ -182,12 +183,12 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
     def __init__(
         self,
         spec: Any = "l1(l2(axis=0))",
-        radius: float | None = 1.0,
+        radius: float | None = 10.0,
         *,
         n_features_to_select: float | None = None,
         standardize: bool = True,
         fit_intercept: bool = True,
-        max_iter: int = 1000,
+        max_iter: int = 5000,
         tol: float = 1e-4,
         class_weight: Any = None,
     ) -> None:
@@ -216,9 +217,10 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
         X, y = validate_data(self, X, y, dtype=DTYPES)
         check_classification_targets(y)
         X, y, weights = _counted(X, y, sample_weight)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_[0]!r}: a classifier needs two")
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
+        self.classes_ = classes
         own = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         weights = weights * own[codes]
         if len(self.classes_) == 2:
@@ -249,10 +251,9 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
     def predict(self, X: Any) -> Array:
         """The class of each sample."""
         scores = self._scores(X)
-        two = len(self.classes_) == 2
-        found: Array = self.classes_[
-            (scores[:, 0] > 0).astype(int) if two else scores.argmax(axis=1)
-        ]
+        second = scores[:, 0] > 0
+        best = scores.argmax(axis=1) if len(self.classes_) > 2 else second.astype(int)
+        found: Array = self.classes_[best]
         return found
 
 

@@ -53,7 +53,7 @@ def _layers(sizes: Sequence[int], activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         # nn.Linear would draw from PyTorch's own random numbers, which are the user's.
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device="cpu", dtype=torch.float32)
         layers += [linear, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 

@@ -34,20 +34,22 @@ class FeatureSelection(SelectorMixin, BaseEstimator):
         return self.support_
 
 
-def read_projection(spec: Any) -> Projection:
-    """The projection of `spec`, a spec or what `projgen.build` made of one.
+def read_projection(spec: Any, shape: tuple[int, int]) -> Projection:
+    """The projection of `spec`, a spec or what `projgen.build` made of one, for a weight.
 
-    SpecError: it can make no feature of a weight (outputs, features) zero.
+    `shape` is the weight's: (outputs, features).
+
+    SpecError: it does not fit, or can make no feature zero.
     """
     if not isinstance(spec, (str, NormTree, Projection)):
         raise TypeError(f"spec is a spec, such as 'l1(linf(axis=0))', or what projgen.build made "
                         f"of one; got {type(spec).__name__}")  # fmt: skip
     projection = spec if isinstance(spec, Projection) else build(spec)
     nodes = projection.tree.levels
-    weight = "the weight (outputs, features)"
     if any(node.is_branch for node in nodes):
         raise SpecError(
-            f"{projection.spec} takes several arrays, and there is one here: {weight}",
+            f"{projection.spec} takes several arrays, and here is one: the weight, of shape "
+            f"(outputs, features) = {shape}",
             *_spans(nodes[:1]),
         )
     if names := projection.tree.bound_names:
@@ -56,13 +58,13 @@ def read_projection(spec: Any) -> Projection:
             *_spans(nodes[:1]),
             hint="projgen.torch.constrain takes such arrays",
         )
-    arm = bind_arm(nodes, 2, weight, ("outputs", "features"))  # type: ignore[arg-type]
+    arm = bind_arm(nodes, 2, "the weight", shape)
     owners = [owner for owner, axis in zip(arm.owners, arm.sources, strict=True)
               if axis == FEATURES]  # fmt: skip
     if not any(owner >= 0 and nodes[owner].norm in ZEROING for owner in owners):
         raise SpecError(
             f"{projection.spec} makes no feature zero: none of {', '.join(sorted(ZEROING))} spans "
-            f"the features, which are axis 1 of {weight}",
+            f"the features, which are axis 1 of the weight, of shape (outputs, features) = {shape}",
             *_spans(nodes[-1:]),
             hint="l1(linf(axis=0)) has a group for each feature, and so has l1(l2(axis=0))",
         )
