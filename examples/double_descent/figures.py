@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], measured: dict[str, Any], folder: Path) -> None:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file, dpi=150, metadata={"Software": None})  # the same bytes each time
+    figure.savefig(file, dpi=110, metadata={"Software": None})  # the same bytes each time
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -64,9 +64,11 @@ class Scale:
     seeds: dict[str, int]  # how many, for each problem
     folds: int = 4
     epochs: int = 30
+    hidden: int = 100
     radii: tuple[float, ...] = (0.1, 0.3, 1, 3, 10)
     kept: tuple[float, ...] = (0.3, 1, 3, 10, 30)
     batch_size: int = 32
+    learning_rate: float = 5e-4
     seconds: float = 2.0
     columns: tuple[int, ...] = (1000, 2000, 4000, 8000)
 
@@ -77,7 +79,8 @@ class Scale:
 
 
 FULL = Scale({"made64": 2, "made16": 2, "pbmc": 2, "khan": 3})
-QUICK = Scale({"tiny": 1}, folds=2, epochs=6, radii=(3, 30), kept=(10,), batch_size=8,
+QUICK = Scale({"tiny": 1}, folds=2, epochs=6, hidden=10, radii=(3, 30), kept=(10,),
+              batch_size=8, learning_rate=5e-3,
               seconds=0.0, columns=(4, 8))  # fmt: skip
 
 
@@ -138,7 +141,7 @@ def run(job: Job) -> list[Row]:
     parts = split(problem, job.seed, job.fold, job.scale.folds)
     method, state = BY_KEY[job.method], 100 * job.seed + job.fold
     _fit(method, job.scale.radii[-1], problem.x[parts.train[:50]], problem.y[parts.train[:50]],
-         state, Scale({}, epochs=1))  # kernels are loaded, and not timed  # fmt: skip
+         state, replace(job.scale, epochs=1))  # kernels are loaded, and not timed  # fmt: skip
     return [_row(job, setting, problem, parts, state) for setting in job.scale.settings(method)]
 
 
@@ -198,12 +201,12 @@ def _fit(
     model = ProjectedAutoencoderClassifier(
         method.projection,
         f"{setting}%" if method.spec else None,
-        hidden=100,
+        hidden=scale.hidden,
         activation="silu",
         reconstruction=5e-5,
         epochs=scale.epochs,
         rewound_epochs=scale.epochs,
-        learning_rate=5e-4,
+        learning_rate=scale.learning_rate,
         batch_size=scale.batch_size,
         every=method.every,
         standardize=True,

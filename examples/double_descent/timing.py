@@ -48,12 +48,12 @@ def layer(job: Job, seconds: float) -> dict[str, Any]:
 
     def weight(epochs: int, rate: float) -> Array:
         model = ProjectedAutoencoderClassifier(
-            None, None, epochs=epochs, learning_rate=rate, batch_size=job.scale.batch_size,
-            random_state=0,
+            None, None, hidden=job.scale.hidden, epochs=epochs, learning_rate=rate,
+            batch_size=job.scale.batch_size, random_state=0,
         ).fit(problem.x, problem.y)  # fmt: skip
         return np.ascontiguousarray(model.module_.encoder[0].weight.detach().numpy())
 
-    trained, initial = weight(job.scale.epochs, 5e-4), weight(1, 1e-12)
+    trained, initial = weight(job.scale.epochs, job.scale.learning_rate), weight(1, 1e-12)
     work = np.empty_like(trained)
     calls: dict[str, Callable[[], object]] = {"copy": partial(np.copyto, work, trained)}
     left = {}
