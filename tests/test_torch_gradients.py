@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import itertools
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -197,6 +199,69 @@ def test_many_gradients_of_one_result(spec: str) -> None:
     ends = [pt.project(y.detach() + s * step * way, spec, 1.0) for s in (1, -1)]
     expected = (ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close((jacobian * way).sum((-2, -1)), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_batched_gradients() -> None:
+    """Of a forward pass that nothing but autograd saw: what maps over gradients comes later."""
+    y, r = normal(3, 4, grad=True), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    gs = normal(5, 3, 4)
+
+    def chain(y: Any, r: Any) -> Any:
+        return pt.project(y, "l1(linf)", r)
+
+    x = chain(y, r)
+    each = torch.autograd.grad(x, (y, r), gs, is_grads_batched=True, retain_graph=True)
+    for i, g in enumerate(gs):
+        alone = torch.autograd.grad(x, (y, r), g, retain_graph=True)
+        torch.testing.assert_close((each[0][i], each[1][i]), alone)
+    jacobians = torch.autograd.functional.jacobian(chain, (y, r), vectorize=True)
+    torch.testing.assert_close(jacobians, torch.autograd.functional.jacobian(chain, (y, r)))
+    assert torch.autograd.gradcheck(chain, (y, r), check_batched_grad=True)
+    with pytest.raises(TypeError, match=r"torch\.vmap goes through chains"):
+        torch.autograd.grad(pt.project(y, "simplex", r), y, gs, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("missing", ["_transform", "_modes", "_is_batched", "_is_wrapped"])
+def test_a_release_without_a_private_function(missing: str) -> None:
+    y = normal(3, 4, grad=True)
+    expected = torch.autograd.grad(pt.project(y, "l1(linf)", 1.0).square().sum(), y)
+    with patch(f"projgen.torch.eager.{missing}", None):
+        for spec in ("l1(linf)", "l1(linf, nonneg=False)"):
+            found = torch.autograd.grad(pt.project(y, spec, 1.0).square().sum(), y)
+            torch.testing.assert_close(found, expected)
+
+
+class _Made(torch.autograd.Function):
+    """Values in NumPy's memory, as the result of something: of what is a leaf its graph keeps hold.
+
+    Of `columns` the tape has a copy, since they have gaps in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, seed: Any, columns: int) -> Any:
+        return torch.from_numpy(np.random.default_rng(0).standard_normal((8, 60)))[:, :columns]
+
+
+@pytest.mark.parametrize("columns", [60, 59])
+def test_saved_tensors_alone_hold_the_arrays(columns: int) -> None:
+    """Hooks, as those of checkpoints, free what they take: trees keep nothing of it beside."""
+    own = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+
+    def held(pack: Any) -> int:
+        gc.collect()
+        tracemalloc.start()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = _Made.apply(torch.zeros((), requires_grad=True), columns)
+            total = pt.project(y, "l1(linf, nonneg=True)", 1.0).sum()
+        del y
+        snapshot = tracemalloc.take_snapshot().filter_traces([own])
+        tracemalloc.stop()
+        assert total.requires_grad
+        return sum(trace.size for trace in snapshot.traces)
+
+    size = 8 * columns * 8
+    held(lambda t: t)  # what is made ready is kept
+    assert held(lambda t: t) > 1.9 * size
+    assert held(lambda t: None) < 0.5 * size
 
 
 def test_saved_tensors_may_come_back_in_another_order() -> None:

@@ -12,9 +12,10 @@ from projgen import outcome
 from projgen.operands import in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
-from projgen.torch.eager import Radius
+from projgen.torch.eager import is_transformed
 from projgen.torch.operators import project_array
-from projgen.torch.recipes import is_transformed, joined, outlined, told
+from projgen.torch.recipes import joined, outlined, told
+from projgen.torch.tensors import Radius
 from projgen.torch.tree_operators import project_leaves
 
 

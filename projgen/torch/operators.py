@@ -18,23 +18,9 @@ from projgen.bind import Binding, bind
 from projgen.cpu import pull
 from projgen.operands import check_radius
 from projgen.projection import Projection
-from projgen.torch.eager import (
-    Radius,
-    as_it_lay,
-    as_tensor,
-    is_eager,
-    is_watched,
-    number_of,
-    slopes_for,
-)
-from projgen.torch.recipes import (
-    array_of,
-    is_transformed,
-    operator,
-    read_recipe,
-    recipe_of,
-    refuse_twice,
-)
+from projgen.torch.eager import is_eager, is_transformed, is_watched
+from projgen.torch.recipes import operator, read_recipe, recipe_of, refuse_twice
+from projgen.torch.tensors import Radius, array_of, as_it_lay, as_tensor, number_of, slopes_for
 from projgen.tree import Node, NormTree
 
 

@@ -12,12 +12,9 @@ import torch.utils._pytree
 from torch import Tensor, library
 
 import projgen
-from projgen.arrays import view
 from projgen.check import parse_tree
 from projgen.projection import Projection
 from projgen.structure import entries
-
-_ALIKE = torch.float32, torch.float64  # as NumPy has them
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,24 +58,6 @@ def read_recipe(recipe: str) -> tuple[Projection, Mapping[str, Any]]:
     return Projection(parse_tree(spec), *options), told
 
 
-def array_of(tensor: Tensor) -> Any:
-    """The memory of a tensor as a NumPy array. Of dtypes that have no projection too: those may
-    only pass."""
-    if tensor.dtype in _ALIKE and tensor.device.type == "cpu" and not tensor.is_neg():
-        return tensor.detach().numpy()
-    if not tensor.is_floating_point():
-        return tensor.detach().numpy()
-    array, _ = view(tensor.detach())
-    return array
-
-
-def tensor_of(array: Any) -> Tensor:
-    """The inverse of `array_of`, of what has a projection."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 def outlined(y: Any, leaves: list[Tensor]) -> Any:
     """The structure of `y` in plain values, with numbers for its tensors, which go to `leaves`."""
     if isinstance(y, Tensor):
@@ -107,20 +86,6 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Make a function the operator ``projgen::name``, which writes to none of its arguments."""
     made: Any = library.custom_op(f"projgen::{name}", mutates_args=())
     return lambda function: made(function)
-
-
-def is_transformed(*tensors: Tensor) -> bool:
-    """Whether `torch.func.grad` or its kin look at one of them."""
-    return not torch.compiler.is_compiling() and any(map(_tracks, tensors))
-
-
-def _tracks(tensor: Tensor) -> bool:
-    inside: Any = torch._C._functorch
-    while inside.is_functorch_wrapped_tensor(tensor):
-        if inside.is_gradtrackingtensor(tensor):
-            return True
-        tensor = inside.get_unwrapped(tensor)
-    return False
 
 
 def refuse_twice(ctx: Any, *gradients: Any) -> Any:

@@ -11,25 +11,19 @@ import torch
 from torch import Tensor
 
 from projgen import calls, pullback
-from projgen.arrays import address
 from projgen.calls import Taped
 from projgen.projection import Projection
 from projgen.structure import Key, flat
-from projgen.torch.eager import (
+from projgen.torch.eager import are_batched, is_eager, is_watched
+from projgen.torch.recipes import filled, operator, read_recipe, refuse_twice
+from projgen.torch.tensors import (
     Radius,
+    array_of,
     as_it_lay,
     as_tensor,
-    is_eager,
-    is_watched,
     number_of,
     slopes_for,
-)
-from projgen.torch.recipes import (
-    array_of,
-    filled,
-    operator,
-    read_recipe,
-    refuse_twice,
+    strides_of,
     tensor_of,
 )
 
@@ -71,12 +65,12 @@ class _Eager(torch.autograd.Function):
             tensor_of(taped.results[key]) if key in taped.results else own.clone()
             for key, own in pairs  # others pass unmatched
         ]
-        # What hooks and checks of versions ask for goes through the saved tensors.
-        ctx.own = [key in taped.arrays and _is_at(own, taped.arrays[key]) for key, own in pairs]
         learned = (radius,) if isinstance(radius, Tensor) else ()
         ctx.save_for_backward(*ys, *results, *given, *learned)
-        ctx.strides = [each.stride() for each in (*ys, *results)]
-        ctx.taped, ctx.recipe, ctx.radius = taped, recipe, None if learned else radius
+        # The saved tensors alone hold the arrays: so hooks and checkpoints may free these.
+        lay = {key: strides_of(array) for key, array in taped.arrays.items()}
+        ctx.taped, ctx.strides = replace(taped, arrays={}, results={}), lay
+        ctx.recipe, ctx.radius = recipe, None if learned else radius
         ctx.mark_non_differentiable(*(x for x in results if not x.is_floating_point()))
         return tuple(results)
 
@@ -84,28 +78,25 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
         saved, count = [*ctx.saved_tensors], len(ctx.keys)
         radius = saved.pop() if ctx.radius is None else ctx.radius
-        lying = map(as_it_lay, saved, ctx.strides)
-        both = [*lying]
-        ys, xs, given = both[:count], both[count:], saved[2 * count :]
+        ys, xs, given = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        if are_batched(*gs):
+            _refuse_vmap()
         if is_watched(*gs):
             pulled, slopes = _pull_tree([*gs], ys, given, as_tensor(radius), ctx.recipe)
         else:
             projection, _ = read_recipe(ctx.recipe)
-            arrays, results = dict(ctx.taped.arrays), dict(ctx.taped.results)
-            for key, own, y, x in zip(ctx.keys, ctx.own, ys, xs, strict=True):
-                if own:
-                    arrays[key] = array_of(y)
-                if key in results:
-                    results[key] = array_of(x)
+            arrays, results = (_arrays(ctx, tensors) for tensors in (ys, xs))
             taped = replace(ctx.taped, arrays=arrays, results=results)
             pulled, slopes = _pulled(projection, taped, ctx.keys, ys, gs)
         own_slopes = slopes_for(radius, slopes) if ctx.needs_input_grad[2] else None
         return None, None, own_slopes, *pulled, *(None for _ in given)
 
 
-def _is_at(tensor: Tensor, array: Any) -> bool:
-    """Whether the array is the tensor's memory, and not a copy."""
-    return bool(tensor.data_ptr() == address(array))
+def _arrays(ctx: Any, saved: Sequence[Tensor]) -> dict[Key, Any]:
+    """Saved tensors as the tape knows them."""
+    own = dict(zip(ctx.keys, saved, strict=True))
+    lying = {key: array_of(as_it_lay(own[key], lay)) for key, lay in ctx.strides.items()}
+    return {key: np.require(array, requirements="A") for key, array in lying.items()}
 
 
 @operator("project_tree")
