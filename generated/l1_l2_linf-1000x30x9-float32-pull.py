@@ -5,8 +5,9 @@
     level 2  linf  of y: packed (groups, reduced)
 
 Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
-from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
-of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+from the root to the leaf: h has first the ones, then the others.
+`rise` is what reaches the value of a group.
+Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
 The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
 the threads.
 Written by projgen, codegen 2.
@@ -20,9 +21,9 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 
 
-# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses. Each
-# phase has a cell of the blocks that are done and one that opens the next; each thread's share of
-# the blocks has a counter.
+# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses.
+# Each phase has a cell of the blocks that are done and one that opens the next; each thread's share
+# of the blocks has a counter.
 SHARES = 64
 
 
@@ -110,6 +111,8 @@ def pointer(typing_context, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(types.int64), codegen
+
+
 @register_jitable(fastmath=FAST)
 def along(y, g):
     """g in the direction in which the magnitude of y grows."""
@@ -309,6 +312,7 @@ def share_1(y, g, out, values, radii, scales, tilts, axes):
         y_row = y[at : at + n1]
         g_row = g[at : at + n1]
         out_row = out[at : at + n1]
+        # nothing rises to groups that vanish or are inside: the level above is the root
         if radii[group] <= 0:
             for j in range(y_row.size):
                 out_row[j] = 0

@@ -3,8 +3,9 @@
     level 0  linf  of y: rows (groups, reduced)
 
 Gradients of radii are gathered from the leaf to the root, then gradients of values are shared out
-from the root to the leaf: h has first the ones, then the others, `rise` being what reaches the value
-of a group. Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
+from the root to the leaf.
+`rise` is what reaches the value of a group.
+Of a group, v is the value, u the radius, a a sum of gradients and n a count of values.
 Other kernels do the levels of the tree above these.
 The threads share the leaf's blocks, which depend on the shape alone: so results do not depend on
 the threads.
@@ -19,9 +20,10 @@ CHUNK = 1024  # values of a sum in float32: longer ones are in float64
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 
 
-# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses. Each
-# phase has a cell of the blocks that are done and one that opens the next; each thread's share of
-# the blocks has a counter.
+# The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses, cell 3
+# says which half of the work is asked for.
+# Each phase has a cell of the blocks that are done and one that opens the next; each thread's share
+# of the blocks has a counter.
 SHARES = 64
 
 
@@ -109,6 +111,8 @@ def pointer(typing_context, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(types.int64), codegen
+
+
 @register_jitable(fastmath=FAST)
 def along(y, g):
     """g in the direction in which the magnitude of y grows."""
@@ -190,6 +194,7 @@ def share_0(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
         y_row = y[at : at + n1]
         g_row = g[at : at + n1]
         out_row = out[at : at + n1]
+        # nothing rises to groups that vanish or are inside: the level above is the root
         if radii[group] <= 0:
             for j in range(y_row.size):
                 out_row[j] = 0

@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+def per_value(of_group: Array, labels: Array | None) -> Array:
+    """What holds for groups, for their values along a last axis; `labels` as `Groups` has them."""
+    return of_group[..., np.newaxis] if labels is None else np.take(of_group, labels, axis=-1)
+
+
 @dataclass
 class Groups:
     """Groups along the last axis of values `a`, of which the projection on `radius` made `u`.
@@ -40,9 +45,7 @@ class Groups:
 
     def each(self, of_group: Array) -> Array:
         """What holds for a group, for each of its values."""
-        if self.labels is None:
-            return of_group[..., np.newaxis]
-        return np.take(of_group, self.labels, axis=-1)
+        return per_value(of_group, self.labels)
 
     def total(self, of_value: Array) -> Array:
         """Sums over the groups."""
@@ -111,6 +114,8 @@ def kept(rule: Rule, value: Array, radius: Array, budding: Array, p: float | Non
 
 
 def _clipped(groups: Groups, g: Array) -> tuple[Array, Array]:
+    """A clipped value is radius / w, the others are as they were; so is one at its limit exactly:
+    the slope from below (docs/gradients.md, "What the gradient is")."""
     w = groups.w
     clipped = w * groups.a > groups.each(groups.radius)
     shares = np.where(clipped, g if groups.weights is None else g / np.where(w > 0, w, 1.0), 0.0)
@@ -118,6 +123,8 @@ def _clipped(groups: Groups, g: Array) -> tuple[Array, Array]:
 
 
 def _largest(groups: Groups) -> Any:
+    """The largest value's slope is w. Equal ones share it, the mean of what each alone would have:
+    a kink of "What the gradient is" in docs/gradients.md. In a group of zeros none has any."""
     a = groups.w * groups.a
     top = groups.most(a)
     ties = (a == groups.each(top)) & (a > 0)
@@ -125,7 +132,9 @@ def _largest(groups: Groups) -> Any:
 
 
 def _lowered(groups: Groups, g: Array) -> tuple[Array, Array]:
-    """What survives lies t times its weight lower; t follows from what it adds up to."""
+    """What survives lies t times its weight lower: sum w (a - t w) = radius, so of those left
+    dt = (sum w da - d radius) / sum w^2. A value at the threshold exactly counts as thinned out:
+    the slope from below (docs/gradients.md, "What the gradient is")."""
     left = groups.u > 0
     if groups.weights is not None:
         left |= groups.w == 0
@@ -136,7 +145,12 @@ def _lowered(groups: Groups, g: Array) -> tuple[Array, Array]:
 
 
 def _shrunk(groups: Groups, g: Array) -> tuple[Array, Array]:
-    """l2 and lp: u + t n = a, where n is the ball's normal at u; so du = d (da - n dt)."""
+    """l2 and lp: u + t n = a, where n is the ball's normal at u; so du = d (da - n dt).
+
+    With n proportional to u^(p - 1), d = 1 / (1 + t dn/du) = u / (u + (p - 1) (a - u)). At a = 0
+    that is 0 / 0, and d its limit: 1 for p > 2, whose normal is flat there; 0 for p < 2, where it
+    is vertical; for p = 2 that of all (docs/gradients.md, "What the gradient is").
+    """
     p = 2.0 if groups.p is None else groups.p
     radius = groups.each(np.where(groups.radius > 0, groups.radius, 1.0))
     a, u, w = groups.a, groups.u, groups.w
@@ -157,6 +171,7 @@ def _power(base: Array, exponent: float) -> Array:
 
 
 def _along(groups: Groups) -> Any:
+    """dv/da = w (w a / v)^(p - 1): the direction. In a group of zeros, where it has none, 0."""
     p = 2.0 if groups.p is None else groups.p
     top = groups.each(np.where(groups.value > 0, groups.value, 1.0))
     shares = groups.w * groups.a / top  # of the value

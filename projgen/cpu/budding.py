@@ -8,13 +8,13 @@ whole: they have an infinite radius. The part is multiplied in afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from projgen.cpu.tape import TapeLayout
 from projgen.gradient_rules import kept
 from projgen.references import rule_of
 
@@ -32,16 +32,14 @@ def enlivened(plan: Plan, tape: Radii, budding: Radii | None = None) -> tuple[Ra
     `budding` says that of the first level's groups, where their value is 0 (None: all of what has a
     radius). The second is None where no group of the leaf has the value 0.
     """
-    batch = plan.batch
-    norms = tape[batch : 2 * batch]
-    levels = list(levels_of(plan, tape))
-    if norms.all() and all(values.all() for _, values, _ in levels):
+    layout = TapeLayout.of(plan)
+    if layout.norms(tape).all() and all(values.all() for values, _ in layout.levels(tape)):
         return tape, None
     tape = tape.copy()
-    radii = tape[:batch]
+    radii, norms = layout.radii(tape), layout.norms(tape)
     own = np.where(radii > 0, 1.0, 0.0) if budding is None else budding
     radii[norms == 0] = np.where(own[norms == 0] > 0, np.inf, 0.0)
-    for stage, values, left in levels_of(plan, tape):
+    for stage, (values, left) in zip(plan.stages, layout.levels(tape), strict=False):
         own = handed_on(plan, stage, radii, norms, own)
         zero = values == 0
         left[zero] = np.where(own[zero] > 0, np.inf, 0.0)
@@ -61,9 +59,7 @@ def handed_on(plan: Plan, stage: Stage, radii: Radii, norms: Radii, own: Radii) 
 
 def of_values(plan: Plan, tape: Radii, own: Radii | None) -> Radii:
     """`handed_on` by the leaf, whose groups are `own`: see `enlivened`."""
-    radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
-    for _, norms, radii in levels_of(plan, tape):  # noqa: B007
-        pass
+    norms, radii = TapeLayout.of(plan).groups(tape)
     return handed_on(plan, plan.leaf, radii, norms, np.ones_like(norms) if own is None else own)
 
 
@@ -79,13 +75,4 @@ def thin_out(plan: Plan, own: Radii | None, result: Array) -> None:
     entries *= own.reshape(across).astype(result.dtype)
 
 
-def levels_of(plan: Plan, tape: Radii) -> Iterator[tuple[Stage, Radii, Radii]]:
-    """The levels above the leaf, and views of their values and of what the projection left."""
-    at = 2 * plan.batch
-    for stage in plan.stages[:-1]:
-        middle, end = at + stage.size, at + 2 * stage.size
-        yield stage, tape[at:middle], tape[middle:end]
-        at = end
-
-
-__all__ = ["enlivened", "levels_of", "of_values", "thin_out"]
+__all__ = ["enlivened", "of_values", "thin_out"]

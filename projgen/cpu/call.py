@@ -18,6 +18,7 @@ from projgen.compiler import Compiled, load_kernel
 from projgen.cpu.geometry import geometry
 from projgen.cpu.pool import team
 from projgen.cpu.sharing import Sharing
+from projgen.cpu.tape import TapeLayout
 
 __all__ = [
     "ENTRY",
@@ -58,7 +59,7 @@ class Step:
     ``function`` and ``geometry`` are addresses, ``offset`` and ``out_offset`` the ways in bytes
     from an array's address to its first element in memory, ``memory`` and ``desk`` the sizes of
     the workspace. Its radii and values begin at ``radii`` and ``values`` in the memory, which has
-    its tape in the parts ``tape`` (see `projgen.cpu.pull`). A call that projects has ``flags`` in
+    its tape in the parts ``tape`` (see `projgen.cpu.tape`). A call that projects has ``flags`` in
     cells 1 and 2 of its desk.
     """
 
@@ -107,10 +108,10 @@ class Call:
         self._sharing, self._sharing_norms, self._sharing_end = Sharing(), Sharing(), Sharing()
         total = cells["total_at"]
         self._total = slice(total, total + plan.batch)
-        above = () if compiled.kernel.joint else plan.stages[:-1]
-        vectors = [(cells[f"{v}{stage.level}_at"], stage.size) for stage in above for v in "vu"]
-        self.tape = [slice(0, plan.batch), self._total]  # where a workspace has it
-        self.tape += [slice(at, at + size) for at, size in vectors]
+        joint = compiled.kernel.joint  # of values it has no projection
+        parts = (TapeLayout(plan.batch, ()) if joint else TapeLayout.of(plan)).parts
+        starts = [cells[f"{name}_at"] for name, _ in parts]  # where a workspace has the tape
+        self.tape = [slice(at, at + size) for at, (_, size) in zip(starts, parts, strict=True)]
 
     @property
     def step(self) -> Step | None:
@@ -139,7 +140,7 @@ class Call:
         return verdict
 
     def taped(self, y: int, out: int, radius: float | Array) -> tuple[int, Array]:
-        """`project`, and what it found on the way: see `projgen.cpu.pull`."""
+        """`project`, and what it found on the way: see `projgen.cpu.tape`."""
         work = self._borrow()
         work.memory[: self._batch] = radius
         verdict = self._run(y, out, work, self._sharing)

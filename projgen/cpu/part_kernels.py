@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from projgen.bind import bind
 from projgen.compiler import compile_binding
-from projgen.cpu.budding import levels_of
 from projgen.cpu.call import Call, Step
 from projgen.cpu.groups import Ball, GroupCall
+from projgen.cpu.tape import TapeLayout
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of
 from projgen.plan import Plan
@@ -96,7 +96,7 @@ class Chain:
 
     def inside(self, tape: Radii) -> None:
         """Make it a tape of groups that are all inside, of which no radii have been found."""
-        for _, _, radii in levels_of(self.plan, tape):
+        for _, radii in TapeLayout.of(self.plan).levels(tape):
             radii[:] = np.inf
 
     def abandon(self, begun: Any) -> None:

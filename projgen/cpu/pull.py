@@ -1,8 +1,7 @@
 """Projections that keep what gradients need, and the kernels that take gradients back through them.
 
-A *tape* is what a projection found on its way: a vector of float64 with the radius and the norm of
-each batch entry, then for each level above the leaf, from the root, its values and their
-projection; all in memory order. A kernel reads it in place of sweeping y again.
+A tape is what a projection found on its way (see `projgen.cpu.tape`): a kernel reads it in place of
+sweeping y again.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from projgen.cpu.budding import enlivened, thin_out
 from projgen.cpu.pool import default_threads
 from projgen.cpu.pull_kernel import PullKernel, cells
 from projgen.cpu.sharing import Sharing
+from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import is_half
 from projgen.norms import NORMS
 from projgen.operands import axis_order, memory_order
@@ -53,7 +53,9 @@ def project(
         return None
     if verdict == call.INSIDE:
         np.copyto(x, y)
-        tape[2 * call.plan.batch :] = 0.0
+        for part in TapeLayout.of(call.plan).levels(tape):
+            for vector in part:
+                vector[:] = 0.0
     return tape
 
 
@@ -72,8 +74,8 @@ def pull(
     of the batch axes.
     """
     plan = forward.ready(projection, binding, y, x).plan
-    radii, norms = tape[: plan.batch], tape[plan.batch : 2 * plan.batch]
-    if bool(np.all(norms <= radii)):
+    layout = TapeLayout.of(plan)
+    if bool(np.all(layout.norms(tape) <= layout.radii(tape))):
         np.copyto(out, g)
         return np.zeros([y.shape[axis] for axis in binding.batch])
     tape, own = enlivened(plan, tape)
@@ -139,7 +141,7 @@ class PullCall:
         self._cells = np.array(list(found.values()), np.int64)
         self._cells_at = int(self._cells.ctypes.data)
         self._sizes = found["memory_size"], kernel.desk_size(threads)
-        self._tape = found["slope_at"]  # of levels that do not merge: a tape may have room for more
+        self._tape = kernel.tape.size  # of levels that do not merge: a tape may have room for more
         self._slope = slice(found["slope_at"], found["slope_at"] + kernel.levels[0].groups)
         size = leaf.size * np.dtype(kernel.dtype).itemsize
         self._followers = threads - 1 if size >= cpu.SHARED_BYTES else 0

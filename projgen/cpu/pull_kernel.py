@@ -4,7 +4,7 @@ A level has two sweeps over its array y and the gradient g of its projection. Th
 each group's radius gets, which is the gradient of a value of the level above; so it goes up the
 tree, from the leaf to the root. The second goes down again and gives the values their gradients:
 their share of g, and what reached the group's value from above. Both read what the projection
-found, its tape: see `projgen.cpu.pull`.
+found, its tape: see `projgen.cpu.tape`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cached_property
 from projgen.cpu.kernel import CELL, Segment
 from projgen.cpu.lower import VERSION
 from projgen.cpu.stages import StageCode
+from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.plan import plain_stage
 from projgen.render import render_pull
@@ -71,8 +72,10 @@ class PullCode:
 
     @property
     def idles(self) -> bool:
-        """Whether groups that vanish, or are inside their balls, can be passed over: what reaches
-        their values is 0 for certain only where the level above is the root."""
+        """Whether groups that vanish, or are inside their balls, can be passed over, and with them
+        what reaches their values. It is 0 for certain only where the level above is the root: a
+        root hands nothing to values that it thins out, nor to those that it leaves as they are,
+        whose radii get 0. Of a level in between, values get something from above it as well."""
         return self.depth < 2
 
     @property
@@ -250,6 +253,17 @@ class PullKernel:
         return self.levels[:-1]
 
     @property
+    def tape(self) -> TapeLayout:
+        """What the projection found, with which the workspace begins."""
+        sizes = tuple(p.code.stage.size for p in self.above)
+        return TapeLayout(self.levels[0].groups, sizes)
+
+    @property
+    def counts(self) -> bool:
+        """Whether values are counted at some level."""
+        return any(p.counts for p in self.levels)
+
+    @property
     def first(self) -> int:
         """The phase of the first shared sweep."""
         return 2 if self.leaf.compares else 1
@@ -346,11 +360,11 @@ def cells(kernel: PullKernel, threads: int) -> Iterator[tuple[str, int]]:
     yield f"blocks_{leaf.level}", cut.blocks
     yield f"step_{leaf.level}", cut.step
     yield f"end_{leaf.level}", leaf.axes[cut.loop].extent
-    at = 0
+    at, dense = 0, kernel.tape.slices
     for segment in segments(kernel):
         yield f"{segment.name}_at", at
         yield f"{segment.name}_end", at + -(-segment.size * segment.itemsize // 8)
-        at += segment.size if segment.name in tape(kernel) else segment.cells
+        at += segment.size if segment.name in dense else segment.cells
     scratch = kernel.leaf.scratch
     if scratch:
         yield "scratch_at", at
@@ -359,19 +373,10 @@ def cells(kernel: PullKernel, threads: int) -> Iterator[tuple[str, int]]:
     yield "memory_size", at + scratch * threads
 
 
-def tape(kernel: PullKernel) -> tuple[str, ...]:
-    """The parts of the workspace that come from the projection: they lie densely at its start."""
-    vectors = (f"{name}{p.level}" for p in kernel.above for name in "vu")
-    return ("radius", "total", *vectors)
-
-
 def segments(kernel: PullKernel) -> list[Segment]:
-    """The workspace: what the projection found, then gradients and what is known of each group."""
-    batch = kernel.levels[0].groups
-    found = [Segment("radius", "float64", batch), Segment("total", "float64", batch)]
-    for p in kernel.above:
-        found += [Segment(f"{name}{p.level}", "float64", p.code.stage.size) for name in "vu"]
-    found.append(Segment("slope", "float64", batch))
+    """The workspace: the tape, densely, then gradients and what is known of each group."""
+    found = [Segment(name, "float64", size) for name, size in kernel.tape.parts]
+    found.append(Segment("slope", "float64", kernel.tape.batch))
     found += [Segment(f"h{p.level}", "float64", p.code.stage.size) for p in kernel.above]
     for p in kernel.levels:
         stage = p.code.stage
@@ -385,4 +390,4 @@ def segments(kernel: PullKernel) -> list[Segment]:
     return found
 
 
-__all__ = ["PullCode", "PullKernel", "cells", "lower_pull", "tape"]
+__all__ = ["PullCode", "PullKernel", "cells", "lower_pull"]

@@ -18,7 +18,7 @@ from projgen.cpu.budding import enlivened, of_values, thin_out
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.cpu.pull import Operands, PullCall, PullStep
 from projgen.dtypes import arithmetic
-from projgen.gradient_rules import Groups, kept, shared_out
+from projgen.gradient_rules import Groups, kept, per_value, shared_out
 from projgen.references import rule_of
 
 Array = NDArray[Any]
@@ -110,7 +110,7 @@ class GroupPull:
             if masks:
                 inside = value[at] <= radius[at]
                 left = self._arranged(operands.x, at, keep=True) != 0
-                left |= self._over_values(inside, left)
+                left |= per_value(inside, self._group.labels)
                 out[at] = 0
                 np.copyto(out[at], g[at], where=left.reshape(out[at].shape))
                 continue
@@ -183,11 +183,6 @@ class GroupPull:
         outer = moved.shape[: moved.ndim - len(self._group.axes)]
         rows = moved.reshape(*outer, -1)
         return rows if keep else np.asarray(rows, np.float64)
-
-    def _over_values(self, of_group: Array, rows: Array) -> Array:
-        labels = self._group.labels
-        found = of_group[..., np.newaxis] if labels is None else np.take(of_group, labels, axis=-1)
-        return np.broadcast_to(found, rows.shape)
 
 
 def _write(out: Array, at: Index, values: Array, add: bool = False) -> None:

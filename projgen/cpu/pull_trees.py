@@ -21,6 +21,7 @@ from projgen.cpu.pull import Operands, PullStep, laid_out_like
 from projgen.cpu.pull_parts import ChainPull, GroupPull, Views
 from projgen.cpu.pull_series import PullLane, PullSeries
 from projgen.cpu.series import Rows
+from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import is_half
 from projgen.weights import level_weights
 
@@ -172,42 +173,68 @@ class TreePull:
             lane = self._idle.pop()
         except IndexError:
             lane = PullLane(self._series)
-        slopes, rises = (self._composition.views(own) for own in (lane.slopes, lane.rises))
+        leaves = [Views(*own) for own in zip(ys, xs, gs, outs, strict=True)]
         buds = self._buds(tape)
-        pulls, operands, kept = self._pulls, [], []
-        tapes = np.concatenate([tape.parts[run.place][0] for run in self._serial] or [np.zeros(0)])
-        together = bool(self._serial) and all(own is None for own in buds)
-        if together and tapes[self._values].all():
-            pulls = self._apart
-            numbers = [run.number for run in self._serial]
-            kept = [laid_out_like(ys[n], gs[n]) for n in numbers]
-            own = ([each[n] for n in numbers] for each in (ys, xs))
-            results = [outs[n] for n in numbers]
-            operands = [*zip(*map(addresses, (*own, kept, results)), strict=True)]
-            lane.begin(operands, tapes)
+        # The lane has the addresses of these arrays, of which some may be copies, until its end.
+        kept = self._begin_series(lane, leaves, tape, buds)
+        pulls = self._pulls if kept is None else self._apart
+        begun, slopes = self._up(pulls, lane, leaves, tape, buds, given)
+        self._down(pulls, lane, begun, np.zeros_like(slopes))
+        if kept is not None:
+            lane.end()
+        self._idle.append(lane)
+        return slopes.reshape(-1)
+
+    def _begin_series(
+        self, lane: PullLane, leaves: list[Views], tape: TreeTape, buds: list[Radii | None]
+    ) -> list[Views] | None:
+        """The arrays of the series, which has begun; None where each has to go by itself."""
+        if not self._serial or any(own is not None for own in buds):
+            return None
+        tapes = np.concatenate([tape.parts[run.place][0] for run in self._serial])
+        if not tapes[self._values].all():
+            return None
+        own = [leaves[run.number] for run in self._serial]
+        own = [views._replace(g=laid_out_like(views.y, views.g)) for views in own]
+        lane.begin([*zip(*map(addresses, zip(*own, strict=True)), strict=True)], tapes)
+        return own
+
+    def _up(
+        self,
+        pulls: list[tuple[Run, LeafPull | JoinedPull]],
+        lane: PullLane,
+        leaves: list[Views],
+        tape: TreeTape,
+        buds: list[Radii | None],
+        given: Weights,
+    ) -> tuple[list[Any], Radii]:
+        """What each has begun, in the order of `pulls`; the gradients of the root's radii."""
+        slopes, rises = (self._composition.views(own) for own in (lane.slopes, lane.rises))
+        joined = [Views(*own) for own in zip(tape.values, tape.shares, slopes, rises, strict=True)]
         begun: list[Any] = []
         found: Radii = np.zeros(0)
         for run, pull in reversed(pulls):  # children first, the root last
-            n = run.number
-            arrays = (
-                Views(ys[n], xs[n], gs[n], outs[n])
-                if isinstance(pull, LeafPull)
-                else Views(tape.values[n], tape.shares[n], slopes[n], rises[n])
-            )
+            views = (leaves if isinstance(pull, LeafPull) else joined)[run.number]
             above = None if run.parent is None else _at(buds[run.parent], run.at)
             weights = self._weights(run, given)
-            state, found = pull.begin(arrays, tape.parts[run.place], above, weights)
+            state, found = pull.begin(views, tape.parts[run.place], above, weights)
             begun.append(state)
             if run.parent is not None:
                 slopes[run.parent][..., run.at] = found
-        result = np.array(found).reshape(-1)
-        for (run, pull), state in zip(pulls, reversed(begun), strict=True):
-            rise = np.zeros_like(found) if run.parent is None else rises[run.parent][..., run.at]
-            pull.end(state, rise)
-        if operands:
-            lane.end()
-        self._idle.append(lane)
-        return result
+        return begun[::-1], np.array(found)
+
+    def _down(
+        self,
+        pulls: list[tuple[Run, LeafPull | JoinedPull]],
+        lane: PullLane,
+        begun: list[Any],
+        root: Radii,
+    ) -> None:
+        """End what has begun: each part says what reaches the values of those below, `root` what
+        reaches its own."""
+        rises = self._composition.views(lane.rises)
+        for (run, pull), state in zip(pulls, begun, strict=True):
+            pull.end(state, root if run.parent is None else rises[run.parent][..., run.at])
 
     def _values_of_tapes(self) -> NDArray[np.int64]:
         """Where the tapes of the series, one after the other, have groups' values."""
@@ -216,12 +243,9 @@ class TreePull:
             assert isinstance(run.work, LeafPart)
             kernel = run.work.walks[0].kernel
             assert isinstance(kernel, Chain)
-            sizes = [kernel.plan.batch, *(stage.size for stage in kernel.plan.stages[:-1])]
-            sizes = [size for each in sizes for size in (each, each)]
-            ends = at + np.cumsum(sizes)
-            places = [*range(1, 2), *range(2, len(sizes), 2)]  # radii come first, then last
-            found += [np.arange(ends[i] - sizes[i], ends[i]) for i in places]
-            at = int(ends[-1])
+            layout = TapeLayout.of(kernel.plan)
+            found.append(at + layout.found())
+            at += layout.size
         return np.concatenate(found)
 
     def _buds(self, tape: TreeTape) -> list[Radii | None]:

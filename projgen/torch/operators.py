@@ -16,6 +16,7 @@ from projgen import pullback
 from projgen.arrays import check_dtype
 from projgen.bind import Binding, bind
 from projgen.cpu import pull
+from projgen.cpu.tape import TapeLayout
 from projgen.operands import check_radius
 from projgen.projection import Projection
 from projgen.torch.eager import is_eager, is_transformed, is_watched
@@ -84,12 +85,12 @@ def _tape_size(projection: Projection, binding: Binding, shape: Sequence[Any]) -
     """How many values the tape has room for: that of the tree as it is, before levels merge."""
     if projection.is_joint or not pull.has_kernel(binding):
         return 0
-    entries = _product(shape[axis] for axis in binding.batch)
-    size, values = 2 * entries, entries
+    entries = values = _product(shape[axis] for axis in binding.batch)
+    sizes = []
     for level in binding.levels[:-1]:
         values = values * _product(shape[axis] for axis in level.axes)
-        size = size + 2 * values
-    return size
+        sizes.append(values)
+    return TapeLayout(entries, tuple(sizes)).size
 
 
 def _product(extents: Iterator[Any]) -> Any:
