@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TapeLayout:
     """Where a tape of `batch` entries has what it has; ``sizes`` count the values of each level
     above the leaf, from the root. A tracer of PyTorch may have symbols for these numbers."""
@@ -42,7 +43,7 @@ class TapeLayout:
     def size(self) -> Any:
         return sum(size for _, size in self.parts)
 
-    @property
+    @cached_property
     def slices(self) -> dict[str, slice]:
         """Where each part lies."""
         found, at = {}, 0
