@@ -98,11 +98,12 @@ def shared_out(rule: Rule, groups: Groups, g: Array, budding: Array) -> tuple[Ar
         outside = np.ones_like(outside)
     direct, slope = rule.shared_out(groups, g)
     alive = outside & (groups.radius > 0)
-    free = groups.each(alive) if groups.weights is None else groups.each(alive) | (groups.w == 0)
-    direct = np.where(groups.each(outside), np.where(free, direct, 0.0), g)
+    direct = np.where(groups.each(outside), np.where(groups.each(alive), direct, 0.0), g)
     if not rule.everywhere and not groups.value.all():
         none = groups.each(groups.value == 0)
         direct = np.where(none, groups.each(budding) * g, direct)
+    if groups.weights is not None:  # a weight of 0 leaves its values as they are
+        direct = np.where(groups.w == 0, g, direct)
     return direct, np.where(alive, slope, 0.0)
 
 

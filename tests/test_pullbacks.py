@@ -86,10 +86,22 @@ def test_the_slopes_of_other_norms(spec: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "lp"])
-def test_the_slopes_of_weighted_groups(norm: str) -> None:
+@pytest.mark.parametrize("outer", NORMS)
+def test_the_slopes_of_weighted_groups(outer: str, norm: str) -> None:
+    """What has weight 0 stays as it is, be it all of a group or all of one that is not zero."""
     p = "p=2.5, " if norm == "lp" else ""
     w = np.abs(normal(4, 5)) * (np.arange(5) != 2)
-    slopes_agree(f"l1({norm}({p}axis=1, w=v))", normal(4, 5), v=w)
+    w[1] = 0
+    y = normal(4, 5)
+    y[2] *= w[2] == 0
+    slopes_agree(f"{outer}({norm}({p}axis=1, w=v))", y[[0, 1, 3]], v=w[[0, 1, 3]])
+    pulled, g = {}, normal(4, 5)
+    for backend in ("auto", "numpy"):
+        with rehearsals():
+            tree = projgen.build(f"{outer}({norm}({p}axis=1, w=v))", backend=backend)  # type: ignore[arg-type]
+            pulled[backend] = tree.vjp(y, 0.1, v=w)[1](g)[0]
+        assert np.array_equal(pulled[backend][w == 0], g[w == 0])
+    np.testing.assert_allclose(pulled["auto"], pulled["numpy"], atol=1e-12)
 
 
 def test_the_slopes_of_trees() -> None:
