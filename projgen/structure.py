@@ -251,10 +251,10 @@ def rebuilt(y: Any, results: Mapping[Key, Any], key: Key = ()) -> Any:
     found = entries(y)
     if found is None:
         return y
-    values = {
-        name: results[own] if (own := (*key, name)) in results else rebuilt(value, results, own)
-        for name, value in found.items()
-    }
+    values: dict[Any, Any] = {}
+    for name, value in found.items():  # no comprehension: torch.compile sees into none with `:=`
+        own = (*key, name)
+        values[name] = results[own] if own in results else rebuilt(value, results, own)
     if type(y) is dict:
         return values
     if isinstance(y, defaultdict):

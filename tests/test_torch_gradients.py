@@ -157,6 +157,19 @@ def test_compiled_whole() -> None:
         torch.testing.assert_close(y.grad, again.grad)
 
 
+def test_a_tree_compiled_whole() -> None:
+    torch._dynamo.reset()
+
+    def loss(a: Any, b: Any) -> Any:
+        x = pt.project({"a": a, "b": [b, b]}, "l1(a=linf(axis=1), b=l1(linf, linf(axis=1)))", 2.0)
+        return (x["a"] ** 2).sum() + x["b"][0].sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    tensors = normal(4, 5, grad=True), normal(3, 5, grad=True)
+    found = torch.autograd.grad(compiled(*tensors), tensors)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*tensors), tensors))
+
+
 def test_vmap_and_func() -> None:
     y, r = normal(3, 4, 5), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
