@@ -17,8 +17,9 @@ import numpy as np
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
 from projgen.bind import Binding
 from projgen.dtypes import put
+from projgen.errors import quote
 from projgen.operands import check_radius, in_shards, is_dense
-from projgen.structure import Key, at, rebuilt
+from projgen.structure import Key, at, dotted, flat, rebuilt
 
 if TYPE_CHECKING:
     from projgen.calls import Taped
@@ -52,7 +53,7 @@ def vjp(
     from projgen import calls
 
     x, taped = calls.taped(projection, y, radius, named)
-    return x, _TreePullback(projection, taped)
+    return x, _TreePullback(projection, taped, frozenset(key for key, _ in flat(x)))
 
 
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
@@ -128,7 +129,7 @@ class _ChainPullback(Pullback):
     tape: Array | None
 
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
-        g, wrap = view(detached(gradient))
+        g, wrap = view(detached(_part(gradient, ())))
         _check_like(g, self.y, "y")
         result = np.empty_like(self.y)
         slopes = pull_back(
@@ -141,14 +142,21 @@ class _ChainPullback(Pullback):
 class _TreePullback(Pullback):
     projection: Projection
     taped: Taped
+    keys: frozenset[Key]  # of all arrays, those as well that passed unmatched
 
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
         call = self.taped
         gradients: dict[Any, Array] = {}
         wraps: dict[Any, Any] = {}
         for key, array in call.arrays.items():
-            gradients[key], wraps[key] = view(detached(at(gradient, key)))
+            gradients[key], wraps[key] = view(detached(_part(gradient, key)))
             _check_like(gradients[key], array, f"y {key!r}" if key else "y")
+        for key, _ in flat(gradient) if self.keys != {()} else ():
+            if key not in self.keys:
+                raise ValueError(
+                    f"the gradient has {quote(dotted(key))}, and y has no such array: it must have "
+                    "y's structure"
+                )
         results, slopes = pull_back_tree(self.projection, call, gradients)
         batch = call.bound.batch
         wrap = wraps[next(iter(results))]
@@ -177,6 +185,18 @@ def pull_back_tree(
     for key, result in results.items():
         put(result, pulled[key])
     return results, slopes
+
+
+def _part(gradient: Any, key: Key) -> Any:
+    """The gradient of one array."""
+    try:
+        found = at(gradient, key)
+    except ValueError:
+        found = None
+    if found is None:
+        lack = f"the gradient lacks {quote(dotted(key))}" if key else "there is no gradient"
+        raise ValueError(f"{lack}: it must have y's structure")
+    return found
 
 
 def _check_like(g: Array, y: Array, name: str) -> None:

@@ -361,6 +361,8 @@ def test_a_gradient_must_fit() -> None:
         pullback(normal(5, 4))
     with pytest.raises(ValueError, match=r"it has .* float32"):
         pullback(normal(4, 5, dtype="float32"))
+    with pytest.raises(ValueError, match="there is no gradient: it must have y's structure"):
+        pullback(None)
     with pytest.raises(TypeError, match="junk"):
         projgen.build("l1(linf)", exact=True).vjp(normal(4, 5), 1.0, junk=3)
     with pytest.raises(TypeError, match=r"use projgen.build\('l1\(linf\)'\)"):
@@ -491,8 +493,17 @@ def test_corners_of_trees() -> None:
         _, pullback = projgen.build("l1(a=l2, b=l2)").vjp(huge, 1e300)
         assert pullback.taped.tape is None  # type: ignore[attr-defined]
         assert np.isfinite(pullback(g)[1])
+        pullback = p.vjp(y, 1.0)[1]
         with pytest.raises(ValueError, match=r"must have the shape and dtype of y \('a',\)"):
-            p.vjp(y, 1.0)[1]({"a": normal(5, 4), "b": normal(3)})
+            pullback({"a": normal(5, 4), "b": normal(3)})
+        for short in (None, {}, {"b": g["b"]}, {"a": None, "b": g["b"]}):
+            with pytest.raises(ValueError, match="the gradient lacks 'a': it must have y's struct"):
+                pullback(short)
+        with pytest.raises(ValueError, match="the gradient has 'c', and y has no such array"):
+            pullback({**g, "c": g["a"]})
+        p = projgen.build('l1(linf @ "a")', unmatched="pass")
+        passed, _ = p.vjp(y, 1.0)[1](g)
+        assert passed["b"] is g["b"]
 
 
 # Memory: kernels in workspaces with guards

@@ -322,6 +322,10 @@ def test_radii_of_any_dtype() -> None:
         torch.testing.assert_close(x, pt.project(y, "l1(linf)", 1.0))
     with pytest.raises(TypeError, match="a radius is a number or a tensor, not '10%'"):
         pt.project(y, "l1(linf)", "10%")
+    for spec in ("l1(linf)", "simplex"):
+        for radius in (True, 1 + 2j, torch.tensor(True), torch.tensor(1 + 2j)):
+            with pytest.raises(TypeError, match="must be a number or an array of numbers, got"):
+                pt.project(y, spec, radius)
 
 
 def test_functions_of_functions_are_for_chains() -> None:
@@ -397,6 +401,66 @@ def test_a_radius_that_is_learned_and_one_that_moves_with_the_layer() -> None:
     pt.parametrize(fourth, "weight", "l1(linf)", 7.0)
     fourth.load_state_dict(third.state_dict())
     assert torch.equal(third.weight, fourth.weight)
+
+
+def test_a_radius_that_is_set_and_saved(tmp_path: Any) -> None:
+    for radius in (np.float32(0.5), 1, np.array([0.5] * 5), torch.tensor(0.5),
+                   torch.nn.Parameter(torch.tensor(0.5))):  # fmt: skip
+        spec = "l1(axis=1)" if np.ndim(radius) else "l1(linf)"
+        layer = torch.nn.Linear(6, 5)
+        own = pt.parametrize(layer, "weight", spec, radius)
+        kind = type(own.radius)
+        own.radius = np.float64(0.25)
+        assert type(own.radius) is kind
+        torch.save(layer.state_dict(), tmp_path / "x.pt")
+        other = torch.nn.Linear(6, 5)
+        pt.parametrize(other, "weight", spec, radius)
+        other.load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True))
+        assert torch.equal(other.weight, layer.weight)
+        assert np.all(np.asarray(projgen.build(spec).norm(other.weight.detach())) <= 0.2501)
+    own.radius = None
+    with pytest.raises(TypeError, match="a radius is missing"):
+        own(torch.ones(2, 3))
+    number = pt.Projected("l1(linf)", 0.5)
+    number.radius = torch.tensor(0.25)
+    assert "radius" in number.state_dict()
+    with pytest.raises(ValueError, match="at least 0"):
+        number.radius = -1
+    with pytest.raises(TypeError, match="got True"):
+        pt.Projected("l1(linf)", True)
+    with pytest.raises(TypeError, match=r"takes the arrays v in each call.* not for parametriz"):
+        pt.parametrize(torch.nn.Linear(6, 5), "weight", "l1(l1(w=v))", 1.0)
+
+
+def test_weights_and_labels_are_not_trained_and_not_shared() -> None:
+    y, w = normal(3, 4, grad=True), np.ones((3, 4))
+    labels = np.array([0, 1, 0, 1])
+    for spec, given in (
+        ("l1(l1(axis=1, w=v))", {"v": w}),
+        ("l1(l1(axis=1, groups=v))", {"v": labels}),
+    ):
+        expected = torch.autograd.grad(pt.project(y, spec, 1.0, **given).square().sum(), y)
+        loss = pt.project(y, spec, 1.0, **given).square().sum()
+        given["v"][...] = given["v"][..., ::-1] * 7
+        torch.testing.assert_close(torch.autograd.grad(loss, y), expected)
+    v = torch.ones(3, 4, requires_grad=True)
+    with pytest.raises(TypeError, match=r"give v\.detach\(\)"):
+        pt.project(y, "l1(l1(axis=1, w=v))", 1.0, v=v)
+    with torch.no_grad():
+        pt.project(y, "l1(l1(axis=1, w=v))", 1.0, v=v)
+
+
+def test_tensors_by_name() -> None:
+    a, b = normal(3, 4, grad=True), normal(2, 4, grad=True)
+    spec = "l1(a=linf(axis=1), b=l1(linf(axis=1), w=v))"
+    v = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    named = pt.project(None, spec, 1.0, a=a, b=b, v=v)
+    both = pt.project({"a": a, "b": b}, spec, 1.0, v=v)
+    assert named.keys() == both.keys()
+    assert all(torch.equal(named[key], both[key]) for key in both)
+    assert named["b"].requires_grad
+    with pytest.raises(TypeError, match="there is no array to project"):
+        pt.project(None, spec, 1.0, v=v)
 
 
 def test_errors_are_those_of_a_call() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import projgen
 from projgen import outcome
-from projgen.operands import in_shards
+from projgen.operands import check_radii, in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
 from projgen.torch.eager import is_transformed
@@ -27,29 +28,33 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
             structure of tensors.
         spec: a spec, or what `projgen.build` makes of one.
         radius: a number, or a tensor that broadcasts over the batch axes.
-        **arrays: the weights and labels that the spec names. They get no gradients.
+        **arrays: the weights and labels that the spec names, which get no gradients (what is not a
+            tensor is copied); and, in place of `y`, the tensors of a tree with named children.
 
     Returns:
         A new tensor, or a structure of them like `y`.
 
     Raises:
         SpecError, TypeError, ValueError: as a call of the projection does. TypeError for tensors
-            on a GPU, and for DTensors that require gradients.
+            on a GPU, and for DTensors, weights and labels that require gradients.
     """
     at: Radius
     if not torch.compiler.is_compiling() and in_shards(y, arrays):
         return _project_shards(y, spec, radius, arrays)
-    recipe, is_plain, counts, name = told(spec)
+    recipe, is_plain, counts, name, bound = told(spec)
+    if y is None:
+        y = {key: array for key, array in arrays.items() if key not in bound}
+        arrays = {key: array for key, array in arrays.items() if key in bound}
+        if not y:
+            raise TypeError("there is no array to project")
     if counts:
         at = 0.0
         if radius is not None:
             raise TypeError(f"{name} says how many groups are kept: it takes no radius")
     elif radius is None:
         raise TypeError("a radius is missing: the call is project(y, spec, radius)")
-    elif isinstance(radius, str):
-        raise TypeError(f"a radius is a number or a tensor, not {radius!r}")
     else:
-        at = radius
+        at = _checked(radius)
     if is_plain and not arrays and isinstance(y, Tensor):
         return project_array(y, at, recipe)
     leaves: list[Tensor] = []
@@ -59,10 +64,36 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
             f"torch.func goes through chains of l1, l2 and linf over one tensor, and {name} is "
             "another tree: use torch.autograd"
         )
-    given = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    given = {key: _given(key, array) for key, array in arrays.items()}
     told_all = joined(recipe, outline, [*given])
     results = project_leaves(leaves, [*given.values()], at, told_all)
     return rebuilt(y, {key: x for (key, _), x in zip(flat(y), results, strict=True)})
+
+
+def _checked(radius: Any) -> Radius:
+    """A radius of a kind that may be one. The projection looks at its values."""
+    if isinstance(radius, str):
+        raise TypeError(f"a radius is a number or a tensor, not {radius!r}")
+    if isinstance(radius, Tensor):
+        is_number = not (radius.is_complex() or radius.dtype == torch.bool)
+    else:
+        is_number = not isinstance(radius, (bool, complex))
+    if not is_number:
+        raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
+    own: Radius = radius.copy() if isinstance(radius, np.ndarray) else radius
+    return own
+
+
+def _given(name: str, array: Any) -> Tensor:
+    """Weights or labels as autograd keeps them: it sees whether tensors change, and not others."""
+    if not isinstance(array, Tensor):
+        own = array.copy() if isinstance(array, np.ndarray) else array
+        return torch.as_tensor(own).clone()
+    if array.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"weights and labels get no gradients, and {name!r} requires them: give {name}.detach()"
+        )
+    return array
 
 
 def _project_shards(y: Any, spec: str | Projection, radius: Any, arrays: dict[str, Any]) -> Any:
@@ -82,9 +113,13 @@ class Projected(torch.nn.Module):
 
     Attributes:
         projection: see `projgen.build`.
-        radius: a number, which may be set at any time and is saved with the module's state; or a
-            tensor, whose values may be set: a buffer, or if it is a `torch.nn.Parameter` one to be
-            learned. None where the spec has a count.
+        radius: a number, which is saved with the module's state; or a tensor: a buffer, or if it is
+            a `torch.nn.Parameter` one to be learned. It may be set at any time: a number that is
+            set where there is a tensor fills it. None where the spec has a count.
+
+    Raises:
+        SpecError, TypeError, ValueError: a spec with names of weights or labels, a radius that is
+            negative or no number.
     """
 
     radius: Radius | None
@@ -92,10 +127,36 @@ class Projected(torch.nn.Module):
     def __init__(self, spec: str | Projection, radius: Radius | None = None) -> None:
         super().__init__()
         self.projection = spec if isinstance(spec, Projection) else projgen.build(spec)
-        if isinstance(radius, Tensor) and not isinstance(radius, torch.nn.Parameter):
-            self.register_buffer("radius", radius)
-        else:
-            self.radius = radius
+        if names := self.projection.tree.bound_names:
+            raise TypeError(
+                f"{self.projection.spec} takes the arrays {', '.join(names)} in each call, and a "
+                "parametrization has none to give: weights (w=) and labels (groups=) by name are "
+                "not for parametrizations"
+            )
+        self.radius = radius
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "radius" and value is not None:
+            value = self._kept(value)
+            held = getattr(self, "radius", None)
+            if isinstance(held, Tensor) and not isinstance(value, Tensor):
+                with torch.no_grad():
+                    held.fill_(value)
+                return
+            if isinstance(value, Tensor) and not isinstance(held, Tensor):
+                self.__dict__.pop("radius", None)
+                if not isinstance(value, torch.nn.Parameter):
+                    self.register_buffer("radius", value)
+                    return
+        super().__setattr__(name, value)
+
+    def _kept(self, radius: Any) -> Radius:
+        """A radius as checkpoints take it: a float or a tensor."""
+        if isinstance(radius, Tensor):
+            return radius
+        if np.ndim(radius):
+            return torch.tensor(np.asarray(radius), dtype=torch.float64)
+        return float(check_radii(_checked(radius), (), self.projection.tree))
 
     def forward(self, y: Tensor) -> Tensor:
         x: Tensor = project(y, self.projection, self.radius)

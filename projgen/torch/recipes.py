@@ -29,16 +29,18 @@ def _constant(function: F) -> F:
 
 
 @_constant
-def told(spec: str | Projection) -> tuple[str, bool, bool, str]:
-    """A recipe; whether it is for one array, whether the spec has the radius; and the spec."""
+def told(spec: str | Projection) -> tuple[str, bool, bool, str, tuple[str, ...]]:
+    """A recipe; whether it is for one array, whether the spec has the radius; the spec, and the
+    names of weights and labels in it."""
     return _told(spec)
 
 
 @lru_cache(maxsize=1024)
-def _told(spec: str | Projection) -> tuple[str, bool, bool, str]:
+def _told(spec: str | Projection) -> tuple[str, bool, bool, str, tuple[str, ...]]:
     projection = spec if isinstance(spec, Projection) else projgen.build(spec)
     counts = projection.tree.root.k is not None
-    return recipe_of(projection), projection._is_plain, counts, projection.spec
+    names = projection.tree.bound_names
+    return recipe_of(projection), projection._is_plain, counts, projection.spec, names
 
 
 def recipe_of(projection: Projection) -> str:
