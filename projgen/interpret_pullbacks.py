@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.gradient_rules import Groups, kept, shared_out
+from projgen.gradient_rules import Groups, shared_out
 from projgen.interpret_trees import Walk, finite_entries, is_counted, spread
 from projgen.references import rule_of
 from projgen.structure import Key, Place, places
@@ -97,8 +97,8 @@ class _Pull(Walk):
 
             return slope, finish_leaf
         slopes, finishes, start = [], [], 0
-        buds = kept(rule, value, radius[..., None], budding[..., None], options.get("p"))
-        buds = np.broadcast_to(buds, a.shape)
+        # What would be left of a value that is 0: what it would get of a gradient of its own.
+        buds, _ = shared_out(rule, groups, (a == 0).astype(np.float64), budding)
         stops = []
         for child in place.children:
             stop = start + self.bound.arms_of(child)[0].dims(level)[-1]

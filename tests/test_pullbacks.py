@@ -321,6 +321,31 @@ def test_zeros_beside_others_in_a_tree() -> None:
     np.testing.assert_allclose(pulled["b"], 1 / np.linalg.norm(y["a"]))
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf", "lp(p=3, ", "lp(p=1.5, "])
+@pytest.mark.parametrize("backend", ["auto", "numpy"])
+def test_zeros_that_have_weights(norm: str, backend: Any) -> None:
+    """What would be left of a group of zeros depends on its weight. It is what is left of a small
+    one; of one that weighs nothing, all."""
+    start = norm if "(" in norm else f"{norm}("
+    q = np.array([1.0, 2.0, 0.0, 0.5])
+    y, g = np.zeros((4, 3)), np.abs(normal(4, 3))
+    y[0] = 3.0, 4.0, 1.0
+    with rehearsals():
+        p = projgen.build(f"{start}l2(axis=1), w=q)", backend=backend)
+        pulled, _ = p.vjp(y, 1.0, q=q)[1](g)
+        small = p(y + 1e-12 * g * (y == 0), 1.0, q=q) / 1e-12
+    np.testing.assert_allclose(pulled[1:], small[1:], atol=1e-4)
+
+
+def test_zeros_beside_others_of_another_weight() -> None:
+    y, g = {"a": np.array([3.0, 4.0]), "b": np.zeros(3)}, {"a": np.zeros(2), "b": np.ones(3)}
+    for backend in ("auto", "numpy"):
+        with rehearsals():
+            p = projgen.build("l2(a=l2, b=2.0*l2)", backend=backend)  # type: ignore[arg-type]
+            pulled, _ = p.vjp(y, 1.0)[1](g)
+        np.testing.assert_allclose(pulled["b"], 1 / 17)
+
+
 def test_equal_largest_values_share() -> None:
     y = np.array([[1.0, -1.0, 0.5], [0.2, 0.1, 0.3]])
     g = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])

@@ -133,11 +133,16 @@ class GroupPull:
             lifted = groups.each(rise[at]) * self._rule.lifted(groups)
             _write(out, at, np.where(real, signs * lifted, 0.0), add=True)
 
-    def buds(self, tape: Radii, budding: Radii | None) -> Radii:
-        """As that of a chain, by axis: of values along the last."""
+    def buds(
+        self, operands: Views, tape: Radii, budding: Radii | None, weights: Array | None
+    ) -> Radii:
+        """As that of a chain, by axis: of values along the last. Of `operands` y and x are read."""
         radius, value = self._of_groups(tape)
         own = np.where(radius > 0, 1.0, 0.0) if budding is None else budding.reshape(value.shape)
-        return kept(self._rule, value, radius, own, self._ball.p)[..., np.newaxis]
+        if weights is None:
+            return kept(self._rule, value, radius, own, self._ball.p)[..., np.newaxis]
+        groups, *_ = self._slab(operands, radius, value, weights, ())
+        return shared_out(self._rule, groups, (groups.a == 0).astype(np.float64), own)[0]
 
     def _slab(
         self, operands: Views, radius: Radii, value: Radii, weights: Array | None, at: Index

@@ -115,13 +115,15 @@ class JoinedPull:
         else:
             self._pull.end(state, rise)
 
-    def buds(self, tapes: list[Radii], budding: Radii | None) -> Radii:
+    def buds(
+        self, arrays: Views, tapes: list[Radii], budding: Radii | None, weights: Array | None
+    ) -> Radii:
         """Of each of its values that is 0, what part of it would be left if it grew."""
         if self._pull is None:
             return np.zeros(self._work.shape)
-        found = self._pull.buds(tapes[0], budding)
         if isinstance(self._pull, ChainPull):
-            return found.reshape(self._work.shape)
+            return self._pull.buds(tapes[0], budding).reshape(self._work.shape)
+        found = self._pull.buds(arrays, tapes[0], budding, weights)
         return np.broadcast_to(found, self._work.shape)
 
 
@@ -174,7 +176,7 @@ class TreePull:
         except IndexError:
             lane = PullLane(self._series)
         leaves = [Views(*own) for own in zip(ys, xs, gs, outs, strict=True)]
-        buds = self._buds(tape)
+        buds = self._buds(tape, given)
         # The lane has the addresses of these arrays, of which some may be copies, until its end.
         kept = self._begin_series(lane, leaves, tape, buds)
         pulls = self._pulls if kept is None else self._apart
@@ -248,13 +250,16 @@ class TreePull:
             at += layout.size
         return np.concatenate(found)
 
-    def _buds(self, tape: TreeTape) -> list[Radii | None]:
+    def _buds(self, tape: TreeTape, given: Weights) -> list[Radii | None]:
         """By part above the leaves, `JoinedPull.buds`; None where no value is 0."""
         found: list[Radii | None] = [None] * len(tape.values)
         for run, pull in self._pulls:
             if isinstance(pull, JoinedPull) and not tape.values[run.number].all():
                 own = None if run.parent is None else _at(found[run.parent], run.at)
-                found[run.number] = pull.buds(tape.parts[run.place], own)
+                values, shares = tape.values[run.number], tape.shares[run.number]
+                arrays = Views(values, shares, values, values)  # gradients are not asked for
+                weights = self._weights(run, given)
+                found[run.number] = pull.buds(arrays, tape.parts[run.place], own, weights)
         return found
 
     def _weights(self, run: Run, given: Weights) -> Array | None:
