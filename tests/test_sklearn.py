@@ -185,6 +185,21 @@ def test_no_intercept() -> None:
         assert np.all(np.asarray(model.intercept_) == 0)
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+def test_no_intercept_is_the_least_of_what_is_far_from_zero(standardize: bool) -> None:
+    """Features that are centred without an intercept would be fitted to another problem."""
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    X, y = classes()
+    X = X[:, :4] + 3
+    wide = {"radius": 1e4, "fit_intercept": False, "standardize": standardize, "tol": 1e-7}
+    model, other = linear(**wide).fit(X, y), LinearRegression(fit_intercept=False).fit(X, y)
+    np.testing.assert_allclose(model.predict(X), other.predict(X), atol=1e-4)
+    chances = logistic(**wide).fit(X, y).predict_proba(X)
+    other = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=5000).fit(X, y)
+    np.testing.assert_allclose(chances, other.predict_proba(X), atol=1e-3)
+
+
 # So many features
 
 

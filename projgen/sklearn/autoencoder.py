@@ -181,8 +181,7 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
                                 ) from None  # fmt: skip
         if find_spec("torch") is None:
             raise ImportError(
-                'ProjectedAutoencoderClassifier needs PyTorch: pip install "projgen[torch]"',
-                name="torch",
+                "ProjectedAutoencoderClassifier needs PyTorch: pip install torch", name="torch"
             )
         from projgen.sklearn.network import ACTIVATIONS, Training
 

@@ -68,7 +68,10 @@ class ProjectedLinear(FeatureSelection):
             if self.radius is not None or wanted is not None:
                 raise ValueError(f"{projection.spec} says itself how many groups are kept: it "
                                  "takes radius=None, and no n_features_to_select")  # fmt: skip
-        elif wanted is None and self.radius != math.inf:
+        elif wanted is None and not (isinstance(self.radius, Real) and self.radius == math.inf):
+            if isinstance(self.radius, str):
+                raise TypeError(f"radius is a number, not {self.radius!r}: coefficients start at "
+                                "0, and have no norm to take a part of; try 0.5 to 10")  # fmt: skip
             require_number("radius", self.radius, above=True)
         return projection
 
@@ -94,7 +97,10 @@ class ProjectedLinear(FeatureSelection):
         """Fit the coefficients, on features that are scaled: (outputs, features) and intercepts, in
         the units of `X`."""
         projection, wanted = self._checked(outputs, X.shape[1]), self._wanted(X.shape[1])
-        self.scaler_ = StandardScaler().fit(X, sample_weight=weights) if self.standardize else None
+        self.scaler_ = None
+        if self.standardize:  # what is centred has an intercept
+            scaler = StandardScaler(with_mean=bool(self.fit_intercept))
+            self.scaler_ = scaler.fit(X, sample_weight=weights)
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
         shares = (weights / weights.sum()).astype(x.dtype)
@@ -109,18 +115,24 @@ class ProjectedLinear(FeatureSelection):
             self.n_iter_ = search.steps
         self.support_ = (model.weight != 0).any(axis=0)
         self.feature_importances_ = lengths(model.weight)
-        self._warn(model, wanted)
+        self._warn(model, wanted, projection.tree.root.k is not None)
         if self.scaler_ is None:
             return model.weight, model.intercept
         weight = model.weight / self.scaler_.scale_.astype(x.dtype)
-        shift = self.scaler_.mean_ if self.fit_intercept else np.zeros(X.shape[1])
-        return weight, model.intercept - weight @ shift.astype(x.dtype)
+        if not self.fit_intercept:
+            return weight, model.intercept
+        return weight, model.intercept - weight @ self.scaler_.mean_.astype(x.dtype)
 
-    def _warn(self, model: Model, wanted: int | None) -> None:
+    def _warn(self, model: Model, wanted: int | None, counts: bool) -> None:
         if not model.settled:
+            help_ = "take more" if self.standardize else "take more, or standardize=True"
+            if counts:
+                help_ = (
+                    "l0 bounds how many features there are, and not their coefficients, which may "
+                    "grow without end; n_features_to_select bounds both"
+                )
             warnings.warn(
-                f"max_iter={self.max_iter} steps did not reach tol={self.tol}: take more, or scale "
-                "the features (standardize=True)",
+                f"max_iter={self.max_iter} steps did not reach tol={self.tol}: {help_}",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -160,7 +172,8 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
             (0, 1]. The radius is searched for then, and `radius` is not used.
         standardize: whether features are brought to mean 0 and variance 1 first, as the ball treats
             them all alike. `coef_` is in the units of `X` nevertheless.
-        fit_intercept: whether there is an intercept, which the ball has no part in.
+        fit_intercept: whether there is an intercept, which the ball has no part in. If not,
+            features keep their mean.
         max_iter: the most steps, for one radius.
         tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
         class_weight: weights of classes: a dict, ``"balanced"`` or None.
@@ -274,7 +287,8 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
             (0, 1]. The radius is searched for then, and `radius` is not used.
         standardize: whether features and outputs are brought to mean 0 and variance 1 first, as
             the ball treats them all alike. `coef_` is in the units of `X` and `y` nevertheless.
-        fit_intercept: whether there is an intercept, which the ball has no part in.
+        fit_intercept: whether there is an intercept, which the ball has no part in. If not,
+            features and outputs keep their mean.
         max_iter: the most steps, for one radius.
         tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
 

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from projgen.api import build
+from projgen.api import remembered
 from projgen.arms import bind_arm
 from projgen.errors import SpecError
 from projgen.projection import Projection
@@ -44,7 +44,7 @@ def read_projection(spec: Any, shape: tuple[int, int]) -> Projection:
     if not isinstance(spec, (str, NormTree, Projection)):
         raise TypeError(f"spec is a spec, such as 'l1(linf(axis=0))', or what projgen.build made "
                         f"of one; got {type(spec).__name__}")  # fmt: skip
-    projection = spec if isinstance(spec, Projection) else build(spec)
+    projection = spec if isinstance(spec, Projection) else remembered(spec, False)
     nodes = projection.tree.levels
     if any(node.is_branch for node in nodes):
         raise SpecError(
