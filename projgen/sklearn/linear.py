@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,6 @@ from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -26,6 +26,7 @@ from projgen.sklearn.selection import (
     read_projection,
     require_count,
     require_number,
+    weights_of_classes,
 )
 
 Array = NDArray[Any]
@@ -103,9 +104,13 @@ class ProjectedLinear(FeatureSelection):
             self.scaler_ = scaler.fit(X, sample_weight=weights)
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
+        weights = weights / weights.max()  # whose sum then is in range
         shares = (weights / weights.sum()).astype(x.dtype)
         task = Task(x, shares, slopes, bend, bool(self.fit_intercept), self.tol, self.max_iter)
         start = Model(np.zeros((outputs, X.shape[1]), x.dtype), np.zeros(outputs, x.dtype))
+        if not self.standardize:  # in the units of the data
+            steepest = float(np.abs(task.gradient(start.weight, start.intercept)[0]).max())
+            task = replace(task, tol=self.tol * steepest)
         if wanted is None:
             model = task.solve(projection, self.radius, start, task.curvature())
             self.radius_, self.n_iter_ = self.radius, model.steps
@@ -175,7 +180,8 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
         fit_intercept: whether there is an intercept, which the ball has no part in. If not,
             features keep their mean.
         max_iter: the most steps, for one radius.
-        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
+        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger; if
+            not `standardize`, than this part of the largest at coefficients of 0.
         class_weight: weights of classes: a dict, ``"balanced"`` or None.
 
     Attributes:
@@ -234,7 +240,7 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
         if len(classes) < 2:
             raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
         self.classes_ = classes
-        own = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        own = weights_of_classes(self.class_weight, self.classes_, y)
         weights = weights * own[codes]
         if len(self.classes_) == 2:
             ones = codes[:, None].astype(X.dtype)
@@ -290,7 +296,8 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
         fit_intercept: whether there is an intercept, which the ball has no part in. If not,
             features and outputs keep their mean.
         max_iter: the most steps, for one radius.
-        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
+        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger; if
+            not `standardize`, than this part of the largest at coefficients of 0.
 
     Attributes:
         coef_, intercept_: of shape (outputs, features) and (outputs,), or for `y` of one dimension
@@ -313,6 +320,9 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
         X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=True, y_numeric=True)
         X, y, weights = _counted(X, y, sample_weight)
         outputs = (y[:, None] if y.ndim == 1 else y).astype(X.dtype)
+        with np.errstate(over="ignore"):
+            if not np.all(np.isfinite(np.square(outputs))):
+                raise ValueError(f"squares of y leave the range of {X.dtype}: scale it down first")
         size, shift = np.ones(outputs.shape[1], X.dtype), np.zeros(outputs.shape[1], X.dtype)
         if self.standardize:
             scaler = StandardScaler(with_mean=self.fit_intercept)
