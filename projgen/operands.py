@@ -53,7 +53,9 @@ def check_radii(radius: Any, batch: tuple[int, ...], what: object) -> float | Ar
     if type(radius) is not float:
         given = np.asarray(radius)
         if given.dtype.kind not in "fiu":
-            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
+            percent = isinstance(radius, str) and radius.endswith("%")
+            hint = ": a tenth of y's norm is 0.1 * p.norm(y)" if percent else ""
+            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}{hint}")
         if given.ndim:
             try:
                 radii = np.broadcast_to(given.astype(np.float64, copy=False), batch)

@@ -1,6 +1,6 @@
 """The papers' supervised autoencoder with double descent, on made data and on gene expression.
 
-    pip install "projgen[sklearn,torch,plot]" h5py
+    pip install -e ".[sklearn,torch,plot]" h5py
     pip install --no-deps scanpy islp
     python examples/double_descent
 
