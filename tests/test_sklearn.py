@@ -556,9 +556,9 @@ def test_what_it_imports() -> None:
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = classes()
     monkeypatch.setattr("projgen.sklearn.autoencoder.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs PyTorch: pip install torch'):
+    with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch"):
         autoencoder().fit(X, y)
     monkeypatch.delitem(sys.modules, "projgen.sklearn")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install scikit-learn'):
+    with pytest.raises(ImportError, match=r"needs scikit-learn: pip install scikit-learn"):
         importlib.import_module("projgen.sklearn")
