@@ -85,10 +85,10 @@ class Group:
         weight_strides: tuple[int, ...] | None,
         labels: Array | None,
         threads: int,
+        weight_dtype: str = "float64",
     ) -> None:
-        self._call = GroupCall(
-            ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
-        )
+        ways = strides, axes, out_strides, weight_strides, labels
+        self._call = GroupCall(ball, dtype, shape, *ways, threads, weight_dtype)
         self.orderly = True
 
     @property
