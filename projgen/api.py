@@ -82,12 +82,18 @@ def project(
         SpecError, TypeError, ValueError, ImportError, RuntimeError: as `build` and the call of a
             `Projection`.
     """
-    p = _remembered(spec, exact)
+    if not isinstance(spec, (str, NormTree)):
+        raise TypeError(
+            f"a spec is a str such as 'l1(linf(axis=1))', not {type(spec).__name__}: the call is "
+            "project(y, spec, radius)"
+        )
+    p = remembered(spec, exact)
     return p(y, radius, out=out, return_info=return_info, **arrays)
 
 
 @lru_cache(maxsize=128)
-def _remembered(spec: str | NormTree, exact: bool) -> Projection:
+def remembered(spec: str | NormTree, exact: bool) -> Projection:
+    """What `build` makes of these, made once: it has its kernels ready after its first call."""
     return build(spec, exact=exact)
 
 

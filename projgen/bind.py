@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from projgen.check import parse_tree
 from projgen.errors import Span, SpecError
@@ -78,6 +79,19 @@ def bind(tree: NormTree, rank: int, shape: tuple[int, ...] | None = None) -> Bin
     shares = iter([*((axis,) for axis in free[:last]), tuple(free[last:])] if unnamed else [])
     batch = () if unnamed else tuple(free)
     return Binding(tree, rank, _level(tree.root, rank, shares), batch)
+
+
+def bind_shape(tree: NormTree, shape: tuple[int, ...]) -> Binding:
+    """`bind` for an array of this shape; of each rank the binding is remembered."""
+    try:
+        return _remembered(tree, len(shape))
+    except ValueError:
+        return bind(tree, len(shape), shape)  # again, for a message that shows the shape
+
+
+@lru_cache(maxsize=1024)
+def _remembered(tree: NormTree, rank: int) -> Binding:
+    return bind(tree, rank)
 
 
 def _level(node: Node, rank: int, shares: Iterator[tuple[int, ...]]) -> Level:

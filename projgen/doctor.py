@@ -105,7 +105,7 @@ def _gpu() -> Iterator[Finding]:
     known = nvrtc.architectures()
     yield Finding("nvrtc", f"{nvrtc.version()}, compiles for {known[0]} to {known[-1]}")
     if not tuple(nvrtc.include_paths()):
-        hint = 'float16 on a GPU: pip install "projgen[cuda13]" (or [cuda12])'
+        hint = "float16 on a GPU: pip install nvidia-cuda-runtime"
         yield Finding("nvrtc", f"no cuda_fp16.h, which it needs for {hint}", "note")
 
 

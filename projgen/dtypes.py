@@ -29,7 +29,7 @@ def bfloat16() -> Any:
         return np.dtype(import_module("ml_dtypes").bfloat16)
     except ImportError:
         raise ImportError(
-            'bfloat16 on the CPU needs the ml_dtypes package: pip install "projgen[bfloat16]"'
+            "bfloat16 on the CPU needs the ml_dtypes package: pip install ml_dtypes"
         ) from None
 
 

@@ -284,7 +284,7 @@ def _safetensors() -> Any:
         return import_module("safetensors")
     except ImportError:
         raise ImportError(
-            'files of .safetensors need the safetensors package: pip install "projgen[safetensors]"'
+            "files of .safetensors need the safetensors package: pip install safetensors"
         ) from None
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array, address
+from projgen.arrays import Array, address, span
 from projgen.bind import Binding
-from projgen.structure import flat
+from projgen.structure import Key, dotted, flat
 
 if TYPE_CHECKING:
     from projgen.plan import Plan
@@ -52,7 +53,9 @@ def check_radii(radius: Any, batch: tuple[int, ...], what: object) -> float | Ar
     if type(radius) is not float:
         given = np.asarray(radius)
         if given.dtype.kind not in "fiu":
-            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}")
+            percent = isinstance(radius, str) and radius.endswith("%")
+            hint = ": a tenth of y's norm is 0.1 * p.norm(y)" if percent else ""
+            raise TypeError(f"radius must be a number or an array of numbers, got {radius!r}{hint}")
         if given.ndim:
             try:
                 radii = np.broadcast_to(given.astype(np.float64, copy=False), batch)
@@ -82,6 +85,38 @@ def check_out(y: Array, out: Array) -> None:
         raise ValueError("out has elements that share memory: it is a broadcast or sliding view")
     if not same_memory(y, out) and overlap(y, out):
         raise ValueError("out overlaps y without being y: pass out=y for in place, or a new array")
+
+
+def check_apart(
+    keys: Sequence[Key],
+    arrays: Sequence[Array],
+    targets: Sequence[Array],
+    spans: list[tuple[int, int]] | None = None,
+) -> None:
+    """A ValueError if a result of one call would be written to where another of its arrays is.
+
+    `spans` are where the targets begin and end, and the arrays that are not their own targets, if
+    that is known.
+    """
+    if spans is None:
+        spans = [span(target) for target in targets]
+        pairs = zip(arrays, targets, strict=True)
+        spans += [span(own) for own, target in pairs if not same_memory(own, target)]
+    spans.sort()
+    if all(stop <= start for (_, stop), (start, _) in pairwise(spans)):
+        return  # nothing is near anything else
+    for key, own, target in zip(keys, arrays, targets, strict=True):
+        if not same_memory(own, target):
+            check_out(own, target)
+        for other, array in zip(keys, arrays, strict=True):
+            if other != key and overlap(array, target):
+                raise ValueError(
+                    f"out {dotted(key)} shares memory with y {dotted(other)}: the result of one "
+                    "array would be written over another"
+                )
+        for other, second in zip(keys, targets, strict=True):
+            if other != key and overlap(second, target):
+                raise ValueError(f"out {dotted(key)} and out {dotted(other)} share memory")
 
 
 def overlap(y: Array, out: Array) -> bool:

@@ -129,8 +129,9 @@ class GroupSweep(Sweep):
 
     @property
     def traffic(self) -> tuple[int, int]:
-        weighted = self.walk.kernel.ball.weighted
-        own = self.array_bytes + weighted * math.prod(self.shape) * VALUE_BYTES
+        kernel = self.walk.kernel
+        weights = math.prod(self.shape) * ITEMSIZE[kernel.weight_dtype]
+        own = self.array_bytes + kernel.ball.weighted * weights
         values = self.groups * VALUE_BYTES
         return 2 * own + values, self.array_bytes + values
 

@@ -37,7 +37,7 @@ def matplotlib(module: str = "") -> Any:
     try:
         return import_module(f"matplotlib.{module}" if module else "matplotlib")
     except ImportError:
-        raise ImportError('pictures need Matplotlib: pip install "projgen[plot]"') from None
+        raise ImportError("pictures need Matplotlib: pip install matplotlib") from None
 
 
 def check_target(target: FilePath) -> None:

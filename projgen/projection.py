@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from projgen.arrays import address, check_dtype, detached, on_gpu, view, writable_view, written
-from projgen.bind import Binding, bind
+from projgen.bind import Binding, bind, bind_shape
 from projgen.check import parse_tree
 from projgen.dtypes import put
 from projgen.exact import exact_tree, is_joint
@@ -334,10 +333,7 @@ class Projection:
         return project
 
     def _bind(self, y: Array) -> Binding:
-        try:
-            return _bind(self._walked, y.ndim)
-        except ValueError:
-            return bind(self._walked, y.ndim, y.shape)  # again, for a message that shows the shape
+        return bind_shape(self._walked, y.shape)
 
     def _project(self, binding: Binding, y: Array, out: Array, radii: float | Array) -> None:
         if self._backend == "numpy":
@@ -396,11 +392,6 @@ def _rebuild(
 ) -> Projection:
     own = backend, threads, check_finite, unmatched, exact, warm_start
     return Projection(parse_tree(spec), *own)
-
-
-@lru_cache(maxsize=1024)
-def _bind(tree: NormTree, rank: int) -> Binding:
-    return bind(tree, rank)
 
 
 __all__ = ["Backend", "Projection", "Unmatched"]

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from projgen.arrays import Array, Wrap, address, addresses, span
 from projgen.on_host import OnHost
-from projgen.operands import check_out, overlap, same_memory
+from projgen.operands import check_apart, same_memory
 from projgen.shapes import require_gpu
-from projgen.structure import Key, Place, at, dotted, match, unfold
+from projgen.structure import Key, Place, at, match, unfold
 from projgen.trees import BoundTree, bind_tree
 from projgen.weights import Given, check_weights, read_given
 
@@ -208,22 +207,7 @@ def _check_apart(
         for array, start, (low, high), target, out_start in pairs:
             if start != out_start or array.strides != target.strides:
                 spans.append((start + low, start + high))
-    spans.sort()
-    if all(stop <= start for (_, stop), (start, _) in pairwise(spans)):
-        return  # nothing is near anything else
-    keys = [leaf.key for leaf in place.arms]
-    for key, own, target in zip(keys, arrays, targets, strict=True):
-        if not same_memory(own, target):
-            check_out(own, target)
-        for other, array in zip(keys, arrays, strict=True):
-            if other != key and overlap(array, target):
-                raise ValueError(
-                    f"out {dotted(key)} shares memory with y {dotted(other)}: the result of one "
-                    "array would be written over another"
-                )
-        for other, second in zip(keys, targets, strict=True):
-            if other != key and overlap(second, target):
-                raise ValueError(f"out {dotted(key)} and out {dotted(other)} share memory")
+    check_apart([leaf.key for leaf in place.arms], arrays, targets, spans)
 
 
 class _Naming:

@@ -26,7 +26,7 @@ from projgen.pieces import Piece, pieces
 from projgen.shapes import Outline, outline_of, require_gpu
 from projgen.terminal import format_bytes, format_count, format_shape
 from projgen.tree import NormTree
-from projgen.weights import is_weighted, level_weights
+from projgen.weights import is_weighted, leaf_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +199,7 @@ class Planner:
         if self.order == "F":
             strides = c_strides(arm.shape[::-1])[::-1]
         nonneg = any(node.nonneg for node in arm.arm.nodes)
-        own = self._weight_strides(part) if is_weighted(part.last) else None
+        own, form = self._weight_form(part) if is_weighted(part.last) else (None, "float64")
         for piece in pieces(arm):
             steps = piece.strides(strides)
             out_steps = None if self.in_place else steps
@@ -213,7 +213,8 @@ class Planner:
                 yield self.chain(binding, piece.shape, dtype, steps, out_steps, groups, nonneg)
                 continue
             weight_steps = None if own is None else piece.strides(own)
-            yield self._group(part, piece, axes[0], dtype, steps, out_steps, weight_steps, groups)
+            ways = steps, out_steps, weight_steps, form
+            yield self._group(part, piece, axes[0], dtype, *ways, groups)
 
     def _group(
         self,
@@ -224,28 +225,27 @@ class Planner:
         steps: tuple[int, ...],
         out_steps: tuple[int, ...] | None,
         weight_steps: tuple[int, ...] | None,
+        weight_dtype: str,
         groups: int,
     ) -> Sweep:
         assert part.arm is not None
         nonneg = any(node.nonneg for node in part.arm.arm.nodes)
         name = part.last.node.groups
         labels = None if name is None else self.outline.labels[name]
-        walk = walk_groups(
-            ball_of(part, nonneg), dtype, piece.shape, steps, axes, out_steps, weight_steps, labels
-        )
+        ways = steps, axes, out_steps, weight_steps, labels, weight_dtype
+        walk = walk_groups(ball_of(part, nonneg), dtype, piece.shape, *ways)
         if labels is not None:
             groups *= int(labels.max(initial=-1)) + 1
         return GroupSweep(piece.shape, dtype, groups, walk)
 
-    def _weight_strides(self, part: Part) -> tuple[int, ...]:
-        """In elements: of the weights that are given, else of C order."""
+    def _weight_form(self, part: Part) -> tuple[tuple[int, ...], str]:
+        """Strides, in elements, and dtype of weights that are given; else of float64 in C order."""
         arm, name = part.arm, part.last.node.weights
         assert arm is not None
         if name not in self.given:
-            return c_strides(arm.shape)
-        bound, level = self.outline.bound, part.levels[-1]
-        weights = level_weights(bound, part.last, level, self.given)
-        return tuple(stride // weights.itemsize for stride in weights.strides)
+            return c_strides(arm.shape), "float64"
+        weights = leaf_weights(self.outline.bound, part.last, self.given)
+        return tuple(stride // weights.itemsize for stride in weights.strides), weights.dtype.name
 
     def _joined(self, part: Part) -> tuple[int, ...]:
         bound, level = self.outline.bound, part.levels[-1]

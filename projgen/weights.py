@@ -19,7 +19,10 @@ from projgen.trees import BoundArm, BoundTree
 
 Array = NDArray[Any]
 
-_INFINITE = np.array(np.inf).view(np.uint64)
+_INFINITE = {
+    np.dtype(f"float{bits}"): np.array(np.inf, f"float{bits}").view(f"uint{bits}")
+    for bits in (32, 64)
+}  # its bits
 
 
 class _Labels:
@@ -41,7 +44,8 @@ class _Labels:
 class Given:
     """What a call binds to the names of a spec: weights as they came, and checked labels.
 
-    Calls of one ``signature`` have weights of the same shapes, and the same labels.
+    Calls of one ``signature`` have weights of the same shapes, read in the same type, and the same
+    labels.
     """
 
     arrays: Mapping[str, Any]
@@ -86,11 +90,16 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
     check_names(tree, given)
     labels = read_labels(tree, given)
     shapes = tuple(
-        (name, tuple((key, np.shape(detached(array))) for key, array in flat(given[name])))
+        (name, tuple((key, *_form(array)) for key, array in flat(given[name])))
         for name in given
         if name not in labels
     )
     return Given(given, labels, shapes)
+
+
+def _form(weights: Any) -> tuple[tuple[int, ...], Hashable]:
+    """Their shape, and dtype: a leaf's kernel reads float32 ones as they are."""
+    return np.shape(detached(weights)), getattr(weights, "dtype", None)
 
 
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
@@ -171,7 +180,7 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
     node, name = place.node, place.node.weights
     arm = bound.arms_of(place)[0]
     if not place.children:
-        return _fitted(_given(name, given), arm.shape, name)
+        return np.asarray(leaf_weights(bound, place, given), np.float64)
     if not node.is_branch:
         return _ordered(_given(name, given), arm, level, name)
     *outer, _ = arm.dims(level)
@@ -186,6 +195,12 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
             part = part * (_ordered(own, arms[0], level, name) if one else _fitted(own, dims, name))
         parts.append(part)
     return np.concatenate(parts, axis=-1)
+
+
+def leaf_weights(bound: BoundTree, place: Place, given: Mapping[str, Any]) -> Array:
+    """The same of a leaf, but float32 weights are left as they are, for kernels to read."""
+    name = place.node.weights
+    return _fitted(_given(name, given), bound.arms_of(place)[0].shape, name, single=True)
 
 
 def _given(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
@@ -217,11 +232,14 @@ def _ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array
     return np.ascontiguousarray(fitted.transpose(order).reshape(dims))
 
 
-def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
+def _fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool = False) -> Array:
+    """Checked weights, broadcast to `shape`: float64, or if `single` float32 where they are."""
     array = view(detached(weights))[0]
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
-    fitted = np.asarray(array, np.float64, order="C")
+    dtype = np.float32 if single and array.dtype == np.float32 else np.float64
+    fitted = np.asarray(array, dtype, order="C")
+    fitted = fitted if fitted.flags.aligned else fitted.copy()
     try:
         fitted = fitted if fitted.shape == shape else np.broadcast_to(fitted, shape)
     except ValueError:
@@ -236,6 +254,7 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None) -> Array:
 
 def _are_weights(array: Array) -> bool:
     """Whether numbers are finite, and 0 or above."""
-    if array.dtype == np.float64 and array.view(np.uint64).max() < _INFINITE:
+    infinite = _INFINITE.get(array.dtype)
+    if infinite is not None and array.view(infinite.dtype).max() < infinite:
         return True  # one look at their bits: those of negative ones and NaN are above infinity's
     return bool(array.min() >= 0 and np.isfinite(array.max()))  # NaN is in both

@@ -34,14 +34,23 @@ def test_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         torch.set_num_threads(1)  # small models: more would wait for each other
         request.addfinalizer(lambda: torch.set_num_threads(threads))
         request.addfinalizer(read_recipe.cache_clear)  # of kernels that run as Python
-    api._remembered.cache_clear()
-    request.addfinalizer(api._remembered.cache_clear)
+    api.remembered.cache_clear()
+    request.addfinalizer(api.remembered.cache_clear)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("PROJGEN_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     with rehearsals():
         run_page(page)
+
+
+def test_nobody_is_sent_to_the_package_index_for_it() -> None:
+    """The name belongs to another project there."""
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.py")]
+    texts += [*Path(projgen.__file__).parent.rglob("*.py")]
+    for file in texts:
+        found = re.search(r"install [\"']?projgen\b", file.read_text(encoding="utf-8"))
+        assert found is None, f"{file}: {found}"
 
 
 PYTHON, SHOWN = "```python\nprint(0.5, 'm')\n```\n", "```text\n{}\n```\n"

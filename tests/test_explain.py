@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -166,10 +167,10 @@ def test_progress_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None
     stream = FakeTerminal()
     monkeypatch.setattr("sys.stderr", stream)
     with pytest.raises(KeyboardInterrupt), progress("compiling"):
-        while "0.1 s" not in stream.getvalue():
+        while " s" not in stream.getvalue():
             np.ones(1)
         raise KeyboardInterrupt
-    assert stream.getvalue().startswith("\rcompiling … 0.1 s")
+    assert re.match(r"\rcompiling … \d+\.\d s", stream.getvalue())
     assert stream.getvalue().endswith("\r\x1b[K")
 
 

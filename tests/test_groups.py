@@ -51,7 +51,8 @@ class Groups:
         self.y, self.out, self.weights = y, out, weights
         ways = [None if a is None else elements(a) for a in (out, weights)]
         shape = y.shape, elements(y)
-        self.call = GroupCall(ball, y.dtype.name, *shape, axes, *ways, labels, threads)
+        form = "float64" if weights is None else weights.dtype.name
+        self.call = GroupCall(ball, y.dtype.name, *shape, axes, *ways, labels, threads, form)
         self.own = 0 if weights is None else weights.ctypes.data
 
     def norms(self) -> Any:
@@ -76,7 +77,7 @@ def expected(
     a = signed if ball.norm == "simplex" else np.abs(signed)
     options: dict[str, Any] = {} if ball.p is None else {"p": ball.p}
     if weights is not None:
-        options["weights"] = weights
+        options["weights"] = weights.astype(np.float64)
     reference = REFERENCES[ball.norm]
     values = reference.norm(a, axes, **options)
     radii = np.floor(values * part) if ball.norm == "l0" else values * part
@@ -113,6 +114,7 @@ def problems(draw: st.DrawFn) -> tuple[Ball, Array, tuple[int, ...], Array | Non
     weights = None
     if ball.weighted:
         weights = np.abs(rng.standard_normal(shape)).round(draw(st.integers(0, 1)))
+        weights = weights.astype(draw(st.sampled_from(["float64", "float32"])))
         if draw(st.booleans()):
             weights = np.broadcast_to(weights[:1], shape)
     return ball, y, axes, weights
@@ -223,6 +225,23 @@ def test_weights_whose_squares_have_no_room_together(norm: str) -> None:
                 assert np.all(found <= radii * (1 + 1e-9))
                 compared += 1
     assert compared == 20
+
+
+@pytest.mark.parametrize("part", [1e-7, 1e-3, 0.1, 0.6, 0.999])
+@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e-28, 1e22])
+def test_searches_in_float32_are_as_near(part: float, scale: float) -> None:
+    rng = np.random.default_rng(5)
+    y = np.float32(rng.standard_normal((4, 700)).round(2) * scale)
+    for decades in (0.3, 6, 18):
+        w = np.float32(10 ** rng.uniform(-decades, decades, y.shape))
+        w[0, ::3] = 0
+        _, radii, reference = expected(Ball("l1", weighted=True), y, (1,), part, w)
+        with rehearsals(), np.errstate(over="ignore", under="ignore"):
+            groups = Groups(Ball("l1", weighted=True), y, (1,), w, np.empty_like(y))
+            x = groups.project(radii.reshape(-1))
+        assert_near(x, reference, y)
+        lengths = (w.astype(np.float64) * np.abs(x)).sum(1, keepdims=True)
+        assert np.all(lengths <= radii * (1 + 1e-6))
 
 
 @pytest.mark.parametrize("ball", [Ball("l1", weighted=True), Ball("l1"), Ball("simplex")], ids=repr)

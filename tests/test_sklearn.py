@@ -185,6 +185,35 @@ def test_no_intercept() -> None:
         assert np.all(np.asarray(model.intercept_) == 0)
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+def test_no_intercept_is_the_least_of_what_is_far_from_zero(standardize: bool) -> None:
+    """Features that are centred without an intercept would be fitted to another problem."""
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    X, y = classes()
+    X = X[:, :4] + 3
+    wide = {"radius": 1e4, "fit_intercept": False, "standardize": standardize, "tol": 1e-7}
+    model, other = linear(**wide).fit(X, y), LinearRegression(fit_intercept=False).fit(X, y)
+    np.testing.assert_allclose(model.predict(X), other.predict(X), atol=1e-4)
+    chances = logistic(**wide).fit(X, y).predict_proba(X)
+    other = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=5000).fit(X, y)
+    np.testing.assert_allclose(chances, other.predict_proba(X), atol=1e-3)
+
+
+def test_the_units_of_the_data_do_not_decide_where_it_ends() -> None:
+    X, y = classes()
+    X, scores = X + 1, X[:, :4].sum(axis=1)
+    plain = linear(radius=2.0, standardize=False).fit(X, scores)
+    small = linear(radius=2e-8, standardize=False).fit(X, 1e-8 * scores)
+    np.testing.assert_allclose(1e8 * small.coef_, plain.coef_, atol=1e-6)
+    with pytest.raises(ValueError, match="squares of y leave the range"):
+        linear().fit(X, 1e200 * scores)
+    with pytest.raises(ValueError, match="squares of the features leave the range"):
+        logistic(standardize=False).fit(1e200 * X, y)
+    with pytest.raises(ValueError, match="class_weight has weights of at least 0"):
+        logistic(class_weight={0: -1.0, 1: 1.0}).fit(X, y)
+
+
 # So many features
 
 
@@ -527,9 +556,9 @@ def test_what_it_imports() -> None:
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = classes()
     monkeypatch.setattr("projgen.sklearn.autoencoder.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs PyTorch: pip install "projgen\[torch\]"'):
+    with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch"):
         autoencoder().fit(X, y)
     monkeypatch.delitem(sys.modules, "projgen.sklearn")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "projgen\[sklearn\]"'):
+    with pytest.raises(ImportError, match=r"needs scikit-learn: pip install scikit-learn"):
         importlib.import_module("projgen.sklearn")

@@ -56,7 +56,7 @@ def test_bits_do_not_depend_on_threads(spec: str, shape: tuple[int, ...]) -> Non
     assert_projected(spec, y, radius, alone)
     for threads in (2, 7):
         p = projgen.build(spec, threads=threads)
-        for _ in range(20):
+        for _ in range(8):
             assert bits(p(y, radius)) == bits(alone)
             assert np.array_equal(p.norm(y), projgen.build(spec, threads=1).norm(y))
 

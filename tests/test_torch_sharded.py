@@ -43,7 +43,7 @@ from torch.distributed.tensor import (  # noqa: E402
     distribute_tensor,
 )
 
-from projgen.torch.sharded import wire  # noqa: E402
+from projgen.torch.sharded import calls, operand, wire  # noqa: E402
 from projgen.torch.sharded.layout import Sharding, find_seam  # noqa: E402
 
 WORLDS = (4, 2)
@@ -250,9 +250,9 @@ def what_crosses_the_network(world: Any) -> None:
         patch.object(wire, "_gather_single", counting(wire._gather_single, 1)),
     ):
         for spec, placements, wanted in (
-            (ROWS, [S[0]], [word, 16]),  # the rows of this rank
-            (ROWS, [S[1]], [word, 64]),  # all rows, of which this rank has a part
-            ("l1(l2(axis=0))", [S[0]], [word, 40]),
+            (ROWS, [S[0]], [word, 16, word]),  # the rows of this rank
+            (ROWS, [S[1]], [word, 64, word]),  # all rows, of which this rank has a part
+            ("l1(l2(axis=0))", [S[0]], [word, 40, word]),
             ("l1(axis=1)", [S[0]], [word]),
             ("linf(l1)", [S[0]], [word, 1]),
             ("l2", [S[0]], [word, 1]),
@@ -262,7 +262,7 @@ def what_crosses_the_network(world: Any) -> None:
             assert sent == wanted, (spec, sent)
         sent.clear()
         projgen.build("l1(l1(axis=0))")(placed(y, world.line, S[0]), 200.0)
-        assert sent[:2] == [word, 40] and set(sent[2:]) == {80} and len(sent) < 14, sent
+        assert sent[:3] == [word, 40, word] and set(sent[3:]) == {80} and len(sent) < 15, sent
         sent.clear()
         projgen.build("l1")(placed(y, world.line, S[0]), 200.0)
         assert sent[:2] == [word, 1] and set(sent[2:]) == {2} and len(sent) < 20, sent
@@ -295,6 +295,54 @@ def errors_are_those_of_all_ranks(world: Any) -> None:
     assert torch.equal(d.to_local(), placed(y, world.line, S[0]).to_local())
     large = placed(y * 1e200, world.line, S[0])
     assert_raises(ValueError, "range of float64", lambda: projgen.build("l1(l2)")(large, 1.0))
+
+
+@check_by_two_as_well
+def what_fails_between_sweeps_fails_everywhere(world: Any) -> None:
+    """Kernels that are compiled at first use may fail on one rank, late; all take part until all
+    are ready to write."""
+    p = projgen.build('l1(linf(axis=1) @ "a", l1(axis=0) @ "b")')
+    y = {"a": random(7, 6), "b": random(5, 4, seed=1)}
+    d = {name: placed(each, world.line, S[0]) for name, each in y.items()}  # b's groups in pieces
+    for place, name, call in (
+        (calls, "Shard", lambda: p(d, 2.0, out=d)),
+        (operand, "Search", lambda: p(d, 2.0, out=d)),
+        (calls, "Top", lambda: p(d, 2.0, out=d)),
+        (calls.Top, "radii", lambda: p(d, 2.0, out=d)),
+        (calls.Top, "norms", lambda: p.norm(d)),
+        (calls, "_nonzero", lambda: p.active(d)),
+    ):
+        calls._top.cache_clear()
+        fails = patch.object(place, name, side_effect=OSError("no room"))
+        if world.rank == 1:
+            with fails:
+                assert_raises(OSError, "no room", call)
+        else:
+            assert_raises(RuntimeError, "rank 1 has an error of its own", call)
+        for key, each in y.items():
+            assert torch.equal(d[key].to_local(), placed(each, world.line, S[0]).to_local())
+    p(d, 2.0, out=d)
+    assert float(p.norm(d)) == pytest.approx(2.0)
+
+
+@check
+def results_that_would_meet_are_refused(world: Any) -> None:
+    """As in one process: no result goes to where another array is."""
+    p, a, b = projgen.build('l1(linf @ "*")'), random(7, 6), random(7, 6, seed=1)
+    da, db = (placed(each, world.line, S[0]) for each in (a, b))
+    crossed = {"a": db, "b": da}
+    for y, out in (({"a": da, "b": db}, crossed), ({"a": da, "b": da}, {"a": da, "b": da})):
+        assert_raises(ValueError, "out a shares memory with y b", lambda: p(y, 2.0, out=out))  # noqa: B023
+    target = placed(a, world.line, S[0])
+    both = {"a": target, "b": target}
+    assert_raises(ValueError, "out a and out b share", lambda: p({"a": da, "b": db}, 2.0, out=both))
+    mine = {"a": da, "b": db} if world.rank else crossed  # an error of one rank's own
+    kind, words = (RuntimeError, "rank 0 has an error") if world.rank else (ValueError, "shares")
+    assert_raises(kind, words, lambda: p({"a": da, "b": db}, 2.0, out=mine))
+    for d, each in ((da, a), (db, b)):
+        assert torch.equal(d.to_local(), placed(each, world.line, S[0]).to_local())
+    twice = p({"a": da, "b": da}, 2.0)  # to new places it may be
+    assert torch.equal(twice["a"].to_local(), twice["b"].to_local())
 
 
 @check
@@ -522,6 +570,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     starter = multiprocessing.get_context("spawn").Process(target=run_ranks, args=(str(directory),))
     starter.start()
     starter.join(450)
+    if starter.is_alive():
+        starter.kill()
+        starter.join()
+        pytest.fail("the processes have not ended within 450 s")
     return directory
 
 

@@ -1,12 +1,13 @@
 """The papers' supervised autoencoder with double descent, on made data and on gene expression.
 
-    pip install "projgen[sklearn,torch,plot]" h5py
+    pip install -e ".[sklearn,torch,plot]" h5py
     pip install --no-deps scanpy islp
     python examples/double_descent
 
-It trains some 1300 networks, which takes about a quarter of an hour on two free cores, and writes
+It trains some 1000 networks, which takes about a quarter of an hour on two free cores, and writes
 docs/experiment/ and the tables of docs/experiment.md anew. Of scanpy and islp just the data are
-read; a data set that is not there is left out, and said to be.
+read; a data set that is not there is left out, and said to be. So is what `--seeds` and `--folds`
+leave out.
 
 `--tables` makes tables and figures of the results that are there. `--quick` goes through the same
 steps with tiny data, in seconds; its figures mean nothing.
@@ -23,11 +24,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import figures
 import problems
@@ -48,53 +47,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="for results and figures, beside a page DIR.md that has the tables "
                              "(default: docs/experiment)")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=99, metavar="N",
+    parser.add_argument("--seeds", type=count, metavar="N",
                         help="no more than N for each problem")  # fmt: skip
-    parser.add_argument("--khan", type=Path, default=Path("../shared/data/khan.npz"),
-                        metavar="FILE", help="Khan's data, in place of those of islp")  # fmt: skip
+    parser.add_argument("--folds", type=count, metavar="N",
+                        help="no more than N for each seed; as many are cut")  # fmt: skip
+    parser.add_argument("--khan", type=Path, metavar="FILE",
+                        help="an archive of NumPy with Khan's data, as x_train, y_train, x_test "
+                             "and y_test, in place of those of islp")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny data, to see that it runs")
     parser.add_argument("--tables", action="store_true", help="of the results that are there")
     options = parser.parse_args(arguments)
+    if options.khan is not None and not options.khan.is_file():
+        parser.error(f"--khan: there is no file {options.khan}")
     out: Path = options.out or (
         Path(tempfile.mkdtemp(), "experiment") if options.quick else DOCS / "experiment"
     )
     out.mkdir(exist_ok=True)
     if not options.tables:
-        scale = QUICK if options.quick else FULL
-        seeds = {name: min(count, options.seeds) for name, count in scale.seeds.items()}
-        rows, measured = measure(replace(scale, seeds=seeds), options.jobs, options.khan)
+        rows, measured = measure(QUICK if options.quick else FULL, options)
         summary.write_rows(rows, out / "results.csv")
         (out / "times.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     report(out)
 
 
-def measure(scale: Scale, jobs: int, khan: Path) -> tuple[list[Row], dict[str, Any]]:
+def count(text: str) -> int:
+    """A number of seeds or folds."""
+    if (found := int(text)) < 1:
+        raise ValueError
+    return found
+
+
+def measure(scale: Scale, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """All that is trained and timed."""
     begun, busy = time.perf_counter(), timing.load_average()
     there, missing = [], []
     for name in scale.seeds:
         try:
-            problems.load(name, 0, khan)
+            problems.load(name, 0, options.khan)
             there.append(name)
         except problems.Missing as error:
             missing.append(str(error))
             say(f"LEFT OUT, for the data are not here. {error}")
 
     say("timing projections")
-    todo = protocol.jobs(scale, there, khan)
+    todo = protocol.jobs(scale, there, options.khan, seeds=options.seeds, folds=options.folds)
     measured: dict[str, Any] = {
         "machine": timing.machine(),
         "missing": missing,
+        "whole": {"folds": scale.folds, "seeds": {name: scale.seeds[name] for name in there}},
         "compile": in_new_process(timing.compile_seconds) if scale.seconds else {},
+        "setup": timing.set_up_seconds() if scale.seconds else {},
         "layers": [
             timing.layer(next(job for job in todo if job.problem == name), scale.seconds)
             for name in there
         ],
         "uniform": [timing.uniform(columns, 2 * scale.seconds) for columns in scale.columns],
     }
-    rows = sorted(row for found in trained(todo, jobs) for row in found)
+    rows = sorted(row for found in trained(todo, options.jobs) for row in found)
     minutes = (time.perf_counter() - begun) / 60
-    measured["run"] = {"jobs": jobs, "minutes": minutes, "load": busy}
+    measured["run"] = {"jobs": options.jobs, "minutes": minutes, "load": busy}
     return rows, measured
 
 
@@ -147,8 +158,13 @@ def pool(jobs: int) -> ProcessPoolExecutor:
 def one_thread(**variables: str) -> Iterator[None]:
     """Processes begun inside have one thread each, as far as libraries ask the environment."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    with patch.dict(os.environ, dict.fromkeys(names, "1") | variables):
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(names, "1") | variables)
+    try:
         yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def report(out: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare import standard_error
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,8 +35,9 @@ def draw(rows: Sequence[Row], measured: dict[str, Any], folder: Path) -> None:
     """Write accuracy.png, informative.png and time.png to `folder`."""
     known = [name for name in names(rows) if not math.isnan(of(rows, name, "none")[0].recall)]
     with rc_context(LOOK):
-        _save(_accuracy(rows), folder / "accuracy.png")
-        _save(_informative(rows, known), folder / "informative.png")
+        folds = measured["whole"]["folds"]
+        _save(_accuracy(rows, folds), folder / "accuracy.png")
+        _save(_informative(rows, known, folds), folder / "informative.png")
         _save(_time(measured["uniform"]), folder / "time.png")
 
 
@@ -48,9 +50,9 @@ def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
     return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
-def _series(rows: Iterable[Row], what: str) -> list[tuple[float, float, float]]:
+def _series(rows: Iterable[Row], what: str, folds: int) -> list[tuple[float, float, float]]:
     """By setting: the mean of features left and of `what`, both in percent, and the latter's
-    standard error over folds and seeds."""
+    standard error over folds and seeds, NaN if they are too few."""
     by_setting: dict[float, list[Row]] = {}
     for row in rows:
         by_setting.setdefault(row.setting, []).append(row)
@@ -59,7 +61,7 @@ def _series(rows: Iterable[Row], what: str) -> list[tuple[float, float, float]]:
         values = 100 * np.array([getattr(row, what) for row in group])
         values = values[~np.isnan(values)]
         if len(values):
-            error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            error = standard_error(values, folds)
             left = 100 * float(np.mean([row.left / row.features for row in group]))
             points.append((left, float(values.mean()), error))
     return points
@@ -86,15 +88,17 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
 
 
-def _accuracy(rows: Sequence[Row]) -> Figure:
+def _accuracy(rows: Sequence[Row], folds: int) -> Figure:
     found = names(rows)
     figure, panels = _figure(math.ceil(len(found) / 2), min(2, len(found)), 3.3)
     for axes, name in zip(panels, found, strict=False):
-        ((_, mean, error),) = _series(of(rows, name, "none"), "test")
-        axes.axhspan(mean - error, mean + error, color="#E69F00", alpha=0.25, linewidth=0)
+        ((_, mean, error),) = _series(of(rows, name, "none"), "test", folds)
+        if not math.isnan(error):
+            axes.axhspan(mean - error, mean + error, color="#E69F00", alpha=0.25, linewidth=0)
         axes.axhline(mean, color="#E69F00", label=BY_KEY["none"].label)
         for method in METHODS[1:]:
-            _plot(axes, _series(of(rows, name, method.key), "test"), method.key, method.label)
+            points = _series(of(rows, name, method.key), "test", folds)
+            _plot(axes, points, method.key, method.label)
         _percent(axes)
         axes.set_title(TITLES[name], fontsize=10)
         axes.set_ylabel("test accuracy, %")
@@ -104,12 +108,13 @@ def _accuracy(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _informative(rows: Sequence[Row], known: Sequence[str]) -> Figure:
+def _informative(rows: Sequence[Row], known: Sequence[str], folds: int) -> Figure:
     figure, panels = _figure(len(known), 2, 3.0)
     for number, name in enumerate(known):
         for axes, what in zip(panels[2 * number :], ("precision", "recall"), strict=False):
             for method in METHODS[1:]:
-                _plot(axes, _series(of(rows, name, method.key), what), method.key, method.label)
+                points = _series(of(rows, name, method.key), what, folds)
+                _plot(axes, points, method.key, method.label)
             _percent(axes)
             axes.set_ylim(-4, 104)
             axes.set_title(TITLES[name], fontsize=10)

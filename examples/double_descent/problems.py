@@ -45,7 +45,7 @@ SHORT = {
 def load(name: str, seed: int, khan: Path | None = None) -> Problem:
     """The problem `name`. Of those that are made, each `seed` is another one.
 
-    `khan` is the file with Khan's data, if there is one. Missing: the data are not here.
+    `khan` is a file with Khan's data, in place of those of islp. Missing: the data are not here.
     """
     if name == "khan":
         return _khan(khan)
@@ -83,12 +83,12 @@ def _made(seed: int, n_informative: int, n_features: int, **options: Any) -> Pro
 
 def _khan(file: Path | None) -> Problem:
     """Khan et al. 2001: the 63 and 20 samples as published, together; four kinds of tumour."""
-    if file is not None and file.is_file():
+    if file is not None:
         with np.load(file) as parts:
             x = np.concatenate([parts["x_train"], parts["x_test"]])
             y = np.concatenate([parts["y_train"], parts["y_test"]])
     else:
-        folder = _folder("ISLP", "Khan", "--khan FILE, or: pip install --no-deps islp") / "data"
+        folder = _folder("ISLP", "Khan", "pip install --no-deps islp, or --khan FILE") / "data"
         x, y = (
             np.concatenate(
                 [

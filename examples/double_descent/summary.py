@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+from compare import (
+    Values,
+    at_equal_count,
+    at_equal_setting,
+    by_fold,
+    more_left,
+    paired,
+    spread,
+    versus,
+)
 from problems import SHORT, TITLES, load
 from protocol import BY_KEY, METHODS, Row, chosen
 
-TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_rows(rows: Iterable[Row], file: Path) -> None:
@@ -59,7 +69,9 @@ def fragments(rows: Sequence[Row], measured: dict[str, Any]) -> dict[str, str]:
     """All that the page has between markers."""
     return {
         "machine": machine(rows, measured),
-        "accuracy": "\n\n".join(accuracy(rows, name) for name in names(rows)),
+        "accuracy": "\n\n".join(
+            accuracy(rows, name, measured["whole"]["folds"]) for name in names(rows)
+        ),
         "informative": informative(rows),
         "radii": "\n\n".join(radii(rows, name) for name in names(rows)),
         "share": share(rows),
@@ -77,56 +89,12 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
-def spread(values: Iterable[float], scale: float = 100.0, digits: int = 1) -> str:
-    """Mean ± standard deviation; by default of fractions, in percent."""
-    found = scale * np.array([value for value in values if not math.isnan(value)])
-    if not len(found):
-        return ""
-    mean = f"{found.mean():.{digits}f}"
-    return f"{mean} ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else mean
-
-
-def signed(value: float, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", MINUS)
-
-
 def removed(row: Row) -> float:
     return 1 - row.left / row.features
 
 
 def of(rows: Iterable[Row], problem: str, method: str) -> list[Row]:
     return [row for row in rows if row.problem == problem and row.method == method]
-
-
-def paired(ours: Iterable[Row], theirs: Iterable[Row]) -> np.ndarray[Any, Any]:
-    """Differences in test accuracy, ours less theirs in points: one row of each for each fold."""
-    others = {(row.seed, row.fold): row.test for row in theirs}
-    return 100 * np.array([row.test - others[row.seed, row.fold] for row in ours])
-
-
-def versus(differences: np.ndarray[Any, Any]) -> str:
-    """Mean ± deviation, and how many were better, equal and worse."""
-    counts = [int(part.sum()) for part in (differences > 0, differences == 0, differences < 0)]
-    if not len(differences):
-        return "nothing to compare"
-    deviation = f" ± {differences.std(ddof=1):.1f}" if len(differences) > 1 else ""
-    return f"{signed(differences.mean())}{deviation} ({' / '.join(map(str, counts))})"
-
-
-def at_equal_count(ours: Iterable[Row], theirs: Iterable[Row]) -> np.ndarray[Any, Any]:
-    """Differences in test accuracy, in points, where as many features are left: for each of our
-    networks, theirs of the same fold is interpolated between settings, on the logarithm of the
-    number of features. What is outside theirs is left out."""
-    curves: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    for row in theirs:
-        if row.left:
-            curves.setdefault((row.seed, row.fold), []).append((row.left, row.test))
-    found = []
-    for row in ours:
-        left, test = np.array(sorted(curves[row.seed, row.fold])).T
-        if left[0] <= row.left <= left[-1]:
-            found.append(row.test - np.interp(np.log(row.left), np.log(left), test))
-    return 100 * np.array(found)
 
 
 # Tables
@@ -144,14 +112,28 @@ def machine(rows: Sequence[Row], measured: dict[str, Any]) -> str:
         text += (
             f" When the run began, {run['load']:.1f} processes wanted a processor (the load "
             "average); on an idle machine it would be near 0. Times are those of the clock, with "
-            "all waiting: of what is short and done once, such as a projection in a training, a "
-            "busy machine makes many times what it takes."
+            "all waiting."
         )
-    missing = [f"**Left out:** {line}." for line in measured["missing"]]
-    return "\n\n".join([text, *missing])
+    left_out = [*measured["missing"], *_not_run(rows, measured["whole"])]
+    return "\n\n".join([text, *(f"**Left out:** {line}." for line in left_out)])
 
 
-def accuracy(rows: Sequence[Row], problem: str) -> str:
+def _not_run(rows: Sequence[Row], whole: dict[str, Any]) -> list[str]:
+    """That this is a part of the whole run, if it is."""
+    parts = []
+    for name, seeds in whole["seeds"].items():
+        run, all_of_them = _folds(rows, name), seeds * whole["folds"]
+        if run < all_of_them:
+            parts.append(f"{run} of {all_of_them} folds on {SHORT[name]}")
+    return [f"this is a part of the run, with {', '.join(parts)}"] if parts else []
+
+
+def _folds(rows: Iterable[Row], problem: str) -> int:
+    """How many there are, of all seeds."""
+    return len(by_fold(row for row in rows if row.problem == problem))
+
+
+def accuracy(rows: Sequence[Row], problem: str, folds: int) -> str:
     best = list(chosen(rows))
     ours = of(best, problem, "linf")
     lines = []
@@ -160,16 +142,21 @@ def accuracy(rows: Sequence[Row], problem: str) -> str:
         lines.append([
             method.label,
             spread(row.test for row in theirs),
-            "" if method.key == "linf" else versus(paired(theirs, ours)),
+            "" if method.key == "linf" else versus(paired(theirs, ours), folds),
             spread(map(removed, theirs)),
             f"{np.median([row.left for row in theirs]):.0f}",
             "" if method.key == "none" else f"{np.median([row.setting for row in theirs]):g}",
         ])  # fmt: skip
-    head = ("", "test accuracy, %", "less that of bi-level, points (better / equal / worse)",
+    head = ("", "test accuracy, %", "less that of bi-level, points",
             "features removed, %", "left, median", "radius or part kept, median, %")  # fmt: skip
-    folds, seeds = (len({getattr(row, what) for row in ours}) for what in ("fold", "seed"))
-    counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((folds, "fold"), (seeds, "seed"))]
-    return f"**{TITLES[problem]}** ({f' {TIMES} '.join(counted)})\n\n{table(head, lines)}"
+    return f"{_title(ours)}\n\n{table(head, lines)}"
+
+
+def _title(rows: Sequence[Row]) -> str:
+    """The problem of `rows`, and how many folds and seeds there are of it."""
+    counts = [(len({getattr(row, what) for row in rows}), what) for what in ("fold", "seed")]
+    counted = f" {TIMES} ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts)
+    return f"**{TITLES[rows[0].problem]}** ({counted})"
 
 
 def informative(rows: Sequence[Row]) -> str:
@@ -213,7 +200,7 @@ def radii(rows: Sequence[Row], problem: str) -> str:
     head = ["radius, % of the norm"]
     head += [f"{what}, {BY_KEY[key].label}" for what in ("features left", "accuracy, %")
              for key in keys]  # fmt: skip
-    return f"**{TITLES[problem]}**\n\n{table(head, lines)}"
+    return f"{_title(of(rows, problem, 'linf'))}\n\n{table(head, lines)}"
 
 
 def share(rows: Sequence[Row]) -> str:
@@ -249,9 +236,16 @@ def layers(measured: dict[str, Any]) -> str:
             ratio = middle / found["times"]["copy"][1]
             cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f}) ms; {ratio:.1f}")
         lines.append(cells)
-    seconds = ", ".join(f"{BY_KEY[key].label} {taken:.1f} s"
-                        for key, taken in measured["compile"].items())  # fmt: skip
-    return f"{table(head, lines)}\n\nThe first call of all, with an empty cache, took: {seconds}."
+    text = table(head, lines)
+    for what, key, unit, factor in (
+        ("The first call of all, with an empty cache, took", "compile", "s", 1),
+        ("Set-up, once for each Projection, with the kernel loaded, took", "setup", "ms", 1000),
+    ):
+        taken = [f"{BY_KEY[name].label} {factor * seconds:.1f} {unit}"
+                 for name, seconds in measured[key].items()]  # fmt: skip
+        if taken:
+            text += f"\n\n{what}: {', '.join(taken)}."
+    return text
 
 
 def uniform(measured: dict[str, Any]) -> str:
@@ -278,9 +272,14 @@ def uniform(measured: dict[str, Any]) -> str:
 def findings(rows: Sequence[Row], measured: dict[str, Any]) -> str:
     """What the tables say to the papers' claims, in the same words whatever comes out."""
     best, lines = list(chosen(rows)), []
+    folds = measured["whole"]["folds"]
 
-    def each(differences: Callable[[str], np.ndarray[Any, Any]]) -> str:
-        return "; ".join(f"{versus(differences(name))} on {SHORT[name]}" for name in names(rows))
+    def each(differences: Callable[[str], Values]) -> str:
+        return "; ".join(f"{versus(differences(name), folds)} on {SHORT[name]}"
+                         for name in names(rows))  # fmt: skip
+
+    def linf_with(compare: Callable[..., Values], key: str, *value: Any) -> str:
+        return each(lambda name: compare(of(rows, name, "linf"), of(rows, name, key), *value))
 
     lines.append("Accuracy of `l1(linf)` bi-level, in points, at the radii that validation chose:")
     for key, theirs in (
@@ -292,28 +291,27 @@ def findings(rows: Sequence[Row], measured: dict[str, Any]) -> str:
         ("anova", "the F-test"),
         ("random", "random features"),
     ):
-        lines.append(f"  less that of {theirs}: " + each(
+        found = each(
             lambda name, key=key: paired(of(best, name, "linf"), of(best, name, key))  # type: ignore[misc]
-        ) + ".")  # fmt: skip
+        )
+        lines.append(f"  less that of {theirs}: {found}.")
 
-    pairs = {}
+    fewer = []
     for name in names(rows):
-        exact = {(row.seed, row.fold, row.setting): row for row in of(rows, name, "exact")}
-        pairs[name] = [(row, exact[row.seed, row.fold, row.setting])
-                       for row in of(rows, name, "linf")]  # fmt: skip
-    fewer = [f"{sum(ours.left < theirs.left for ours, theirs in found)} of {len(found)} on "
-             f"{SHORT[name]}" for name, found in pairs.items()]  # fmt: skip
-    lines.append("At the same radius bi-level left fewer features than exact in "
-                 + "; ".join(fewer) + ".")  # fmt: skip
-    lines.append("At the same radius its accuracy less that of exact was " + each(
-        lambda name: 100 * np.array([a.test - b.test for a, b in pairs[name]])
-    ) + ".")  # fmt: skip
+        ratios = at_equal_setting(of(rows, name, "linf"), of(rows, name, "exact"), more_left)
+        if len(ratios):
+            fewer.append(f"{math.exp(ratios.mean()):.2f} on {SHORT[name]} (more in "
+                         f"{(ratios > 0).sum()} of {len(ratios)} folds)")  # fmt: skip
+    lines.append("Features that exact left at the same radius, in multiples of those that bi-level "
+                 f"left, as the geometric mean over radii: {'; '.join(fewer)}.")  # fmt: skip
+    lines.append("At the same radius the accuracy of bi-level less that of exact was "
+                 + linf_with(at_equal_setting, "exact", lambda ours, theirs:
+                             100 * (ours.test - theirs.test)) + ".")  # fmt: skip
     lines.append("With as many features left, whatever the radius, its accuracy was, in points:")
     for key, theirs in (("exact", "the exact projection"), ("l1", "`l1(l1)`"),
-                        ("l2", "`l1(l2)`"), ("anova", "the F-test")):  # fmt: skip
-        lines.append(f"  less that of {theirs}: " + each(
-            lambda name, key=key: at_equal_count(of(rows, name, "linf"), of(rows, name, key))  # type: ignore[misc]
-        ) + ".")  # fmt: skip
+                        ("l2", "`l1(l2)`"), ("epoch", "itself, projected after each epoch"),
+                        ("anova", "the F-test"), ("random", "random features")):  # fmt: skip
+        lines.append(f"  less that of {theirs}: {linf_with(at_equal_count, key)}.")
     on_layers = [found["times"]["exact"][1] / found["times"]["linf"][1]
                  for found in measured["layers"]]  # fmt: skip
     on_uniform = [f"{found['times']['exact'][1] / found['times']['linf'][1]:.1f}"

@@ -36,10 +36,23 @@ def compile_seconds() -> dict[str, float]:
     taken = {}
     for key in TIMED:
         weight = np.random.default_rng(0).standard_normal((100, 1000)).astype(np.float32)
-        begun = time.perf_counter()
-        _projection(BY_KEY[key])(weight, 1.0, out=weight)
-        taken[key] = time.perf_counter() - begun
+        taken[key] = _seconds(partial(_projection(BY_KEY[key]), weight, 1.0, out=weight))
     return taken
+
+
+def set_up_seconds(times: int = 5) -> dict[str, float]:
+    """What the first call of each method's projection takes more than the next, where the kernel is
+    loaded: a new `Projection` makes itself ready for the shape. The median of some `times`."""
+    weight = np.random.default_rng(0).standard_normal((100, 1000)).astype(np.float32)
+    found = {}
+    for key in TIMED:
+        method, taken = BY_KEY[key], []
+        for _ in range(times + 1):
+            p = projgen.build(method.spec, exact=method.exact, threads=1)
+            first, second = (_seconds(partial(p, weight, 1.0, out=weight)) for _ in range(2))
+            taken.append(first - second)
+        found[key] = float(np.median(taken[1:]))  # the first of all loads the kernel
+    return found
 
 
 def layer(job: Job, seconds: float) -> dict[str, Any]:
@@ -89,6 +102,12 @@ def _projection(method: Method) -> projgen.Projection:
     return found
 
 
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
 def _take_turns(
     calls: dict[str, Callable[[], object]],
     seconds: float,
@@ -103,9 +122,7 @@ def _take_turns(
     while time.perf_counter() < end or len(taken["copy"]) < 3:
         for key, call in calls.items():
             prepare()
-            begun = time.perf_counter()
-            call()
-            taken[key].append(1000 * (time.perf_counter() - begun))
+            taken[key].append(1000 * _seconds(call))
     return {key: tuple(np.quantile(ms, (0.25, 0.5, 0.75)).tolist()) for key, ms in taken.items()}
 
 

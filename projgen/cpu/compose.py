@@ -21,7 +21,7 @@ from projgen.cpu.series import Lane, Rows, Series
 from projgen.parts import Part, cut_into_parts
 from projgen.references import REFERENCES
 from projgen.trees import BoundTree
-from projgen.weights import is_weighted, level_weights
+from projgen.weights import is_weighted, leaf_weights, level_weights
 
 Weights = Mapping[str, Any]
 
@@ -152,7 +152,7 @@ class Composition:
 
         def make_ready(part: Part, parent: int | None, at: slice) -> None:
             place, node, weighted = len(self.runs), part.last.node, is_weighted(part.last)
-            weights = level_weights(bound, part.last, part.levels[-1], given) if weighted else None
+            weights = _weights(bound, part, given) if weighted else None
             if part.arm is not None:
                 number = numbers[part.arm.key]
                 own = None if node.groups is None else labels[node.groups]
@@ -357,10 +357,16 @@ class _Call:
             return None
         weights, part = run.weights, run.part
         if weights is None:
-            bound = self._composition.bound
-            weights = level_weights(bound, part.last, part.levels[-1], given)
+            weights = _weights(self._composition.bound, part, given)
         self._weights[run.place] = weights
         return weights
+
+
+def _weights(bound: BoundTree, part: Part, given: Weights) -> Array:
+    """Those of the part's last level, in the type that its kernel reads."""
+    if part.arm is not None:
+        return leaf_weights(bound, part.last, given)
+    return level_weights(bound, part.last, part.levels[-1], given)
 
 
 def _address(array: Array | None) -> int:

@@ -16,8 +16,7 @@ from projgen.cpu.lower import VERSION
 from projgen.render import render_group
 
 LANES = 16  # of float32 a cache line, and of float64 two
-ABREAST = 64  # groups that are searched together where they lie: sweep after sweep
-SWEPT_ABREAST = 256  # groups that are swept together, once for values and once for results
+ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 
 CELLS = (
@@ -83,7 +82,8 @@ class GroupKernel:
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
-    ``spread``: labelled elements are read in the array's order.
+    ``spread``: labelled elements are read in the array's order. ``weight_dtype``: how weights are
+    read.
     """
 
     ball: Ball
@@ -94,6 +94,7 @@ class GroupKernel:
     direct: bool = False
     ranked: int = 0
     spread: bool = False
+    weight_dtype: str = "float64"
 
     shares_cell: int = field(default=32, init=False)
     version: int = field(default=VERSION, init=False)
@@ -230,6 +231,18 @@ class GroupKernel:
         weighted = self.ball.weighted
         names = ["y", *["w"] * weighted, "begin", "end", "base_y", *["base_w"] * weighted]
         return ", ".join([*names, "width", "index", "axes"])
+
+    @property
+    def drafts(self) -> bool:
+        """Whether searches begin in float32, whose vectors hold twice as many."""
+        l1 = self.ball.norm == "l1" and self.ball.weighted and self.dtype == "float32"
+        return l1 and not self.abreast
+
+    @property
+    def weight_bits(self) -> str:
+        """The integer type that holds a weight's bits, as `solve` reads it."""
+        single = self.direct and not self.abreast and self.weight_dtype == "float32"
+        return "int32" if single else "int64"
 
     @property
     def searches(self) -> bool:

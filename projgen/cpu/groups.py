@@ -15,7 +15,6 @@ from projgen.cpu.group_kernel import (
     CELLS,
     LANES,
     RANKED,
-    SWEPT_ABREAST,
     Ball,
     GroupKernel,
 )
@@ -59,6 +58,7 @@ def walk_groups(
     out_strides: Sequence[int] | None,
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
+    weight_dtype: str = "float64",
 ) -> Walk:
     """Plan the walk over arrays of `shape`, no axis of which is empty. See `GroupCall`."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
@@ -92,13 +92,11 @@ def walk_groups(
     else:
         whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
         direct = whole and (swept or ball.norm in ("simplex", "l0"))
-    searched = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
-    if ranked or (tiled and direct and not searched):
-        lanes = SWEPT_ABREAST
-    else:
-        lanes = 1 if not tiled else ABREAST if direct else LANES
+    lanes = 1 if not tiled else ABREAST if direct else LANES
+    lanes = ABREAST if ranked else lanes
     in_place = out_strides is None
-    kernel = GroupKernel(ball, dtype, in_place, lanes, contiguous, direct, ranked, spread)
+    form = in_place, lanes, contiguous, direct, ranked, spread
+    kernel = GroupKernel(ball, dtype, *form, weight_dtype if ball.weighted else "float64")
     if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
         starts, numbers, run = labels, int(labels.max()) + 1, labels.size
@@ -200,9 +198,9 @@ class GroupCall:
 
     `shape` and `strides` (in elements) are the array's, `axes` those that a group spans; each index
     along the others is a group. `out_strides` are the result's, None for in place. `weight_strides`
-    are those of float64 weights of the same shape (0 where they are broadcast). `labels` say which
-    group each index along the only one of `axes` belongs to: groups of a batch index then are
-    numbered along a last axis of the values.
+    are those of weights of the same shape (0 where they are broadcast), of dtype `weight_dtype`.
+    `labels` say which group each index along the only one of `axes` belongs to: groups of a batch
+    index then are numbered along a last axis of the values.
     """
 
     def __init__(
@@ -216,6 +214,7 @@ class GroupCall:
         weight_strides: Sequence[int] | None,
         labels: Offsets | None,
         threads: int,
+        weight_dtype: str = "float64",
     ) -> None:
         numbers = [] if labels is None else [int(labels.max(initial=-1)) + 1]
         outer = [axis for axis in range(len(shape)) if axis not in axes]
@@ -223,7 +222,8 @@ class GroupCall:
         self._walk: Walk | None = None
         if 0 in shape or 0 in numbers:
             return
-        walk = walk_groups(ball, dtype, shape, strides, axes, out_strides, weight_strides, labels)
+        ways = strides, axes, out_strides, weight_strides, labels, weight_dtype
+        walk = walk_groups(ball, dtype, shape, *ways)
         self._walk = walk
         # From the shape of values as the kernel walks them, to their order by axis.
         self._walked = (*(shape[axis] for axis in walk.batch), *numbers)
@@ -247,7 +247,7 @@ class GroupCall:
         self._highest = slice(shares + 1, None, 16)
         self._offset = walk.offset["y"] * itemsize
         self._out_offset = walk.offset.get("x", walk.offset["y"]) * itemsize
-        self._own_offset = walk.offset.get("w", 0) * 8
+        self._own_offset = walk.offset.get("w", 0) * np.dtype(weight_dtype).itemsize
         work = int(np.prod(shape, dtype=np.int64)) * itemsize
         if ball.norm == "lp":
             work *= 16  # its arithmetic is what takes long

@@ -91,9 +91,9 @@ class LeafPart:
             return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads, warm)
         own = None if weights is None else piece.strides(_in_elements(weights))
         ball = ball_of(part, nonneg=any(node.nonneg for node in self.arm.arm.nodes))
-        return Group(
-            ball, axes[0], y.dtype.name, piece.shape, strides, out_strides, own, labels, threads
-        )
+        ways = piece.shape, strides, out_strides, own
+        form = "float64" if weights is None else weights.dtype.name
+        return Group(ball, axes[0], y.dtype.name, *ways, labels, threads, form)
 
     @property
     def step(self) -> Step | None:

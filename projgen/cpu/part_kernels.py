@@ -117,10 +117,10 @@ class Group:
         weight_strides: tuple[int, ...] | None,
         labels: Array | None,
         threads: int,
+        weight_dtype: str = "float64",
     ) -> None:
-        self._call = GroupCall(
-            ball, dtype, shape, strides, axes, out_strides, weight_strides, labels, threads
-        )
+        ways = strides, axes, out_strides, weight_strides, labels
+        self._call = GroupCall(ball, dtype, shape, *ways, threads, weight_dtype)
         self.orderly = True
         self.ball, self.axes, self.labels = ball, axes, labels
         self.values_shape = self._call.values_shape

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-INSTALL = 'pip install "projgen[cuda12]" or "projgen[cuda13]", whichever your driver supports'
+INSTALL = "pip install cupy-cuda12x or cupy-cuda13x, whichever your driver supports"
 
 
 def cupy() -> Any:

@@ -22,7 +22,7 @@ class MissingError(ImportError):
 @cache
 def missing() -> str | None:
     """Why there is no compiler here, and what helps; None if there is one."""
-    help_ = 'pip install "projgen[cuda13]" (or [cuda12]) brings it'
+    help_ = 'pip install -e ".[cuda13]" (or .[cuda12]) in a clone brings it'
     if find_spec("cuda") is None or find_spec("cuda.core") is None:
         return f"cuda-core is not installed: {help_}"
     try:
@@ -59,7 +59,7 @@ def compile_cubin(source: str, architecture: str) -> bytes:
     if "#include" in source and not paths:
         raise MissingError(
             "float16 needs cuda_fp16.h, and no headers of CUDA are installed: "
-            'pip install "projgen[cuda13]" (or [cuda12]) brings them'
+            'pip install -e ".[cuda13]" (or .[cuda12]) in a clone brings them'
         )
     options = core.ProgramOptions(std="c++17", arch=architecture, include_path=list(paths) or None)
     return bytes(core.Program(source, "c++", options).compile("cubin").code)

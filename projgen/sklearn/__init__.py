@@ -4,8 +4,8 @@
     >>> model = ProjectedAutoencoderClassifier(radius=1.0, random_state=0).fit(X, y)
     >>> model.get_support(indices=True)  # the features that are left
 
-See docs/sklearn.md. It needs scikit-learn: ``pip install "projgen[sklearn]"``; the autoencoder
-needs PyTorch as well, when it fits.
+See docs/sklearn.md. It needs scikit-learn (the extra ``sklearn``); the autoencoder needs
+PyTorch as well, when it fits.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 if find_spec("sklearn") is None:  # the top-level package: this one is projgen.sklearn
     raise ImportError(
-        'projgen.sklearn needs scikit-learn: pip install "projgen[sklearn]"', name="sklearn"
+        "projgen.sklearn needs scikit-learn: pip install scikit-learn", name="sklearn"
     )
 
 __all__ = [

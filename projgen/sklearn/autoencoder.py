@@ -13,7 +13,6 @@ from scipy.special import softmax
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -22,6 +21,7 @@ from projgen.sklearn.selection import (
     read_projection,
     require_count,
     require_number,
+    weights_of_classes,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
 
         from projgen.sklearn.network import first_weight, fit_network
 
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)[codes]
+        weights = weights_of_classes(self.class_weight, self.classes_, y)[codes]
         sizes = [X.shape[1], *hidden, len(self.classes_)]
         self.module_ = fit_network(
             training, sizes, self.activation, self.device, self._scaled(X), codes,
@@ -181,8 +181,7 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
                                 ) from None  # fmt: skip
         if find_spec("torch") is None:
             raise ImportError(
-                'ProjectedAutoencoderClassifier needs PyTorch: pip install "projgen[torch]"',
-                name="torch",
+                "ProjectedAutoencoderClassifier needs PyTorch: pip install torch", name="torch"
             )
         from projgen.sklearn.network import ACTIVATIONS, Training
 

@@ -72,6 +72,11 @@ class Task:
         operator = LinearOperator((size, size), matvec=moments, dtype=x.dtype)
         begin = np.append(shares @ x, 1).astype(x.dtype)
         begin += np.cos(np.arange(size))  # no feature's own direction, and the same each time
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.all(np.isfinite(moments(begin))):
+                raise ValueError(
+                    f"squares of the features leave the range of {x.dtype}: scale them down first"
+                )
         (largest,) = eigsh(operator, k=1, v0=begin, tol=1e-3, return_eigenvectors=False)
         return SLACK * self.bend * float(largest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,6 @@ from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -26,6 +26,7 @@ from projgen.sklearn.selection import (
     read_projection,
     require_count,
     require_number,
+    weights_of_classes,
 )
 
 Array = NDArray[Any]
@@ -68,7 +69,10 @@ class ProjectedLinear(FeatureSelection):
             if self.radius is not None or wanted is not None:
                 raise ValueError(f"{projection.spec} says itself how many groups are kept: it "
                                  "takes radius=None, and no n_features_to_select")  # fmt: skip
-        elif wanted is None and self.radius != math.inf:
+        elif wanted is None and not (isinstance(self.radius, Real) and self.radius == math.inf):
+            if isinstance(self.radius, str):
+                raise TypeError(f"radius is a number, not {self.radius!r}: coefficients start at "
+                                "0, and have no norm to take a part of; try 0.5 to 10")  # fmt: skip
             require_number("radius", self.radius, above=True)
         return projection
 
@@ -94,12 +98,19 @@ class ProjectedLinear(FeatureSelection):
         """Fit the coefficients, on features that are scaled: (outputs, features) and intercepts, in
         the units of `X`."""
         projection, wanted = self._checked(outputs, X.shape[1]), self._wanted(X.shape[1])
-        self.scaler_ = StandardScaler().fit(X, sample_weight=weights) if self.standardize else None
+        self.scaler_ = None
+        if self.standardize:  # what is centred has an intercept
+            scaler = StandardScaler(with_mean=bool(self.fit_intercept))
+            self.scaler_ = scaler.fit(X, sample_weight=weights)
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
+        weights = weights / weights.max()  # whose sum then is in range
         shares = (weights / weights.sum()).astype(x.dtype)
         task = Task(x, shares, slopes, bend, bool(self.fit_intercept), self.tol, self.max_iter)
         start = Model(np.zeros((outputs, X.shape[1]), x.dtype), np.zeros(outputs, x.dtype))
+        if not self.standardize:  # in the units of the data
+            steepest = float(np.abs(task.gradient(start.weight, start.intercept)[0]).max())
+            task = replace(task, tol=self.tol * steepest)
         if wanted is None:
             model = task.solve(projection, self.radius, start, task.curvature())
             self.radius_, self.n_iter_ = self.radius, model.steps
@@ -109,18 +120,24 @@ class ProjectedLinear(FeatureSelection):
             self.n_iter_ = search.steps
         self.support_ = (model.weight != 0).any(axis=0)
         self.feature_importances_ = lengths(model.weight)
-        self._warn(model, wanted)
+        self._warn(model, wanted, projection.tree.root.k is not None)
         if self.scaler_ is None:
             return model.weight, model.intercept
         weight = model.weight / self.scaler_.scale_.astype(x.dtype)
-        shift = self.scaler_.mean_ if self.fit_intercept else np.zeros(X.shape[1])
-        return weight, model.intercept - weight @ shift.astype(x.dtype)
+        if not self.fit_intercept:
+            return weight, model.intercept
+        return weight, model.intercept - weight @ self.scaler_.mean_.astype(x.dtype)
 
-    def _warn(self, model: Model, wanted: int | None) -> None:
+    def _warn(self, model: Model, wanted: int | None, counts: bool) -> None:
         if not model.settled:
+            help_ = "take more" if self.standardize else "take more, or standardize=True"
+            if counts:
+                help_ = (
+                    "l0 bounds how many features there are, and not their coefficients, which may "
+                    "grow without end; n_features_to_select bounds both"
+                )
             warnings.warn(
-                f"max_iter={self.max_iter} steps did not reach tol={self.tol}: take more, or scale "
-                "the features (standardize=True)",
+                f"max_iter={self.max_iter} steps did not reach tol={self.tol}: {help_}",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -160,9 +177,11 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
             (0, 1]. The radius is searched for then, and `radius` is not used.
         standardize: whether features are brought to mean 0 and variance 1 first, as the ball treats
             them all alike. `coef_` is in the units of `X` nevertheless.
-        fit_intercept: whether there is an intercept, which the ball has no part in.
+        fit_intercept: whether there is an intercept, which the ball has no part in. If not,
+            features keep their mean.
         max_iter: the most steps, for one radius.
-        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
+        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger; if
+            not `standardize`, than this part of the largest at coefficients of 0.
         class_weight: weights of classes: a dict, ``"balanced"`` or None.
 
     Attributes:
@@ -221,7 +240,7 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
         if len(classes) < 2:
             raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
         self.classes_ = classes
-        own = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        own = weights_of_classes(self.class_weight, self.classes_, y)
         weights = weights * own[codes]
         if len(self.classes_) == 2:
             ones = codes[:, None].astype(X.dtype)
@@ -274,9 +293,11 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
             (0, 1]. The radius is searched for then, and `radius` is not used.
         standardize: whether features and outputs are brought to mean 0 and variance 1 first, as
             the ball treats them all alike. `coef_` is in the units of `X` and `y` nevertheless.
-        fit_intercept: whether there is an intercept, which the ball has no part in.
+        fit_intercept: whether there is an intercept, which the ball has no part in. If not,
+            features and outputs keep their mean.
         max_iter: the most steps, for one radius.
-        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger.
+        tol: it ends when no entry of the gradient, but for what the ball takes of it, is larger; if
+            not `standardize`, than this part of the largest at coefficients of 0.
 
     Attributes:
         coef_, intercept_: of shape (outputs, features) and (outputs,), or for `y` of one dimension
@@ -299,6 +320,9 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
         X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=True, y_numeric=True)
         X, y, weights = _counted(X, y, sample_weight)
         outputs = (y[:, None] if y.ndim == 1 else y).astype(X.dtype)
+        with np.errstate(over="ignore"):
+            if not np.all(np.isfinite(np.square(outputs))):
+                raise ValueError(f"squares of y leave the range of {X.dtype}: scale it down first")
         size, shift = np.ones(outputs.shape[1], X.dtype), np.zeros(outputs.shape[1], X.dtype)
         if self.standardize:
             scaler = StandardScaler(with_mean=self.fit_intercept)

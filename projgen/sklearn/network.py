@@ -177,13 +177,13 @@ def fit_network(
     weights: NDArray[Any],
 ) -> SupervisedAutoencoder:
     """A trained network, on the CPU. `training` has its history."""
-    module = SupervisedAutoencoder(sizes, activation, training.rng)
-    module.to(device)
-    data = [
-        torch.tensor(each, dtype=dtype, device=device)
-        for each, dtype in ((x, torch.float32), (y, torch.int64), (weights, torch.float32))
-    ]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        module = SupervisedAutoencoder(sizes, activation, training.rng)
+        module.to(device)
+        data = [
+            torch.tensor(each, dtype=dtype, device=device)
+            for each, dtype in ((x, torch.float32), (y, torch.int64), (weights, torch.float32))
+        ]
         training.run(module, *data)
     module.cpu().eval()
     return module

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
-from projgen.api import build
+from projgen.api import remembered
 from projgen.arms import bind_arm
 from projgen.errors import SpecError
 from projgen.projection import Projection
@@ -44,7 +45,7 @@ def read_projection(spec: Any, shape: tuple[int, int]) -> Projection:
     if not isinstance(spec, (str, NormTree, Projection)):
         raise TypeError(f"spec is a spec, such as 'l1(linf(axis=0))', or what projgen.build made "
                         f"of one; got {type(spec).__name__}")  # fmt: skip
-    projection = spec if isinstance(spec, Projection) else build(spec)
+    projection = spec if isinstance(spec, Projection) else remembered(spec, False)
     nodes = projection.tree.levels
     if any(node.is_branch for node in nodes):
         raise SpecError(
@@ -74,6 +75,17 @@ def read_projection(spec: Any, shape: tuple[int, int]) -> Projection:
 def _spans(nodes: Any) -> list[Any]:
     found: list[Node] = list(nodes)
     return [node.span for node in found if node.span]
+
+
+def weights_of_classes(class_weight: Any, classes: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+    """One for each class, by scikit-learn's rules; a ValueError if one is negative or all are 0."""
+    weights = compute_class_weight(class_weight, classes=classes, y=y)
+    if not (np.all(weights >= 0) and np.any(weights > 0) and np.all(np.isfinite(weights))):
+        raise ValueError(
+            f"class_weight has weights of at least 0, and some above: got {class_weight!r}"
+        )
+    found: NDArray[Any] = weights
+    return found
 
 
 def require_count(name: str, value: Any, least: int) -> int:

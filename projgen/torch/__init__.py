@@ -5,7 +5,7 @@
     ...     optimizer, model, {"encoder.0.weight": "l1(linf(axis=0))"}, radius=1.0
     ... )
 
-See docs/training.md and docs/shrinking.md. It needs PyTorch: ``pip install "projgen[torch]"``.
+See docs/training.md and docs/shrinking.md. It needs PyTorch (the extra ``torch``).
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from projgen.torch.shrinking import Shrunk, shrink
 
 if find_spec("torch") is None:  # the top-level package: this one is projgen.torch
-    raise ImportError('projgen.torch needs PyTorch: pip install "projgen[torch]"', name="torch")
+    raise ImportError("projgen.torch needs PyTorch: pip install torch", name="torch")
 
 __all__ = [
     "Constraint",

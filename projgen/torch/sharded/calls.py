@@ -1,9 +1,14 @@
 """Calls of a projection with sharded tensors.
 
-Every rank makes the same calls in the same order: sweep the shard for its groups' values; agree
-that nothing is wrong with any shard; join and solve what is above (`Joint`); sweep once more.
-Nothing is written before the last values have crossed the network, so an error on any rank, of
-whatever kind, is one on all of them, and leaves every shard as it was.
+Every rank makes the same calls in the same order: sweep the shard for its groups' values, and make
+ready what comes later; agree that nothing is wrong with any rank; join the values and solve what is
+above (`Joint`); agree again; search for thresholds, and sweep once more. An exception on any rank
+before the second agreement, of whatever kind, is one on all of them, and leaves every shard as it
+was. (A single array that ranks have up to its root has nothing above, and one agreement.)
+
+What follows only sums, and runs kernels that have been loaded. If a rank fails there all the same,
+for want of memory or by an interrupt, it raises that, and the others learn of it as of a rank that
+dies: those that search with it at the process group's timeout, while others write.
 """
 
 from __future__ import annotations
@@ -13,21 +18,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from projgen.arrays import written
+from projgen.arrays import Array, written
 from projgen.calls import _required, _split, counted
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
-from projgen.operands import check_radii, is_finite
+from projgen.operands import check_apart, check_radii, is_finite
 from projgen.structure import Key, Place, at, flat, places, rebuilt
 from projgen.torch.sharded.joint import HUGE, Joint
 from projgen.torch.sharded.local import Shard, local_tree
 from projgen.torch.sharded.operand import Operand, operand
+from projgen.torch.sharded.search import Search
 from projgen.torch.sharded.top import Top
 from projgen.torch.sharded.wire import FAILED, NOT_FINITE, TOO_LARGE, Values, Verdict, Wire, Word
 from projgen.torch.shards import is_sharded, local
@@ -36,6 +42,8 @@ from projgen.trees import BoundTree, bind_tree
 
 if TYPE_CHECKING:
     from projgen.projection import Projection
+
+Made = TypeVar("Made")
 
 TINY = 1e-130  # radii below it, and squares of what they leave, are not to be told from 0
 _BEYOND = (
@@ -60,7 +68,7 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     """The norm: a float, or a DTensor over the batch axes."""
     with _Call(projection, y, named) as call:
         call.begin("norm", call.sweep)
-        norms = call.joint().norms()
+        norms = call.alone(call.joint().norms)
         return call.operands[0].like(norms, 0) if norms.ndim else float(norms)
 
 
@@ -68,15 +76,12 @@ def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     """Which groups of the leaf level are not all zero: a bool, or a DTensor over the groups; in a
     structure like `x`, with None for what passes."""
     with torch.no_grad(), _Call(projection, x, named) as call:  # bools have no gradients
-        call.begin("active", lambda: None)
+        pieces: list[Values] = []
+        call.begin("active", lambda: pieces.extend(map(_nonzero, call.operands)))
         results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(call.y))
-        for own in call.operands:
-            arm, leaf = own.arm.arm, own.arm.arm.depth - 1
-            nonzero = own.array != 0
-            if arm.cuts:
-                nonzero = counted(replace(own.arm, shape=nonzero.shape), nonzero, {})
-            found = np.any(nonzero, axis=arm.axes(leaf)).astype(np.float64)
-            (found,) = call.wire.largest([found], own.cuts_of(leaf))
+        for own, piece in zip(call.operands, pieces, strict=True):
+            leaf = own.arm.arm.depth - 1
+            (found,) = call.wire.largest([piece], own.cuts_of(leaf))
             results[own.arm.key] = own.like(found > 0, leaf) if found.ndim else bool(found)
         return rebuilt(call.y, results)
 
@@ -95,6 +100,8 @@ class _Call:
         self._place: Place | None = None
         self._batch: tuple[int, ...] = ()
         self._shards: list[Shard] = []
+        self._searches: list[Search | None] = []
+        self._top: Top | None = None
         self._radii: Values = np.zeros(0)
         self._said = b""  # of radii, what all ranks must have alike
         self._wide = False
@@ -109,14 +116,38 @@ class _Call:
     # What a rank does by itself, and what ranks say of it
 
     def begin(self, what: str, work: Callable[[], None]) -> None:
-        """Read the call, do this rank's own `work`, and hear of the others': an error if any rank
-        has one, or if they are not about the same."""
+        """Read the call and do this rank's own `work`, as all do: an error if any rank has one, or
+        if they are not about the same."""
+
+        def own() -> Word:
+            self._read()
+            work()
+            return self._word(what)
+
+        verdict = self._agree(own)
+        self._wide = verdict.largest > HUGE or verdict.smallest < 1 / HUGE
+        if self._wide and verdict.largest > HUGE**2:
+            raise ValueError(_BEYOND)
+
+    def alone(self, work: Callable[[], Made]) -> Made:
+        """What `work` makes on each rank, of values that are joined: an error if any has one."""
+        made: list[Made] = []
+
+        def own() -> Word:
+            made.append(work())
+            return Word()
+
+        if self._top is None:
+            return work()  # nothing is left to solve
+        self._agree(own)
+        return made[0]
+
+    def _agree(self, work: Callable[[], Word]) -> Verdict:
+        """What all ranks say once each has done its own `work`; an error if any rank has one."""
         word = Word(FAILED)
         problem: Exception | None = None
         try:
-            self._read()
-            work()
-            word = self._word(what)
+            word = work()
         except _NotFiniteError as error:
             word, problem = Word(NOT_FINITE), ValueError(*error.args)
         except OutOfRangeError:
@@ -127,9 +158,7 @@ class _Call:
         if problem is not None:
             raise problem
         _require_well(verdict)
-        self._wide = verdict.largest > HUGE or verdict.smallest < 1 / HUGE
-        if self._wide and verdict.largest > HUGE**2:
-            raise ValueError(_BEYOND)
+        return verdict
 
     def _read(self) -> None:
         projection = self.projection
@@ -155,17 +184,15 @@ class _Call:
                 )
 
     def sweep(self, radius: Any = None, out: Any = None, projects: bool = False) -> None:
-        """The first sweep over the shards, after a look at what else is given."""
+        """The first sweep over the shards, after a look at what else is given; what comes after is
+        made ready."""
+        targets: list[Array | None] = [None] * len(self.operands)
         if projects:
             self._radii = self._read_radii(radius)
+            targets = [*self._targets(out)]
         threads = self.projection._threads or default_threads()
-        for own in self.operands:
-            key = own.arm.key
-            with _named(key):
-                target = None
-                if projects:
-                    result = own.empty() if out is None else at(out, key)
-                    self.results[key], target = result, own.out_array(result)
+        for own, target in zip(self.operands, targets, strict=True):
+            with _named(own.arm.key):
                 tree = local_tree(own.arm.arm, own.seam.level)
                 try:
                     self._shards.append(Shard(tree, own.array, target, threads))
@@ -177,6 +204,24 @@ class _Call:
                         f"the shard of rank {self.wire.rank} has {own.array[index]} at index "
                         f"{index} of it; nothing was written on any rank"
                     ) from None
+                self._searches.append(own.search() if projects else None)
+        place, levels = self._place, {own.arm.key: own.seam.level for own in self.operands}
+        assert place is not None
+        if all(levels.values()):
+            self._top = _top(place, tuple(levels.items()), self.projection._threads)
+
+    def _targets(self, out: Any) -> list[Array]:
+        """Where the results of this rank go; none is where another array is."""
+        targets: list[Array] = []
+        for own in self.operands:
+            key = own.arm.key
+            with _named(key):
+                self.results[key] = result = own.empty() if out is None else at(out, key)
+                targets.append(own.out_array(result))
+        if out is not None:
+            keys = [own.arm.key for own in self.operands]
+            check_apart(keys, [own.array for own in self.operands], targets)
+        return targets
 
     def _read_radii(self, radius: Any) -> Values:
         """One for each index of the batch that this rank has."""
@@ -224,22 +269,30 @@ class _Call:
 
     def joint(self) -> Joint:
         """The values of all ranks, joined."""
-        place, levels = self._place, {own.arm.key: own.seam.level for own in self.operands}
-        assert place is not None
-        top = None
-        if all(levels.values()):
-            top = _top(place, tuple(levels.items()), self.projection._threads)
         values = [shard.values for shard in self._shards]
-        return Joint(self.wire, self.operands, values, top, self._wide)
+        return Joint(self.wire, self.operands, values, self._top, self._wide)
 
     def write(self) -> None:
         """The second sweep, on what the root leaves to each group."""
-        for shard, own in zip(self._shards, self.joint().radii(self._radii), strict=True):
+        joint = self.joint()
+        radii = self.alone(lambda: joint.radii(self._radii))
+        shares = joint.shares(radii, self._searches)
+        for shard, own in zip(self._shards, shares, strict=True):
             shard.write(own)
 
 
 class _NotFiniteError(ValueError):
     """NaN or inf in a shard."""
+
+
+def _nonzero(own: Operand) -> Values:
+    """1 for each of the leaf level's groups, or pieces of them on this rank, that is not all
+    zero."""
+    arm = own.arm.arm
+    nonzero = own.array != 0
+    if arm.cuts:
+        nonzero = counted(replace(own.arm, shape=nonzero.shape), nonzero, {})
+    return np.asarray(np.any(nonzero, axis=arm.axes(arm.depth - 1)), np.float64)
 
 
 @lru_cache(maxsize=256)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from projgen.structure import Key
-from projgen.torch.sharded import search
 from projgen.torch.sharded.operand import Operand
+from projgen.torch.sharded.search import Search
 from projgen.torch.sharded.top import Top, arranged, by_axis
 from projgen.torch.sharded.wire import Values, Wire
 
@@ -22,6 +22,9 @@ class Joint:
     ``pieces`` are what the ranks' sweeps found; ``wide`` says that some of them have squares beyond
     the range of float64. `top` is what is above the seams; None: a single array, which the ranks
     have up to its root.
+
+    Making one communicates, and so does `shares`. What a rank does alone is between them, so that
+    ranks can hear of one another's errors before any of them goes on.
     """
 
     def __init__(
@@ -44,23 +47,27 @@ class Joint:
             self._gather()
 
     def norms(self) -> Values:
-        """The norm of each index of the batch that this rank has."""
+        """The norm of each index of the batch that this rank has; found alone."""
         if self._top is None:
             return self._joined[0]
         return self._top.norms(self._arranged()).reshape(self._batch)
 
     def radii(self, radii: Values) -> list[Values]:
-        """For each array the radii of this rank's pieces of groups, from those of its batch."""
+        """For each array the radii of this rank's groups, from those of its batch; found alone."""
         if self._top is None:
-            (operand,) = self._operands
-            return [self._share(operand, self._joined[0], self._pieces[0], radii)]
+            return [radii]
         found = self._top.radii(self._arranged(), radii.reshape(-1))
-        shares: list[Values] = []
-        each = zip(self._operands, self._gathered, self._joined, self._pieces, strict=True)
-        for operand, gathered, joined, piece in each:
-            own = by_axis(operand.arm, operand.seam.level, found[operand.arm.key], gathered.shape)
-            shares.append(self._share(operand, joined, piece, operand.own_part(own)))
-        return shares
+        own: list[Values] = []
+        for operand, gathered in zip(self._operands, self._gathered, strict=True):
+            key, level = operand.arm.key, operand.seam.level
+            own.append(operand.own_part(by_axis(operand.arm, level, found[key], gathered.shape)))
+        return own
+
+    def shares(self, radii: Sequence[Values], searches: Sequence[Search | None]) -> list[Values]:
+        """What of those radii the pieces on this rank have."""
+        pairs = zip(self._joined, self._pieces, strict=True)
+        each = zip(self._operands, pairs, radii, searches, strict=True)
+        return [self._share(own, *values, radius, search) for own, values, radius, search in each]
 
     @property
     def _batch(self) -> tuple[int, ...]:
@@ -117,7 +124,9 @@ class Joint:
 
     # Down: of a group's radius the part that its piece on this rank has
 
-    def _share(self, operand: Operand, whole: Values, piece: Values, radii: Values) -> Values:
+    def _share(
+        self, operand: Operand, whole: Values, piece: Values, radii: Values, search: Search | None
+    ) -> Values:
         if not operand.seam.joins:
             return radii
         if operand.norm == "linf":
@@ -126,12 +135,8 @@ class Joint:
         if operand.norm == "l2":
             ratios = np.divide(radii, whole, out=np.ones(whole.shape), where=~inside)
             return np.where(inside, piece, ratios * piece)
-        arm = operand.arm.arm
-        axes = arm.axes(operand.seam.level)
-        size = int(np.prod([operand.sharding.shape[axis] for axis in axes]))
-        goal = np.where(inside, 0.0, radii)
-        along = operand.seam.joins
-        found = search.shares(operand.array, axes, size, whole, goal, self._wire, along)
+        assert search is not None
+        found = search.shares(whole, np.where(inside, 0.0, radii), self._wire)
         return np.where(inside, piece, found)
 
 

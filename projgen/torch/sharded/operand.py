@@ -14,6 +14,7 @@ from projgen.arms import BATCH
 from projgen.arrays import Array, check_dtype, view
 from projgen.operands import check_out
 from projgen.torch.sharded.layout import Seam, Sharding, find_seam
+from projgen.torch.sharded.search import Search
 from projgen.torch.sharded.wire import Values
 from projgen.torch.shards import local
 from projgen.trees import BoundArm
@@ -72,6 +73,14 @@ class Operand:
                 *self.sharding.span(axis, self.place)
             )
         return values[tuple(index)]
+
+    def search(self) -> Search | None:
+        """What finds the thresholds of l1 groups in pieces; None for others, that need none."""
+        if self.norm != "l1" or not self.seam.joins:
+            return None
+        axes = self.arm.arm.axes(self.seam.level)
+        size = math.prod(self.sharding.shape[axis] for axis in axes)
+        return Search(self.array, axes, size, self.seam.joins)
 
     def out_array(self, out: Any) -> Array:
         """Where the shard's result goes: the shard of `out`, after a look at it."""

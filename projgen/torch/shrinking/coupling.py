@@ -19,9 +19,7 @@ try:
     import torch_pruning
     from torch_pruning.ops import OPTYPE
 except ImportError as error:
-    raise ImportError(
-        'shrinking needs Torch-Pruning: pip install "projgen[shrink]", or pip install torch-pruning'
-    ) from error
+    raise ImportError("shrinking needs Torch-Pruning: pip install torch-pruning") from error
 
 Role = Literal["writes", "carries", "reads"]
 
