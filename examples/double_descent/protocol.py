@@ -83,7 +83,7 @@ class Scale:
         return self.kept if method.ranking else (100.0,)
 
 
-FULL = Scale({"made64": 2, "made16": 2, "pbmc": 1, "khan": 2})
+FULL = Scale({"made64": 1, "made16": 1, "pbmc": 1, "khan": 2})
 QUICK = Scale({"tiny": 1}, folds=2, epochs=6, hidden=10, radii=(3, 30), kept=(10,),
               batch_size=8, learning_rate=5e-3,
               seconds=0.0, columns=(4, 8))  # fmt: skip
