@@ -4,7 +4,7 @@
     pip install --no-deps scanpy islp
     python examples/double_descent
 
-It trains some 1000 networks, which takes about a quarter of an hour on two free cores, and writes
+It trains some 700 networks, which takes some 11 minutes on two free cores, and writes
 docs/experiment/ and the tables of docs/experiment.md anew. Of scanpy and islp just the data are
 read; a data set that is not there is left out, and said to be. So is what `--seeds` and `--folds`
 leave out.
