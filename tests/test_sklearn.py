@@ -509,12 +509,12 @@ def _told(wrong: list[tuple[type, dict[str, Any]]]) -> str:
 
 
 def test_errors(snapshot: Callable[[str, str], None]) -> None:
-    snapshot("sklearn-errors", _told(WRONG))
+    snapshot("sklearn_errors", _told(WRONG))
 
 
 @needs_torch
 def test_errors_of_the_autoencoder(snapshot: Callable[[str, str], None]) -> None:
-    snapshot("sklearn-autoencoder-errors", _told(WRONG_WITH_TORCH))
+    snapshot("sklearn_autoencoder_errors", _told(WRONG_WITH_TORCH))
 
 
 @pytest.mark.parametrize("estimator", **BY_NAME)

@@ -387,7 +387,8 @@ def test_an_interrupt_leaves_it_usable() -> None:
     code = (
         setup("l2(l1(axis=0))")
         + """
-import _thread, threading, time
+import _thread, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 interrupts = 0
 def interrupt():
     for _ in range(40):
