@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from projgen.cuda.weighted import WeightedKernel
 
 
-def render_team() -> str:
-    """The source of the module that threads share a kernel's blocks with."""
-    return environment().get_template("cpu/team.py.j2").render()
+def render_team(board: Mapping[str, int]) -> str:
+    """The source of the module that threads share a kernel's blocks with; `board` names cells."""
+    return environment().get_template("cpu/team.py.j2").render(board=board)
 
 
 def render_series(columns: tuple[str, ...]) -> str:

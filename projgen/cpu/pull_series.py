@@ -59,7 +59,8 @@ class PullSeriesCall:
 @cache
 def _entry() -> Any:
     """``run`` of the module, which is never unloaded."""
-    return RUN(load(render_pull_series(BACKWARD)).run.address)
+    module: Any = load(render_pull_series(BACKWARD))
+    return RUN(module.run.address)
 
 
 __all__ = ["PullSeries", "PullSeriesCall"]

@@ -85,7 +85,8 @@ class SeriesCall:
 @cache
 def _entry() -> Any:
     """``run`` of the module, which is never unloaded."""
-    return RUN(load(render_series(FORWARD)).run.address)
+    module: Any = load(render_series(FORWARD))
+    return RUN(module.run.address)
 
 
 __all__ = ["Series", "SeriesCall"]
