@@ -169,6 +169,11 @@ class StageCode:
         return self.threshold in ("sweep", "joint", "tile") or self.walk == "columns"
 
     @property
+    def steps(self) -> bool:
+        """Whether thresholds are searched for by sweeps over many groups, and steps between."""
+        return self.threshold in ("sweep", "block")
+
+    @property
     def joint(self) -> bool:
         """Whether all groups' limits are searched for together, as nearest points ask for."""
         return self.threshold == "joint"
