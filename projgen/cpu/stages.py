@@ -257,6 +257,18 @@ class StageCode:
         return exchanges(self.stage.group_size)
 
     @property
+    def sort(self) -> str:
+        """The name of what finds thresholds by sorting."""
+        bundle = f"_{self.stage.bundle}" if self.stage.bundle > 1 else ""
+        return f"sort_{self.stage.group_size}{bundle}"
+
+    @property
+    def sorted_lanes(self) -> int:
+        """How many groups are sorted at a time: a vector that most processors have, or two where
+        a group's values leave registers for them."""
+        return (64 if self.stage.group_size < 16 else 32) // ITEMSIZE[self.dtype]
+
+    @property
     def dealt(self) -> bool:
         """Whether packed groups become vectors by shuffles of our own: for a few values the
         compiler finds them itself."""
