@@ -15,6 +15,7 @@ from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Level, StageCode
 from projgen.cuda.lower import lower
 from projgen.cuda.plan import THREADS
+from projgen.dtypes import arithmetic
 from projgen.plan import Plan
 
 MARKS = {"l1": (), "l2": ("unit",), "linf": ("limit", "top")}
@@ -31,6 +32,7 @@ class Ruled:
 
     level: int
     norm: str
+    dtype: str
     real: str
     leaf: bool
     source: str
@@ -131,12 +133,12 @@ class Ruled:
 
     @property
     def gathered(self) -> str:
-        """The C++ type of a thread's sum of gradients."""
-        return "Sum" if self.real == "float" else "double"
+        """The C++ type of a thread's sum of gradients: those of halves are coarse already."""
+        return self.real if self.real == "double" or arithmetic(self.dtype) != self.dtype else "Sum"
 
     @property
     def zero_of_gathered(self) -> str:
-        return "{0.0f, 0.0f}" if self.real == "float" else "0.0"
+        return "{0.0f, 0.0f}" if self.gathered == "Sum" else self.zero
 
     def survives(self, y: str, x: str) -> str:
         """Whether a value is left: above the leaf, `x` is what a value's group is left, and of
@@ -170,7 +172,9 @@ class PullStage(Ruled, StageCode):
     @property
     def gathers_by(self) -> tuple[str, ...]:
         """What the first sweep asks of its groups: those that it settles itself all."""
-        return self.marks_by if self.slotted and self.walk == "columns" else self.known_by
+        late = self.slotted and self.walk == "columns"
+        both = "limit" in self.marks_by and self.root  # a root's limit comes from both
+        return self.marks_by if late and not both else self.known_by
 
     # What its functions take: names of a launch's arguments.
 
@@ -190,6 +194,12 @@ class PullStage(Ruled, StageCode):
         return (*((*self.shares, "dy") if self.leaf else ("tape",)), "work", "geometry")
 
     joiners = THREADS
+
+    @property
+    def abreast(self) -> int:
+        """How many rows of columns a thread asks for at once, for all of which registers are left
+        beside the sums of its columns."""
+        return 16 // max(self.vector, 4)
 
     @property
     def joins(self) -> Iterator[tuple[str, str, str]]:
@@ -234,9 +244,9 @@ class PullKernel(Kernel):
         return (*self.levels, *self.stages)
 
     @property
-    def gathered(self) -> bool:
-        """Whether sums of float are carried in two of them."""
-        return self.real == "float"
+    def gathered(self) -> tuple[str, ...]:
+        """The C++ types of sums of gradients."""
+        return tuple(sorted({p.gathered for p in self.ruled}))
 
     @property
     def units(self) -> tuple[str, ...]:
