@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array, check_dtype, detached, on_gpu, view
+from projgen.arrays import Array, check_dtype, detached, view
 from projgen.bind import Binding
 from projgen.dtypes import put
 from projgen.errors import quote
@@ -59,10 +59,10 @@ def vjp(
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
     if radius is None:
         raise TypeError("a radius is missing: the call is p.vjp(y, radius)")
-    if on_gpu(y):
-        raise TypeError("gradients are taken on the CPU: use y.cpu()")
-    if projection.backend == "cuda":
-        raise TypeError(f"gradients are taken on the CPU: use projgen.build({projection.spec!r})")
+    if projection._gpu(y):
+        from projgen.cuda import pull as gpu
+
+        return gpu.vjp(projection, y, radius)
     source, wrap = view(y)
     check_dtype(source)
     binding = projection._bind(source)

@@ -9,7 +9,7 @@ from typing import Any
 import cuda_support
 import numpy as np
 import pytest
-from cuda_support import build_all, compiled, compiled_pull, loaded, needs_simt, pull, stored
+from cuda_support import build_all, compiled, compiled_pull, loaded, needs_simt, pull
 from support import Array, bits, lay_out, norm
 from test_cuda_run import normal, small_machine
 
@@ -19,7 +19,9 @@ from projgen.check import parse_tree
 pytestmark = needs_simt
 
 NORMS = ("l1", "l2", "linf")
-PAIRS = [f"{outer}({inner})" for outer in NORMS for inner in NORMS if outer != inner or "l1" in outer]
+PAIRS = [
+    f"{outer}({inner})" for outer in NORMS for inner in NORMS if outer != inner or "l1" in outer
+]
 COLUMNS = [f"l1({inner}(axis=0))" for inner in NORMS]
 TRIPLES = ["l1(l2(linf))", "l2(linf(l1))", "linf(l1(l2))", "l2(l1(linf))", "linf(l2(linf))"]
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -45,7 +47,9 @@ def agrees(spec: str, y: Array, radius: Any, dtype: str, **options: Any) -> Arra
     return found.gradient
 
 
-def agree(spec: str, arrays: Iterable[tuple[Array, str]], shares: Iterable[Any] = (0.05, 0.6)) -> None:
+def agree(
+    spec: str, arrays: Iterable[tuple[Array, str]], shares: Iterable[Any] = (0.05, 0.6)
+) -> None:
     """The same for arrays and radii; kernels are compiled two at a time before."""
     arrays = list(arrays)
     build_all(compiled(spec, y, dtype, np.empty_like(y)).source for y, dtype in arrays)
@@ -72,7 +76,10 @@ def test_halves(spec: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("spec", TRIPLES)
 def test_deep_trees(spec: str) -> None:
-    agree(spec, [(normal((9, 7, 40), "float32"), "float32"), (normal((5, 60, 6), "float64"), "float64")])
+    agree(
+        spec,
+        [(normal((9, 7, 40), "float32"), "float32"), (normal((5, 60, 6), "float64"), "float64")],
+    )
 
 
 @pytest.mark.parametrize("spec", [*NORMS, *PAIRS, *COLUMNS, *TRIPLES])
@@ -113,7 +120,9 @@ def test_batches(spec: str, shape: tuple[int, ...], axis: Any) -> None:
         agrees(spec, y, norms * np.resize([0.3, 0.0, 1.1, math.inf, 0.05], norms.shape), "float32")
 
 
-@pytest.mark.parametrize("spec", ["l1(linf)", "l2(l1)", "linf(l2(axis=0))", "l2(linf(l1))", "l2(l2(linf), axis=2)"])
+@pytest.mark.parametrize(
+    "spec", ["l1(linf)", "l2(l1)", "linf(l2(axis=0))", "l2(linf(l1))", "l2(l2(linf), axis=2)"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kinks(spec: str, dtype: str) -> None:
     """Equal values, zeros, groups of zeros and levels of them; radius 0, and all inside."""
@@ -156,7 +165,9 @@ def test_gradients_that_are_not_finite_pass_through(spec: str) -> None:
     assert np.array_equal(np.isfinite(found.slopes), np.isfinite(slopes))
 
 
-@pytest.mark.parametrize("spec", ["l1(axis=1)", "linf(axis=1)", "l2(linf(axis=2), axis=1)", "l1(l1(axis=1), axis=2)"])
+@pytest.mark.parametrize(
+    "spec", ["l1(axis=1)", "linf(axis=1)", "l2(linf(axis=2), axis=1)", "l1(l1(axis=1), axis=2)"]
+)
 def test_a_batch_entry_that_is_not_finite_has_no_gradient(spec: str) -> None:
     y = normal((5, 8, 12) if "(linf" in spec or "(l1(" in spec else (5, 40), "float32")
     clean = pull(spec, y, 0.7, gradient_like(y, "float32"))
@@ -207,10 +218,14 @@ def test_two_sweeps() -> None:
     for spec, each in (("l1(linf)", 4), ("l1(l2(axis=0))", 4), ("linf(l1)", 5), ("l1", 4)):
         y = np.random.default_rng(1).uniform(1.0, 1.1, (256, 1024)).astype(np.float32)
         found = pull(spec, y, 0.9 * float(norm(spec, y)), gradient_like(y, "float32"))
-        reads = sum(moved[n].read for moved in found.traffic for n in ("y", "x", "dx") if n in moved)
+        reads = sum(
+            moved[n].read for moved in found.traffic for n in ("y", "x", "dx") if n in moved
+        )
         assert reads == each * y.nbytes
         assert sum(moved["dy"].written for moved in found.traffic if "dy" in moved) == y.nbytes
-        whole = sum(t.first_read + t.first_written for moved in found.traffic for t in moved.values())
+        whole = sum(
+            t.first_read + t.first_written for moved in found.traffic for t in moved.values()
+        )
         assert whole <= 1.05 * (each + 1) * y.nbytes
         assert not any(t.atomic for moved in found.traffic for t in moved.values())
         assert len(found.traffic) == 3
@@ -220,4 +235,6 @@ def test_groups_that_vanish_are_not_read() -> None:
     y = np.random.default_rng(2).uniform(1.0, 1.1, (64, 500)).astype(np.float32)
     y[10:] *= 1e-3
     found = pull("l1(linf)", y, 0.5, gradient_like(y, "float32"))
-    assert [moved["y"].read for moved in found.traffic if "y" in moved and moved["y"].read] == [y.nbytes * 10 // 64] * 2
+    assert [moved["y"].read for moved in found.traffic if "y" in moved and moved["y"].read] == [
+        y.nbytes * 10 // 64
+    ] * 2

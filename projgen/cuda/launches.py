@@ -110,7 +110,7 @@ def check_grids(plan: Plan, launches: tuple[Launch, ...]) -> None:
 def packed_geometry(
     kernel: Kernel, source: str, places: Mapping[str, int], cells: Mapping[str, int]
 ) -> bytes:
-    """The struct of the fields that `source` looks up: `places` of the workspaces' parts, `cells`."""
+    """The struct of what `source` looks up: `places` of the workspaces' parts, and `cells`."""
     fields = [places[name.removesuffix("_at")] for name in kernel.used(kernel.offsets, source)]
     indices = [cells[name] for name in kernel.used(kernel.cells, source)]
     index = "q" if kernel.wide else "i"

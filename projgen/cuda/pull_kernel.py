@@ -234,8 +234,8 @@ class PullLevel(Ruled, Level):
 class PullKernel(Kernel):
     """All that the templates of a way back may know; ``version`` counts codes of its own."""
 
-    stages: tuple[PullStage, ...]  # type: ignore[assignment]
-    levels: tuple[PullLevel, ...]  # type: ignore[assignment]
+    stages: tuple[PullStage, ...]
+    levels: tuple[PullLevel, ...]
 
     middle_of = "radii", "radius", "tape", "work", "geometry"
 
@@ -260,8 +260,9 @@ class PullKernel(Kernel):
 
 
 def lower_pull(plan: Plan) -> PullKernel:
-    """The kernel that takes gradients back through projections of `plan`, whose arrays lie alike."""
-    from projgen.cuda.pull_launches import geometry, offsets
+    """The kernel that goes back through projections of `plan`, whose arrays lie alike."""
+    from projgen.cuda.launches import geometry
+    from projgen.cuda.pull_launches import offsets
 
     kernel = lower(plan)
     child: PullStage | PullLevel | None = None

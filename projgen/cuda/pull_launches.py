@@ -28,8 +28,8 @@ class PullSchedule:
     """A call's launches, as those of `projgen.cuda.launches.Schedule`.
 
     Arguments are those of a `Launch`, and "dx" and "dy" (pointers to the lowest elements of the
-    gradients of x and of y) and "tape" (to what the projection left). The gradients of the radii, one float64 for
-    each batch entry, stand at the beginning of the workspace.
+    gradients of x and of y) and "tape" (to what the projection left). The gradients of the
+    radii, one float64 for each batch entry, stand at the beginning of the workspace.
     """
 
     launches: tuple[Launch, ...]
