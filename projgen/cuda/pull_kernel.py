@@ -127,6 +127,22 @@ class Ruled:
             return array
         return {"y": self.source, "x": self.child.limits, "dx": self.gradients}[array]
 
+    def one(self, array: str) -> str:
+        """What one such element is called."""
+        return f"{array}_one" if self.leaf else {"y": "below", "x": "left", "dx": "gradient"}[array]
+
+    # How the numbers that a rule goes by are called: where a thread works on one group, on columns
+    # side by side, and on packed groups.
+
+    def alone(self, name: str) -> str:
+        return name
+
+    def of_column(self, name: str) -> str:
+        return f"{name}s[k]"
+
+    def of_group(self, name: str) -> str:
+        return f"{name}s[group]"
+
     @property
     def zero(self) -> str:
         return "0.0f" if self.real == "float" else "0.0"
@@ -280,6 +296,7 @@ def lower_pull(plan: Plan) -> PullKernel:
     made = PullKernel(
         **{
             **{field.name: getattr(kernel, field.name) for field in fields(kernel)},
+            "notes": tuple(note.split(";")[0] for note in kernel.notes),  # no search is done here
             "stages": tuple(stages),
             "levels": tuple(levels),
         }
