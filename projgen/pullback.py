@@ -2,7 +2,8 @@
 
 `vjp` is reverse mode: it gives the projection and a `Pullback`. On the CPU the projection leaves a
 tape of what it found. Chains of l1, l2 and linf have kernels that go back by it, in trees as well;
-single levels of other norms do in NumPy. What has no tape goes back by the reference.
+single levels of other norms do in NumPy. What has no tape goes back by the reference. For a GPU see
+`projgen.cuda.pull`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Pullback(ABC):
 
         `gradient` is that of the result, of its structure, shapes and dtypes (NaN and inf pass
         through). The gradients are like what they belong to: arrays in y's structure, and for the
-        radius a float, or an array over the batch axes. At radius 0 that of the radius is 0.
+        radius a float (on a GPU an array without axes), or an array over the batch axes. At
+        radius 0 that of the radius is 0.
         """
 
 

@@ -71,7 +71,8 @@ def test_a_captured_call_keeps_its_memory(cp: Any, monkeypatch: Any) -> None:  #
     with monkeypatch.context() as capturing:
         capturing.setattr(cp.cuda.Stream, "is_capturing", lambda self: True)
         p.vjp(y, 2.0)[1](dx)
-    first, second = call._captured
+    first, second, slopes = call._captured
+    assert len(slopes) == 1
     tape, work = first[0].ptr, second[0].ptr
     launches = cp.state.launches[-6:]
     assert launches[0].arguments[1] == tape

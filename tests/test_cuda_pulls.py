@@ -241,7 +241,7 @@ def test_two_sweeps() -> None:
         )
         assert whole <= 1.05 * (each + 1) * y.nbytes
         assert not any(t.atomic for moved in found.traffic for t in moved.values())
-        assert len(found.traffic) == 2 + spec.count("(l")
+        assert len(found.traffic) == 3
 
 
 def test_groups_that_vanish_are_not_read() -> None:

@@ -33,8 +33,12 @@ def view(y: Any, _: Any) -> Any:
     from projgen.cuda.arrays import DeviceArray, _ghost
 
     storage = y.untyped_storage()
-    block = np.frombuffer((ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr()), "u1")
-    fake_cupy._memory[storage.data_ptr()] = block, 0
+    start, size = storage.data_ptr(), storage.nbytes()
+    for other, (freed, _) in list(fake_cupy._memory.items()):  # of tensors that are gone
+        if other < start + size and start < other + freed.size:
+            del fake_cupy._memory[other]
+    block = np.frombuffer((ctypes.c_char * size).from_address(start), np.uint8)
+    fake_cupy._memory[start] = block, 0
     strides = tuple(step * y.element_size() for step in y.stride())
     dtype = str(y.dtype).removeprefix("torch.")
     ghost = _ghost(y.data_ptr(), tuple(y.shape), strides, dtype)

@@ -144,7 +144,9 @@ class PullCall(Launches):
         """
         with on_stream(self.device, stream), self._workspaces.lent(radius, *also) as work:
             self.launch(self._launches, pointers, radius, work)
-            return cupy().ndarray((self.plan.batch,), np.float64, work).copy()
+            slopes = cupy().ndarray((self.plan.batch,), np.float64, work).copy()
+            kept_by_graphs(slopes)
+            return slopes
 
 
 class Workspaces:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from projgen.arrays import detached
 from projgen.bind import Binding
 from projgen.cuda import project as forward
 from projgen.cuda.arrays import DeviceArray, view
@@ -128,7 +129,7 @@ class _DevicePullback(Pullback):
 
     def __call__(self, gradient: Any) -> tuple[Any, Any]:
         p = self.projected
-        dx = view(gradient)
+        dx = view(detached(gradient))
         check_like(dx, p.y)
         if p.tape is None:
             result, _ = new_like(p.y)
