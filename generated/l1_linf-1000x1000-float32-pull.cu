@@ -1,16 +1,15 @@
-
 // l1(linf): takes gradients back through the projection of float32 arrays on a GPU.
 //
 // level 0  l1    of v0: in the middle
 // level 1  linf  of y: rows (groups, reduced)
 //
 // Sweep 1 reads the arrays once and sums the gradients of the radii, from the leaf up to the root;
-// sweep 2 reads them once more and writes the gradients of the values, from the root down. y, its
-// projection x, x's gradient g and the result lie alike. `tape` is the workspace that the projection
-// left, with values v, radii and limits; h has gradients of radii.
-// Functions run on one stream, in this order; of `work` nothing has to be initialised. Sums are always
-// joined in the same order, so results are equal to the bit. What was NaN in x is NaN in the result.
-// Written by projgen, codegen 1.
+// sweep 2 reads them once more and writes those of the values, from the root down. y, its projection
+// x and their gradients dy and dx lie in memory alike. `tape` is the workspace that the projection
+// left, with values v, radii and limits. In `work`, of which nothing has to be initialised, h has
+// gradients of radii. The functions of a call run on one stream, in the order in which they
+// stand here. Sums are always joined in the same order, so results are equal to the bit. A batch
+// entry that has a NaN or an infinity gets NaN. Written by projgen, codegen 1.
 
 typedef int index;
 

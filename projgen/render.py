@@ -76,7 +76,7 @@ def render_cuda(kernel: CudaKernel) -> str:
 def render_cuda_pull(kernel: CudaPullKernel) -> str:
     """The CUDA C++ source that takes gradients back through a projection."""
     text = environment().get_template("cuda/pull.cu.j2").render(kernel=kernel)
-    return _GAPS.sub("\n\n", _PRAGMAS.sub("", text)).rstrip() + "\n"
+    return _GAPS.sub("\n\n", _PRAGMAS.sub("", text)).strip() + "\n"
 
 
 def render_weighted(kernel: WeightedKernel) -> str:

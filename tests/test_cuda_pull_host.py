@@ -92,6 +92,18 @@ def test_streams_wait_for_each_other(cp: Any) -> None:  # noqa: F811
     agrees("l1(l2)", values, 3.0, dx, found)
 
 
+def test_copies_are_made_on_the_stream_of_what_is_copied(cp: Any) -> None:  # noqa: F811
+    """Of a y with gaps; and its gradient is another stream's."""
+    values = normal((40, 66))
+    y = Interface(cp.asarray(values)[:, ::2], stream=7)
+    dx = like(values)
+    _, pullback = projgen.build("l1(l2)").vjp(y, 3.0)
+    found = pullback(Interface(cp.asarray(dx)[:, ::2], stream=8))
+    assert [launch.stream for launch in cp.state.launches] == 3 * [7] + 3 * [8]
+    assert cp.state.waits == [(8, 7), (7, 8)]
+    agrees("l1(l2)", values[:, ::2], 3.0, dx[:, ::2], found)
+
+
 @pytest.mark.parametrize(
     "place",
     [

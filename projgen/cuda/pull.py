@@ -6,7 +6,7 @@ the stream of the arrays' owner, and nothing is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -54,7 +54,7 @@ def project(projection: Projection, y: Any, radius: Any) -> Projected:
         refuse(projection)
     binding = projection._bind(source.ghost)
     radii = forward.chain_radii(radius, binding, source)
-    result, x = new_like(source)
+    result, x = new_like(source, source.stream)
     source = lying_like(x, source)
     tape = None
     if source.ghost.size:
@@ -76,11 +76,11 @@ def refuse(projection: Projection) -> NoReturn:
     )
 
 
-def new_like(y: DeviceArray) -> tuple[Any, DeviceArray]:
-    """A new array of y's kind, without gaps, as its owner knows it and as we do."""
-    with on_stream(y.device, y.stream):
+def new_like(y: DeviceArray, stream: int | None) -> tuple[Any, DeviceArray]:
+    """A new array of y's kind, without gaps, for work on `stream`: as its owner has it, and we."""
+    with on_stream(y.device, stream):
         made = y.empty()
-    own = view(made)
+    own = replace(view(made), stream=stream)
     return y.wrap(made) if isinstance(made, cupy().ndarray) else made, own
 
 
@@ -89,7 +89,7 @@ def lying_like(x: DeviceArray, array: DeviceArray) -> DeviceArray:
     steps = zip(x.ghost.shape, x.ghost.strides, array.ghost.strides, strict=True)
     if array.ghost.flags.aligned and all(n == 1 or s == t for n, s, t in steps):
         return array
-    _, own = new_like(x)
+    _, own = new_like(x, array.stream)
     with on_stream(array.device, array.stream):
         own.cupy()[...] = array.cupy()
     return own
@@ -109,9 +109,9 @@ def pull_back(
     `y` and `x` are what `project` left, as is what lies at `tape`. Launched on dx's stream. A graph
     keeps `also`.
     """
-    wait_for(y.device, dx.stream, y.stream)
-    result, dy = new_like(y)
+    result, dy = new_like(y, dx.stream)
     operands = {"y": lying_like(dy, y), "x": lying_like(dy, x), "dx": lying_like(dy, dx), "dy": dy}
+    wait_for(y.device, dx.stream, y.stream)
     aligned = all(array.lowest % ACCESS == 0 for array in operands.values())
     call = forward.pull_call(binding, dy, aligned)
     pointers = {name: array.lowest for name, array in operands.items()}
@@ -132,7 +132,7 @@ class _DevicePullback(Pullback):
         dx = view(detached(gradient))
         check_like(dx, p.y)
         if p.tape is None:
-            result, _ = new_like(p.y)
+            result, _ = new_like(p.y, dx.stream)
             batch = [p.y.ghost.shape[axis] for axis in p.binding.batch]
             with on_stream(p.y.device, dx.stream):
                 slopes = cupy().zeros(batch, np.float64)

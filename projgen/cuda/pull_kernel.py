@@ -248,7 +248,7 @@ class PullLevel(Ruled, Level):
 
 @dataclass(frozen=True)
 class PullKernel(Kernel):
-    """All that the templates of a way back may know; ``version`` counts codes of its own."""
+    """All that the templates of a way back may know."""
 
     stages: tuple[PullStage, ...]
     levels: tuple[PullLevel, ...]
