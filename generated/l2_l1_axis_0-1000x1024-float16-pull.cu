@@ -295,7 +295,7 @@ share_1(const __half* __restrict__ y, const __half* __restrict__ x, const __half
             store(dy + first + r * geo.s0_1, Pack());
         return;
     }
-#pragma unroll 4
+#pragma unroll 2
     for (index r = begin + ty; r < end; r += beneath) {
         const index at = first + r * geo.s0_1;
         Pack result;

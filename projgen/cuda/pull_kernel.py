@@ -213,8 +213,8 @@ class PullStage(Ruled, StageCode):
 
     @property
     def abreast(self) -> int:
-        """How many rows of columns a thread asks for at once, for all of which registers are left
-        beside the sums of its columns."""
+        """How many rows of columns a thread asks for at once: as many as there are registers for,
+        beside what it knows of its columns."""
         return 16 // max(self.vector, 4)
 
     @property
