@@ -17,7 +17,7 @@ constexpr unsigned WARP = 0xffffffffu;  // all its lanes
 // Where each part of the workspace begins, in bytes; extents n and steps s (in x: t) of each level's
 // loops, outermost first.
 struct Geometry {
-    long long total_at, v0_at, slots_1_at, radius_1_at;
+    long long total_at, v0_at, radius_1_at, slots_1_at;
     index n0_1, s0_1, t0_1, n1_1, s1_1, t1_1, groups_1, width_1;
     index step_1, slots_1, kept_1, groups_0, size_0, s_r0_0;
 };

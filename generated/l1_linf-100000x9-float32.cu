@@ -17,8 +17,8 @@ constexpr unsigned WARP = 0xffffffffu;  // all its lanes
 // Where each part of the workspace begins, in bytes; extents n and steps s (in x: t) of each level's
 // loops, outermost first.
 struct Geometry {
-    long long total_at, v0_at, slots_0_at, limit_0_at, guess_0_at;
-    long long sums_0_at, counts_0_at, limit_1_at;
+    long long total_at, v0_at, limit_1_at, slots_0_at, limit_0_at;
+    long long guess_0_at, sums_0_at, counts_0_at;
     index n0_0, s0_0, groups_0, size_0, pieces_0, step_0, slots_0, n0_1;
 };
 

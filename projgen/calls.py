@@ -51,6 +51,10 @@ def taped(
     """The projection of `y`, and all that its gradients ask for; errors as `project` has them."""
     y, given = _split(projection, y, named)
     call = read(projection, y, given, projects=True)
+    if call.gpu:
+        from projgen.cuda.pull import refuse
+
+        refuse(projection)
     arrays, wraps = call.arrays, call.wraps
     if not all(is_dense(array) for array in arrays.values()):
         arrays = {key: np.array(array, order="C") for key, array in arrays.items()}

@@ -19,7 +19,9 @@ from projgen.cpu.group_kernel import Ball, GroupKernel
 from projgen.cpu.groups import walk_groups
 from projgen.cpu.pull_kernel import PullKernel
 from projgen.cuda.compiler import Compiled as CudaCompiled
+from projgen.cuda.compiler import CompiledPull
 from projgen.cuda.compiler import compile_binding as compile_cuda
+from projgen.cuda.compiler import compile_pull as compile_cuda_pull
 from projgen.resources import resource_dir
 from projgen.simplify import simplify
 
@@ -111,6 +113,20 @@ class PullExhibit(Showing):
 
 
 @dataclass(frozen=True, slots=True)
+class CudaPullExhibit(Showing):
+    """A kernel of the canon that takes gradients back on a GPU."""
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``l1_linf-1000x1000-float32-pull.cu``."""
+        return f"{self.stem}-pull.cu"
+
+    def compiled(self) -> CompiledPull:
+        """What the compiler makes of it, up to the source and its launches."""
+        return compile_cuda_pull(*self.call[:4])
+
+
+@dataclass(frozen=True, slots=True)
 class GroupExhibit:
     """A kernel of one level of groups, along ``axes`` of C-ordered arrays.
 
@@ -190,6 +206,14 @@ CUDA_CANON = (
                 "l1(l2(linf(axis=(0, 2)), axis=4), axis=3)", (9, 8, 7, 6, 5)),
 )  # fmt: skip
 
+CUDA_PULL_CANON = (
+    CudaPullExhibit("gradients of rows: a warp takes one", "l1(linf)", (1000, 1000)),
+    CudaPullExhibit("gradients of columns, cut into pieces, half precision", "l2(l1(axis=0))",
+                    (1000, 1024), "float16"),
+    CudaPullExhibit("gradients of short groups, in a deep tree with a level of its own launches",
+                    "l1(l2(linf))", (3000, 40, 9)),
+)  # fmt: skip
+
 PULL_CANON = (
     PullExhibit("gradients of rows", "l1(linf)", (1000, 1000)),
     PullExhibit("gradients of columns, 64 bits", "l1(l1(axis=0))", (4000, 4000), "float64"),
@@ -200,7 +224,7 @@ PULL_CANON = (
 
 def gallery() -> dict[str, str]:
     """The sources by file name."""
-    exhibits = (*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON)
+    exhibits = (*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON, *CUDA_PULL_CANON)
     return {exhibit.name: exhibit.compiled().source for exhibit in exhibits}
 
 

@@ -2,7 +2,8 @@
 
 `vjp` is reverse mode: it gives the projection and a `Pullback`. On the CPU the projection leaves a
 tape of what it found. Chains of l1, l2 and linf have kernels that go back by it, in trees as well;
-single levels of other norms do in NumPy. What has no tape goes back by the reference.
+single levels of other norms do in NumPy. What has no tape goes back by the reference. For a GPU see
+`projgen.cuda.pull`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array, check_dtype, detached, on_gpu, view
+from projgen.arrays import Array, check_dtype, detached, view
 from projgen.bind import Binding
 from projgen.dtypes import put
 from projgen.errors import quote
@@ -38,7 +39,8 @@ class Pullback(ABC):
 
         `gradient` is that of the result, of its structure, shapes and dtypes (NaN and inf pass
         through). The gradients are like what they belong to: arrays in y's structure, and for the
-        radius a float, or an array over the batch axes. At radius 0 that of the radius is 0.
+        radius a float (on a GPU an array without axes), or an array over the batch axes. At
+        radius 0 that of the radius is 0.
         """
 
 
@@ -59,10 +61,10 @@ def vjp(
 def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullback]:
     if radius is None:
         raise TypeError("a radius is missing: the call is p.vjp(y, radius)")
-    if on_gpu(y):
-        raise TypeError("gradients are taken on the CPU: use y.cpu()")
-    if projection.backend == "cuda":
-        raise TypeError(f"gradients are taken on the CPU: use projgen.build({projection.spec!r})")
+    if projection._gpu(y):
+        from projgen.cuda import pull as gpu
+
+        return gpu.vjp(projection, y, radius)
     source, wrap = view(y)
     check_dtype(source)
     binding = projection._bind(source)

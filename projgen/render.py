@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from projgen.cpu.pull_kernel import PullKernel
     from projgen.cpu.tally import TallyKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
+    from projgen.cuda.pull_kernel import PullKernel as CudaPullKernel
     from projgen.cuda.weighted import WeightedKernel
 
 
@@ -66,12 +67,19 @@ def render_pull(kernel: PullKernel) -> str:
 
 
 _GAPS = re.compile(r"\n{3,}")
+_PRAGMAS = re.compile(r"^ +(?=#pragma)", re.MULTILINE)
 
 
 def render_cuda(kernel: CudaKernel) -> str:
     """The CUDA C++ source of `kernel`. Equal kernels have equal sources."""
     text = environment().get_template("cuda/kernel.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", text).rstrip() + "\n"
+
+
+def render_cuda_pull(kernel: CudaPullKernel) -> str:
+    """The CUDA C++ source that takes gradients back through a projection."""
+    text = environment().get_template("cuda/pull.cu.j2").render(kernel=kernel)
+    return _GAPS.sub("\n\n", _PRAGMAS.sub("", text)).strip() + "\n"
 
 
 def render_weighted(kernel: WeightedKernel) -> str:

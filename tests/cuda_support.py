@@ -17,7 +17,7 @@ from simt.run import Buffer, Launch, Part, Simt, Traffic
 from support import Array, bound, norm
 
 from projgen import interpret
-from projgen.cuda.compiler import Compiled, compile_binding
+from projgen.cuda.compiler import Compiled, CompiledPull, compile_binding, compile_pull
 from projgen.cuda.launches import ALIGNMENT, SIZES
 from projgen.operands import axis_order, memory_order
 
@@ -116,26 +116,11 @@ def run(
     arguments: dict[str, Any] = {
         "y": Buffer("y", y, True, in_place, misalignment),
         "work": workspace(made),
-        "geometry": np.void(schedule.geometry),
-        "radius": np.float64(radius if np.ndim(radius) == 0 else np.nan),
-        "radii": None,
+        **constants(made, y, radius, binding),
     }
     if not in_place:
         arguments["x"] = Buffer("x", out, False, True, misalignment)
-    if np.ndim(radius):
-        shape = tuple(y.shape[axis] for axis in binding.batch)
-        radii = np.broadcast_to(np.asarray(radius, np.float64), shape)
-        arguments["radii"] = Buffer("radii", memory_order(radii, binding, made.plan).copy())
-    launches = [
-        Launch(
-            launch.name,
-            launch.grid,
-            launch.block,
-            [arguments[a] if isinstance(a, str) else np.int32(a) for a in launch.arguments],
-            launch.shared,
-        )
-        for launch in schedule.launches
-    ]
+    launches = launched(schedule.launches, arguments)
     traffic = program(source or made.source, machine, fused).run(launches, seed)
     norms = arguments["work"].array.view(np.float64)[: made.plan.batch]
     return Outcome(
@@ -146,7 +131,98 @@ def run(
     )
 
 
-def workspace(made: Compiled) -> Buffer:
+def constants(made: Any, y: Array, radius: Any, binding: Any) -> dict[str, Any]:
+    """The arguments that are the same in all launches of a call."""
+    arguments: dict[str, Any] = {
+        "geometry": np.void(made.schedule.geometry),
+        "radius": np.float64(radius if np.ndim(radius) == 0 else np.nan),
+        "radii": None,
+    }
+    if np.ndim(radius):
+        shape = tuple(y.shape[axis] for axis in binding.batch)
+        radii = np.broadcast_to(np.asarray(radius, np.float64), shape)
+        arguments["radii"] = Buffer("radii", memory_order(radii, binding, made.plan).copy())
+    return arguments
+
+
+def launched(launches: Iterable[Any], arguments: Mapping[str, Any]) -> list[Launch]:
+    return [
+        Launch(
+            launch.name,
+            launch.grid,
+            launch.block,
+            [arguments[a] if isinstance(a, str) else np.int32(a) for a in launch.arguments],
+            launch.shared,
+        )
+        for launch in launches
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _compiled_pull(spec: str, shape: tuple[int, ...], *rest: Any) -> CompiledPull:
+    return compile_pull(bound(spec, np.empty(shape, np.bool_)), shape, *rest)
+
+
+def compiled_pull(spec: str, y: Array, dtype: str, aligned: bool = True) -> CompiledPull:
+    """The way back for arrays like this one."""
+    strides = tuple(step // y.itemsize for step in y.strides)
+    return _compiled_pull(spec, y.shape, dtype, strides, aligned)
+
+
+def forget() -> None:
+    """What was compiled: plans are made by other sizes from here on."""
+    _compiled.cache_clear()
+    _compiled_pull.cache_clear()
+
+
+@dataclass(frozen=True)
+class Pulled:
+    x: Array
+    gradient: Array
+    slopes: Any
+    traffic: list[Mapping[str, Traffic]]
+    compiled: CompiledPull
+
+
+def pull(
+    spec: str,
+    y: Array,
+    radius: Any,
+    dx: Array,
+    *,
+    dtype: str | None = None,
+    seed: int = 1,
+    misalignment: int = 0,
+    machine: str = "fibers",
+    source: str | None = None,
+    fused: bool = False,
+) -> Pulled:
+    """Project `y`, and take `dx`, which lies like it, back: see `run`."""
+    dtype = dtype or y.dtype.name
+    x, dy = np.empty_like(y), np.empty_like(y)
+    aligned = misalignment % 16 == 0
+    forward, made = compiled(spec, y, dtype, x, aligned), compiled_pull(spec, y, dtype, aligned)
+    binding, tape = bound(spec, y), workspace(forward)
+    given = Buffer("y", y, True, False, misalignment)
+    first = {"y": given, "x": Buffer("x", x, False, True, misalignment), "work": tape}
+    first |= constants(forward, y, radius, binding)
+    program(forward.source, "fibers").run(launched(forward.schedule.launches, first), seed)
+    second: dict[str, Any] = {
+        "y": given,
+        "x": Buffer("x", x, True, False, misalignment),
+        "dx": Buffer("dx", dx, True, False, misalignment),
+        "dy": Buffer("dy", dy, False, True, misalignment),
+        "tape": Buffer("tape", tape.array[: forward.schedule.tape]),
+        "work": workspace(made),
+        **constants(made, y, radius, binding),
+    }
+    launches = launched(made.schedule.launches, second)
+    traffic = program(source or made.source, machine, fused).run(launches, seed)
+    slopes = second["work"].array.view(np.float64)[: made.plan.batch]
+    return Pulled(x, dy, axis_order(slopes.copy(), binding, made.plan, y.shape), traffic, made)
+
+
+def workspace(made: Any) -> Buffer:
     """A fresh one, poisoned: kernels may only read what they wrote before."""
     parts, at = [], 0
     for part in made.schedule.parts:

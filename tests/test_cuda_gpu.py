@@ -8,6 +8,8 @@ from support import assert_projected, norm
 from tree_support import assert_tree_projected, norm_of
 
 import projgen
+from projgen import interpret_pullbacks
+from projgen.check import parse_tree
 from projgen.cuda.cupy import no_driver
 
 
@@ -136,3 +138,56 @@ def test_tensors(cp: Any) -> None:
         values = y.double().cpu().numpy()
         expected = projgen.build("l1(linf)", backend="numpy")(values, 5.0)
         np.testing.assert_allclose(x.double().cpu().numpy(), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradients(cp: Any, spec: str, shape: tuple[int, int], dtype: str) -> None:
+    """Those of the reference, the same bits each time; also from a graph."""
+    rng = np.random.default_rng(2)
+    values, dx = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    radius = float(norm(spec, values)) * 0.3
+    tree = parse_tree(spec)
+    expected, slope = interpret_pullbacks.pull_back_chain(tree, values, radius, dx)
+    p, y, g = projgen.build(spec), cp.asarray(values), cp.asarray(dx)
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        results = [p.vjp(y, radius)[1](g) for _ in range(3)]
+        stream.begin_capture()
+        results.append(p.vjp(y, radius)[1](g))
+        graph = stream.end_capture()
+        results[-1][0].fill(0)
+        graph.launch(stream)
+        stream.synchronize()
+    tolerance = 1e-11 if dtype == "float64" else 1e-5
+    for gradient, own in results:
+        assert np.array_equal(gradient.get(), results[0][0].get())
+        off = np.abs(gradient.get() - expected) > tolerance * np.abs(expected).max()
+        assert np.count_nonzero(off) <= values.size * 1e-5  # values at a threshold, to the last bit
+        assert float(own) == pytest.approx(float(slope), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_gradients_of_tensors(cp: Any, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("projgen.torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch has no CUDA here")
+    y = torch.randn(300, 500, device="cuda", dtype=getattr(torch, dtype), requires_grad=True)
+    radius = torch.tensor(20.0, device="cuda", requires_grad=True)
+
+    def loss(y: Any, radius: Any) -> Any:
+        return projgen.torch.project(y, "l1(linf)", radius).float().square().sum()
+
+    expected = None
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = torch.autograd.grad(function(y, radius), (y, radius))
+            torch.cuda.current_stream().synchronize()
+        if expected is None:
+            host = y.detach().float().cpu().requires_grad_()
+            at = radius.detach().cpu().requires_grad_()
+            expected = torch.autograd.grad(loss(host, at), (host, at))
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own.float().cpu(), other.float(), atol=0.05, rtol=0.02)

@@ -11,6 +11,7 @@ from cuda_support import compiled, needs_simt, run
 from simt.run import Buffer, Launch, Simt, SimtError
 from support import assert_projected, norm
 from test_cuda_mutants import MUTANTS, RACE, Mutant
+from test_cuda_pulls import agrees
 from test_cuda_run import normal
 
 pytestmark = needs_simt
@@ -43,6 +44,20 @@ def test_silent(spec: str, shape: tuple[int, ...]) -> None:
     y = normal(shape, "float32")
     radius = 0.3 * float(norm(spec, y))
     assert_projected(spec, y, radius, run(spec, y, radius, machine="threads").x)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("l1(linf)", (11, 130)),
+        ("l1(l2(axis=0))", (130, 64)),
+        ("l1(l1)", (200, 7)),
+        ("l1", (12_000,)),
+    ],
+)
+def test_gradients_are_silent(spec: str, shape: tuple[int, ...]) -> None:
+    y = normal(shape, "float32")
+    agrees(spec, y, 0.3 * float(norm(spec, y)), "float32", machine="threads")
 
 
 SEEDED = [mutant for mutant in MUTANTS if mutant.sees == RACE and "block" not in mutant.fault]

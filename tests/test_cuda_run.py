@@ -127,7 +127,7 @@ def small_machine() -> Iterator[None]:
     constants = {"MIDDLE_VALUES": 16, "PIECE": 16, "SHARED_BYTES": 1024}
     constants |= {"WARP_VALUES": 16, "WARP_KEPT": 16}
     patches = [patch.object(projgen.cuda.plan, name, value) for name, value in constants.items()]
-    cuda_support._compiled.cache_clear()
+    cuda_support.forget()
     for each in patches:
         each.start()
     try:
@@ -135,7 +135,7 @@ def small_machine() -> Iterator[None]:
     finally:
         for each in patches:
             each.stop()
-        cuda_support._compiled.cache_clear()
+        cuda_support.forget()
 
 
 @pytest.mark.parametrize("spec", [*CHAINS, *DEEP])

@@ -17,15 +17,18 @@ from projgen.cuda.compiler import compile_binding
 from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.lower import lower
+from projgen.cuda.pull_kernel import PullKernel, PullLevel, PullStage, Ruled, lower_pull
 from projgen.cuda.weighted import BALLS, WeightedKernel
-from projgen.gallery import CUDA_CANON, CudaExhibit, gallery
-from projgen.norms import CHAINED
-from projgen.render import render_cuda
+from projgen.gallery import CUDA_CANON, CUDA_PULL_CANON, CudaExhibit, CudaPullExhibit, gallery
+from projgen.norms import CHAINED, NORMS
+from projgen.render import render_cuda, render_cuda_pull
 from projgen.stage import Stage
 
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cuda/**/*.j2"))
 MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in CHAINED}
+RULES = {norm: f"cuda/pulls/{norm}.cu.j2" for norm in CHAINED if NORMS[norm].pulls}
 IDS = [exhibit.name for exhibit in CUDA_CANON]
+PULL_IDS = [exhibit.name for exhibit in CUDA_PULL_CANON]
 WEIGHTED = {"cuda/weighted.cu.j2", *(f"cuda/balls/{norm}.cu.j2" for norm in BALLS)}
 # Macros of norms are asked by both kinds of levels.
 VARIABLES: dict[str, tuple[type, ...]] = {
@@ -34,7 +37,15 @@ VARIABLES: dict[str, tuple[type, ...]] = {
     "s": (StageCode,),
     "l": (Level,),
 }
-CONTRACT = (Kernel, StageCode, Level, WeightedKernel)
+OF_PULLS: dict[str, tuple[type, ...]] = {
+    "kernel": (PullKernel,),
+    "p": (PullStage,),
+    "top": (PullStage,),
+    "child": (PullStage,),
+    "l": (PullLevel,),
+    "last": (PullLevel,),
+}
+CONTRACT = (Kernel, StageCode, Level, WeightedKernel, Ruled, PullStage, PullLevel, PullKernel)
 HINTS = {"stage": Stage, "run": Axis, "beside": Axis, "leaf": StageCode}
 
 
@@ -46,6 +57,10 @@ def used() -> set[tuple[type, str]]:
             owner = node.node
             if isinstance(owner, nodes.Name):
                 kinds = (StageCode, Level) if "/norms/" in name else VARIABLES.get(owner.name, ())
+                if "/pull" in name:
+                    kinds = OF_PULLS.get(owner.name, ())
+                if "/pulls/" in name:
+                    kinds = (PullStage, PullLevel)
                 if name in WEIGHTED:
                     kinds = (WeightedKernel,) if owner.name == "kernel" else ()
                 found |= {(kind, node.attr) for kind in kinds}
@@ -83,12 +98,13 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         found = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in found if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        whole = {"cuda/kernel.cu.j2", "cuda/weighted.cu.j2"}
+        whole = {"cuda/kernel.cu.j2", "cuda/weighted.cu.j2", "cuda/pull.cu.j2"}
         assert undeclared == ({"kernel"} if name in whole else set()), name
 
 
 def test_every_template_is_reached_and_every_macro_used() -> None:
-    reached, new = set(), {"cuda/kernel.cu.j2", *WEIGHTED, *MACROS.values()}
+    whole = {"cuda/kernel.cu.j2", "cuda/pull.cu.j2", *WEIGHTED}
+    reached, new = set(), {*whole, *MACROS.values(), *RULES.values()}
     while new:
         reached |= new
         referenced = {r for name in new for r in meta.find_referenced_templates(tree(name))}
@@ -99,10 +115,17 @@ def test_every_template_is_reached_and_every_macro_used() -> None:
     assert [name for name in sorted(macros) if len(re.findall(rf"\b{name}\(", text)) < 2] == []
 
 
-def test_norms_offer_the_same_macros() -> None:
+@pytest.mark.parametrize("own", [{"l2": set()}, {"l2": {"wide"}}], ids=["norms", "rules"])
+def test_norms_offer_the_same_macros(own: dict[str, set[str]]) -> None:
+    """And so do their rules for gradients, but for what one of them alone has for itself."""
+    templates = RULES if own["l2"] else MACROS
     offers = {
-        norm: {m.name: tuple(a.name for a in m.args) for m in tree(name).find_all(nodes.Macro)}
-        for norm, name in MACROS.items()
+        norm: {
+            m.name: tuple(a.name for a in m.args)
+            for m in tree(name).find_all(nodes.Macro)
+            if m.name not in own.get(norm, ())
+        }
+        for norm, name in templates.items()
     }
     for norm, offer in offers.items():
         assert offer == offers["l2"], norm
@@ -125,7 +148,7 @@ def sources() -> dict[str, str]:
     return {name: source for name, source in gallery().items() if name.endswith(".cu")}
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", [*IDS, *PULL_IDS])
 class TestSources:
     def test_it_needs_nothing_but_nvrtc(self, name: str, sources: dict[str, str]) -> None:
         headers = set(re.findall(r"#include <(.*)>", sources[name]))
@@ -191,6 +214,13 @@ def test_lowering_is_a_function_of_the_plan(exhibit: CudaExhibit) -> None:
     compiled = exhibit.compiled()
     assert lower(compiled.plan) == compiled.kernel
     assert render_cuda(compiled.kernel) == compiled.source
+
+
+@pytest.mark.parametrize("exhibit", CUDA_PULL_CANON, ids=PULL_IDS)
+def test_so_is_that_of_the_way_back(exhibit: CudaPullExhibit) -> None:
+    compiled = exhibit.compiled()
+    assert lower_pull(compiled.plan) == compiled.kernel
+    assert render_cuda_pull(compiled.kernel) == compiled.source
 
 
 LIMITS: dict[str, Callable[[Any], bool]] = {

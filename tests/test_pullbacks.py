@@ -391,7 +391,7 @@ def test_a_gradient_must_fit() -> None:
         pullback(None)
     with pytest.raises(TypeError, match="junk"):
         projgen.build("l1(linf)", exact=True).vjp(normal(4, 5), 1.0, junk=3)
-    with pytest.raises(TypeError, match=r"use projgen.build\('l1\(linf\)'\)"):
+    with pytest.raises(TypeError, match="takes arrays on a GPU"):
         projgen.build("l1(linf)", backend="cuda").vjp(normal(4, 5), 1.0)
     with pytest.raises(TypeError, match="a radius is missing"):
         projgen.build("l1(linf)").vjp(normal(4, 5))

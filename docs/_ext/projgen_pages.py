@@ -31,7 +31,7 @@ SECTIONS = (
     ("Levels of any norm", "One level: weights, ragged groups, and norms that chains do not have.",
      gallery.GROUP_CANON),
     ("Gradients", "The way back.", gallery.PULL_CANON),
-    ("GPUs", "CUDA C++, which NVRTC compiles.", gallery.CUDA_CANON),
+    ("GPUs", "CUDA C++, which NVRTC compiles.", gallery.CUDA_CANON + gallery.CUDA_PULL_CANON),
 )  # fmt: skip
 # Nobody calls these classes; what makes them says so.
 MADE_ELSEWHERE = {"Projection", "Pullback", "Constraint", "Watch"}

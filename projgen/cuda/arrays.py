@@ -44,6 +44,11 @@ class DeviceArray:
         return int(self.ghost.__array_interface__["data"][0])
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements."""
+        return tuple(stride // self.ghost.itemsize for stride in self.ghost.strides)
+
+    @property
     def lowest(self) -> int:
         """The lowest address of an element."""
         return int(np.lib.array_utils.byte_bounds(self.ghost)[0])

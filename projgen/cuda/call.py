@@ -9,13 +9,13 @@ good, since the graph will use it whenever it is launched.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from projgen.cuda.compiler import Compiled
+from projgen.cuda.compiler import Compiled, CompiledPull
 from projgen.cuda.cupy import cupy
 from projgen.cuda.launches import Launch
 from projgen.cuda.load import load
@@ -26,17 +26,12 @@ PER_THREAD = 2  # the handle that stands for each thread's own default stream
 _captured: list[Any] = []
 
 
-class Call:
-    """Projects arrays whose shape, dtype, strides and device are those it was made for.
+class Launches:
+    """A source's functions on a device, and how they are launched for arrays of one shape."""
 
-    Pointers are those of the arrays' first elements. Nothing waits for the GPU, and nothing is
-    read from it, but by `norms`.
-    """
-
-    def __init__(self, compiled: Compiled, device: int) -> None:
-        plan, schedule = compiled.plan, compiled.schedule
-        self.plan = plan
-        self.compiled = compiled
+    def __init__(self, compiled: Compiled | CompiledPull, device: int) -> None:
+        schedule = compiled.schedule
+        self.plan = compiled.plan
         self.device = device
         module = load(compiled.source, device)
         self._functions = {
@@ -44,14 +39,49 @@ class Call:
         }
         # CuPy passes a NumPy array with one element by value, whatever the element is.
         self._geometry = np.frombuffer(schedule.geometry, f"V{len(schedule.geometry)}")
+        self._workspaces = Workspaces(self.allocate)
+        self.work = schedule.work  # the bytes of its workspace
+
+    def allocate(self) -> Any:
+        """A workspace, from CuPy's pool."""
+        return cupy().cuda.alloc(self.work)
+
+    def launch(
+        self,
+        launches: tuple[Launch, ...],
+        pointers: Mapping[str, int],
+        radius: float | Any,
+        work: Any,
+    ) -> None:
+        """On CuPy's current stream, with pointers to the arrays' lowest elements."""
+        number = isinstance(radius, float)
+        values = {
+            **{name: np.uintp(pointer) for name, pointer in pointers.items()},
+            "radii": np.uintp(0) if number else radius,
+            "radius": np.float64(radius if number else 0.0),
+            "work": np.uintp(work.ptr),
+            "geometry": self._geometry,
+        }
+        for launch in launches:
+            arguments = tuple(
+                np.int32(a) if isinstance(a, int) else values[a] for a in launch.arguments
+            )
+            self._functions[launch.name](launch.grid, launch.block, arguments)
+
+
+class Call(Launches):
+    """Projects arrays whose shape, dtype, strides and device are those it was made for.
+
+    Pointers are those of the arrays' first elements. Nothing waits for the GPU, and nothing is
+    read from it, but by `norms`.
+    """
+
+    def __init__(self, compiled: Compiled, device: int) -> None:
+        super().__init__(compiled, device)
+        plan = compiled.plan
+        self.compiled = compiled
         self._offset = plan.layout.offset * plan.itemsize
         self._out_offset = plan.layout.out_offset * plan.itemsize
-        self._workspaces = Workspaces(lambda: cupy().cuda.alloc(self.work))
-
-    @property
-    def work(self) -> int:
-        """The bytes of its workspace."""
-        return self.compiled.schedule.work
 
     def project(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> None:
         """Launch a projection of the array at `y` into that at `x`.
@@ -61,6 +91,15 @@ class Call:
         """
         with on_stream(self.device, stream), self._workspaces.lent(radius, *also) as work:
             self._run(self.compiled.schedule.launches, y, x, radius, work)
+
+    def taped(self, y: int, x: int, radius: float | Any, stream: int | None, *also: Any) -> Any:
+        """The same; what it left for gradients, its tape: a CuPy array of float64."""
+        schedule = self.compiled.schedule
+        with on_stream(self.device, stream):
+            work = self.allocate()
+            kept_by_graphs(work, radius, *also)
+            self._run(schedule.launches, y, x, radius, work)
+            return cupy().ndarray((schedule.tape // 8,), np.float64, work)
 
     def norms(self, y: int, stream: int | None) -> Any:
         """A CuPy array with the norm of each batch entry, in memory order: float64."""
@@ -81,20 +120,33 @@ class Call:
     def _run(
         self, launches: tuple[Launch, ...], y: int, x: int, radius: float | Any, work: Any
     ) -> None:
-        number = isinstance(radius, float)
-        values = {
-            "y": np.uintp(y + self._offset),
-            "x": np.uintp(x + self._out_offset),
-            "radii": np.uintp(0) if number else radius,
-            "radius": np.float64(radius if number else 0.0),
-            "work": np.uintp(work.ptr),
-            "geometry": self._geometry,
-        }
-        for launch in launches:
-            arguments = tuple(
-                np.int32(a) if isinstance(a, int) else values[a] for a in launch.arguments
-            )
-            self._functions[launch.name](launch.grid, launch.block, arguments)
+        pointers = {"y": y + self._offset, "x": x + self._out_offset}
+        self.launch(launches, pointers, radius, work)
+
+
+class PullCall(Launches):
+    """Takes gradients back through projections of arrays of one shape, dtype, layout and device.
+
+    Nothing waits for the GPU, and nothing is read from it.
+    """
+
+    def __init__(self, compiled: CompiledPull, device: int) -> None:
+        super().__init__(compiled, device)
+        self._launches = compiled.schedule.launches
+
+    def pull(
+        self, pointers: Mapping[str, int], radius: float | Any, stream: int | None, *also: Any
+    ) -> Any:
+        """Write the gradient at `dy`, by the arrays at `y`, `x` and `dx` and the tape at `tape`.
+
+        The other arguments are those of `Call.project`. A CuPy array with the gradients of the
+        radii, in memory order: float64.
+        """
+        with on_stream(self.device, stream), self._workspaces.lent(radius, *also) as work:
+            self.launch(self._launches, pointers, radius, work)
+            slopes = cupy().ndarray((self.plan.batch,), np.float64, work).copy()
+            kept_by_graphs(slopes)
+            return slopes
 
 
 class Workspaces:
@@ -114,12 +166,19 @@ class Workspaces:
             work = idle.pop()
         except IndexError:
             work = self._allocate()
-        if stream.is_capturing():
-            _captured.append((work, *also))
+        if kept_by_graphs(work, *also):
             yield work
             return
         yield work
         idle.append(work)
+
+
+def kept_by_graphs(*memory: Any) -> bool:
+    """Keep `memory` for good if the current stream is captured; whether it is."""
+    capturing = bool(cupy().cuda.get_current_stream().is_capturing())
+    if capturing:
+        _captured.append(memory)
+    return capturing
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from projgen.cuda.kernel import Kernel
 from projgen.cuda.launches import Schedule, schedule
 from projgen.cuda.lower import lower
 from projgen.cuda.plan import plan
+from projgen.cuda.pull_kernel import PullKernel, lower_pull
+from projgen.cuda.pull_launches import PullSchedule, pull_schedule
 from projgen.plan import Plan
-from projgen.render import render_cuda
+from projgen.render import render_cuda, render_cuda_pull
 from projgen.simplify import simplify
 
 logger = logging.getLogger("projgen")
@@ -33,6 +35,38 @@ class Compiled:
     def title(self) -> str:
         """What the kernel projects, for messages."""
         return self.plan.spec
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPull:
+    """The way back through projections of arrays of one shape, dtype and layout."""
+
+    plan: Plan
+    kernel: PullKernel
+    source: str
+    schedule: PullSchedule
+
+
+def compile_pull(
+    binding: Binding,
+    shape: Sequence[int],
+    dtype: str,
+    strides: Sequence[int] | None = None,
+    aligned: bool = True,
+) -> CompiledPull:
+    """CUDA C++ that takes gradients back through projections that `compile_binding` compiles.
+
+    y, its projection and both gradients lie alike: see `compile_binding` for the arguments.
+    """
+    strides = c_strides(shape) if strides is None else strides
+    began = perf_counter()
+    layout = simplify(binding, shape, strides)
+    planned = plan(binding.tree.spec, layout, dtype, False, aligned)
+    kernel = lower_pull(planned)
+    source = render_cuda_pull(kernel)
+    made = 1e3 * (perf_counter() - began)
+    logger.debug("%s: the stages of its gradients took %.1f ms", planned.spec, made)
+    return CompiledPull(planned, kernel, source, pull_schedule(planned, kernel, source))
 
 
 def compile_binding(

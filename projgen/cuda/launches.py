@@ -7,7 +7,7 @@ nothing in between. No memory has to be initialised: functions write what later 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from projgen.cuda.kernel import Kernel
@@ -56,11 +56,13 @@ class Schedule:
     """A call's launches. ``geometry`` is the struct that each is given, as bytes.
 
     ``norms``: how many of the launches it takes until the norms, one float64 for each batch entry,
-    stand at the beginning of the workspace. ``work``: the workspace's bytes, aligned to 256.
+    stand at the beginning of the workspace. ``work``: the workspace's bytes, aligned to 256; the
+    first ``tape`` of them have what gradients need.
     """
 
     launches: tuple[Launch, ...]
     norms: int
+    tape: int
     work: int
     geometry: bytes
     parts: tuple[Part, ...]
@@ -77,29 +79,42 @@ def schedule(plan: Plan, kernel: Kernel, source: str) -> Schedule:
     A ValueError for more groups than a GPU's launch can have blocks for.
     """
     launches = tuple(_launches(plan, kernel))
+    check_grids(plan, launches)
+    first_down = next(
+        (i for i, launch in enumerate(launches) if launch.name.split("_")[0] not in _UPWARD),
+        len(launches),
+    )
+    own = tuple(parts(plan, kernel))
+    begins, work = placed(own)
+    places = {part.name: begin for part, begin in zip(own, begins, strict=True)}
+    return Schedule(
+        launches=launches,
+        norms=first_down,
+        tape=placed(tape_parts(plan, kernel))[1],
+        work=work,
+        geometry=packed_geometry(kernel, source, places, dict(geometry(plan, kernel))),
+        parts=own,
+    )
+
+
+def check_grids(plan: Plan, launches: tuple[Launch, ...]) -> None:
+    """A ValueError for more blocks than a GPU's launch can have."""
     most = max(launch.grid[0] for launch in launches)
     if most > MOST_BLOCKS:
         raise ValueError(
             f"{plan.spec} has too many groups here: a launch would need {most} blocks, and can "
             f"have {MOST_BLOCKS}; project the array in parts"
         )
-    first_down = next(
-        (i for i, launch in enumerate(launches) if launch.name.split("_")[0] not in _UPWARD),
-        len(launches),
-    )
-    begins, work = offsets(plan, kernel)
-    places = dict(zip(kernel.offsets, begins, strict=True))
-    cells = dict(geometry(plan, kernel))
-    fields = [places[name] for name in kernel.used(kernel.offsets, source)]
+
+
+def packed_geometry(
+    kernel: Kernel, source: str, places: Mapping[str, int], cells: Mapping[str, int]
+) -> bytes:
+    """The struct of what `source` looks up: `places` of the workspaces' parts, and `cells`."""
+    fields = [places[name.removesuffix("_at")] for name in kernel.used(kernel.offsets, source)]
     indices = [cells[name] for name in kernel.used(kernel.cells, source)]
     index = "q" if kernel.wide else "i"
-    return Schedule(
-        launches=launches,
-        norms=first_down,
-        work=work,
-        geometry=struct.pack(f"@{len(fields)}q{len(indices)}{index}0q", *fields, *indices),
-        parts=tuple(parts(plan, kernel)),
-    )
+    return struct.pack(f"@{len(fields)}q{len(indices)}{index}0q", *fields, *indices)
 
 
 _UPWARD = ("aggregate", "combine", "middle")
@@ -168,7 +183,24 @@ def search_columns(s: StageCode) -> int:
 
 
 def parts(plan: Plan, kernel: Kernel) -> Iterator[Part]:
-    """The workspace: the norms first, where the host reads them."""
+    """The workspace: what gradients need as well, and then what only the projection does."""
+    yield from tape_parts(plan, kernel)
+    for s in kernel.stages:
+        stage = s.stage
+        if s.slotted:
+            slots = stage.cut.blocks * stage.lanes * stage.groups
+            yield Part(f"slots_{s.level}", s.partial, slots)
+        if s.threshold == "sweep":
+            pieces = stage.cut.blocks * stage.groups
+            yield Part(f"limit_{s.level}", s.real, stage.groups)
+            yield Part(f"guess_{s.level}", s.real, (kernel.sweeps + 1) * stage.groups)
+            yield Part(f"sums_{s.level}", "double", 2 * pieces)
+            yield Part(f"counts_{s.level}", kernel.index, 2 * pieces)
+
+
+def tape_parts(plan: Plan, kernel: Kernel) -> Iterator[Part]:
+    """The norms first, where the host reads them; the levels' values, and what their groups are
+    left. Their sizes depend on the shape alone."""
     yield Part("total", "double", plan.batch)
     for level in kernel.levels:
         size = plan.stages[level.level].size
@@ -176,20 +208,10 @@ def parts(plan: Plan, kernel: Kernel) -> Iterator[Part]:
         if isinstance(level.child, Level):
             yield Part(f"u{level.level}", "double", size)
     for s in kernel.stages:
-        stage = s.stage
         if not s.leaf:
-            yield Part(f"v{s.level}", "double", stage.size)
-        if s.slotted:
-            slots = stage.cut.blocks * stage.lanes * stage.groups
-            yield Part(f"slots_{s.level}", s.partial, slots)
+            yield Part(f"v{s.level}", "double", s.stage.size)
         if not s.root:
-            yield Part(s.limits, s.limit_type, stage.groups)
-        if s.threshold == "sweep":
-            pieces = stage.cut.blocks * stage.groups
-            yield Part(f"limit_{s.level}", s.real, stage.groups)
-            yield Part(f"guess_{s.level}", s.real, (kernel.sweeps + 1) * stage.groups)
-            yield Part(f"sums_{s.level}", "double", 2 * pieces)
-            yield Part(f"counts_{s.level}", kernel.index, 2 * pieces)
+            yield Part(s.limits, s.limit_type, s.stage.groups)
 
 
 def geometry(plan: Plan, kernel: Kernel) -> Iterator[tuple[str, int]]:
@@ -213,10 +235,10 @@ def geometry(plan: Plan, kernel: Kernel) -> Iterator[tuple[str, int]]:
         yield from level_geometry(plan, level)
 
 
-def offsets(plan: Plan, kernel: Kernel) -> tuple[list[int], int]:
-    """Where each part of the workspace begins, and the bytes of the whole."""
+def placed(parts: Iterable[Part]) -> tuple[list[int], int]:
+    """Where each of these parts of a workspace begins, and the bytes of the whole."""
     at = [0]
-    for part in parts(plan, kernel):
+    for part in parts:
         at.append(at[-1] + -(-part.bytes // ALIGNMENT) * ALIGNMENT)
     return at[:-1], at[-1]
 

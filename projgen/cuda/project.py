@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from projgen.arrays import Array, on_gpu, written
 from projgen.bind import Binding
 from projgen.compare import chain_info, chain_subject
 from projgen.cuda.arrays import DeviceArray, view
-from projgen.cuda.call import Call, on_stream, wait_for
-from projgen.cuda.compiler import compile_binding
+from projgen.cuda.call import Call, Launches, PullCall, on_stream, wait_for
+from projgen.cuda.compiler import compile_binding, compile_pull
 from projgen.cuda.cupy import cupy
 from projgen.cuda.plan import ACCESS
-from projgen.dtypes import ITEMSIZE
 from projgen.info import Info
 from projgen.operands import (
     axis_order,
@@ -40,7 +40,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any) -> Any:
     """As `Projection.__call__`, for arrays on a GPU."""
     source = view(y)
     binding = projection._bind(source.ghost)
-    radii = _radii(radius, binding, source)
+    radii = chain_radii(radius, binding, source)
     with on_stream(source.device, source.stream):
         made = source.empty() if out is None else out
     target = source if made is y else view_out(made)
@@ -86,7 +86,7 @@ def with_info(projection: Projection, y: Any, radius: Any, out: Any) -> tuple[An
     """As `projgen.compare.with_info`; y and the result are sent to the host in parts."""
     source = view(y)
     binding = projection._bind(source.ghost)
-    radii = _radii(radius, binding, source)
+    radii = chain_radii(radius, binding, source)
     before = source
     if on_gpu(out) and np.may_share_memory(source.ghost, view(out).ghost):
         with on_stream(source.device, source.stream):
@@ -121,7 +121,7 @@ def _root(binding: Binding, y: DeviceArray) -> tuple[Array, Array | None]:
     return _norms(binding, y).get(), values
 
 
-def _radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
+def chain_radii(radius: Any, binding: Binding, y: DeviceArray) -> Any:
     shape = y.ghost.shape
     batch = tuple(shape[axis] for axis in binding.batch)
     return radii_for(radius, batch, f"{binding.tree} on shape {shape}", y)
@@ -176,11 +176,29 @@ def _project(binding: Binding, y: DeviceArray, out: DeviceArray, radii: Any) -> 
             out.cupy()[...] = y.cupy()
         y, in_place = out, True
     call = _call(binding, y, None if in_place else out)
-    ordered = radii
-    if not isinstance(radii, float):
-        with on_stream(y.device, y.stream):
-            ordered = cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
+    ordered = ordered_radii(radii, binding, call, y.stream)
     call.project(y.pointer, out.pointer, ordered, y.stream, radii)
+
+
+def taped(
+    projection: Projection, binding: Binding, y: DeviceArray, x: DeviceArray, radii: Any
+) -> Any:
+    """Project `y`, which is not empty, into `x`, which lies like it: see `Call.taped`."""
+    if projection._check_finite:
+        _check_finite(binding, y)
+    call = _call(binding, y, x)
+    ordered = ordered_radii(radii, binding, call, y.stream)
+    return call.taped(y.pointer, x.pointer, ordered, y.stream, radii, y)
+
+
+def ordered_radii(
+    radii: float | Any, binding: Binding, call: Launches, stream: int | None
+) -> float | Any:
+    """Radii as the kernels count their batch entries."""
+    if isinstance(radii, float):
+        return radii
+    with on_stream(call.device, stream):
+        return cupy().ascontiguousarray(memory_order(radii, binding, call.plan))
 
 
 def _norms(binding: Binding, y: DeviceArray) -> Any:
@@ -202,34 +220,53 @@ def _check_finite(binding: Binding, y: DeviceArray) -> None:
             )
 
 
-_calls: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
+_calls: OrderedDict[tuple[Any, ...], Call | PullCall] = OrderedDict()
 _lock = threading.Lock()
 
 
 def _call(binding: Binding, y: DeviceArray, out: DeviceArray | None) -> Call:
     """The call that is ready for these shapes and strides, or a new one."""
-    ghost = y.ghost
-    size = ITEMSIZE[y.dtype]
     aligned = y.lowest % ACCESS == (out or y).lowest % ACCESS == 0
-    strides = None if out is None else out.ghost.strides
-    key = (binding, y.dtype, ghost.shape, ghost.strides, strides, aligned, y.device)
+    strides = None if out is None else out.strides
+
+    def make() -> Call:
+        compiled = compile_binding(
+            binding,
+            y.ghost.shape,
+            y.dtype,
+            y.strides,
+            strides,
+            in_place=out is None,
+            aligned=aligned,
+        )
+        return Call(compiled, y.device)
+
+    key = (binding, y.dtype, y.ghost.shape, y.strides, strides, aligned, y.device)
+    found: Call = _remembered(key, make)
+    return found
+
+
+def pull_call(binding: Binding, y: DeviceArray, aligned: bool) -> PullCall:
+    """The way back that is ready for arrays that lie as `y` does, or a new one."""
+
+    def make() -> PullCall:
+        compiled = compile_pull(binding, y.ghost.shape, y.dtype, y.strides, aligned)
+        return PullCall(compiled, y.device)
+
+    key = (binding, y.dtype, y.ghost.shape, y.strides, "pull", aligned, y.device)
+    found: PullCall = _remembered(key, make)
+    return found
+
+
+def _remembered(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     with _lock:
         call = _calls.get(key)
         if call is not None:
             _calls.move_to_end(key)
             return call
-    compiled = compile_binding(
-        binding,
-        ghost.shape,
-        y.dtype,
-        [stride // size for stride in ghost.strides],
-        None if strides is None else [stride // size for stride in strides],
-        in_place=out is None,
-        aligned=aligned,
-    )
-    call = Call(compiled, y.device)
+    made = make()
     with _lock:
-        _calls[key] = call
+        _calls[key] = made
         if len(_calls) > REMEMBERED:
             _calls.popitem(last=False)
-    return call
+    return made

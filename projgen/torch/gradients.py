@@ -24,8 +24,8 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
     """The projection of `y`, differentiable in `y` and in `radius`.
 
     Args:
-        y: a tensor of float32, float64, float16 or bfloat16 on the CPU; for a tree with branches a
-            structure of tensors.
+        y: a tensor of float32, float64, float16 or bfloat16, for a chain of l1, l2 and linf also
+            one on a GPU; for a tree with branches a structure of tensors.
         spec: a spec, or what `projgen.build` makes of one.
         radius: a number, or a tensor that broadcasts over the batch axes.
         **arrays: the weights and labels that the spec names, which get no gradients (what is not a
@@ -35,8 +35,8 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
         A new tensor, or a structure of them like `y`.
 
     Raises:
-        SpecError, TypeError, ValueError: as a call of the projection does. TypeError for tensors
-            on a GPU, and for DTensors, weights and labels that require gradients.
+        SpecError, TypeError, ValueError: as a call of the projection does. TypeError for other
+            trees' tensors on a GPU, and for DTensors, weights and labels that require gradients.
     """
     at: Radius
     if not torch.compiler.is_compiling() and in_shards(y, arrays):

@@ -5,7 +5,7 @@ The forward operator keeps a *tape* for the way back: see `projgen.cpu.pull`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from projgen.cpu import pull
 from projgen.cpu.tape import TapeLayout
 from projgen.operands import check_radius
 from projgen.projection import Projection
+from projgen.torch import device
 from projgen.torch.eager import is_eager, is_transformed, is_watched
 from projgen.torch.recipes import operator, read_recipe, recipe_of, refuse_twice
 from projgen.torch.tensors import Radius, array_of, as_it_lay, as_tensor, number_of, slopes_for
@@ -39,8 +40,8 @@ def project_array(y: Tensor, radius: Radius, recipe: str) -> Tensor:
 def _projected(y: Tensor, radius: Radius, recipe: str) -> tuple[Tensor, Any]:
     """The projection, and the tape: None where the reference takes gradients back."""
     projection, _ = read_recipe(recipe)
-    if y.is_cuda:
-        raise TypeError("gradients are taken on the CPU: use y.cpu(), or p(y, radius) without them")
+    if projection._gpu(y):
+        return device.projected(projection, y, radius)
     dense = y
     x = torch.empty_like(y)
     if x.stride() != y.stride() or y.is_neg():
@@ -63,7 +64,9 @@ def _kept(y: Tensor, recipe: str, tape: Any) -> Tensor:
     """The tape as a tensor of a size that the shape tells."""
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, y.ndim)
-    kept = torch.zeros(_tape_size(projection, binding, y.shape), dtype=torch.float64)
+    if y.is_cuda:
+        return device.kept(y, tape, _tape_size(projection, binding, y))
+    kept = torch.zeros(_tape_size(projection, binding, y), dtype=torch.float64)
     if tape is not None:
         kept[: tape.size] = torch.from_numpy(tape)
     elif kept.numel():
@@ -74,15 +77,16 @@ def _kept(y: Tensor, recipe: str, tape: Any) -> Tensor:
 def _fake_project(y: Tensor, radius: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, y.ndim)
-    size = _tape_size(projection, binding, y.shape)
-    return torch.empty_like(y), torch.empty(size, dtype=torch.float64)
+    size = _tape_size(projection, binding, y)
+    return torch.empty_like(y), torch.empty(size, dtype=torch.float64, device=y.device)
 
 
 _project.register_fake(_fake_project)
 
 
-def _tape_size(projection: Projection, binding: Binding, shape: Sequence[Any]) -> Any:
+def _tape_size(projection: Projection, binding: Binding, y: Tensor) -> Any:
     """How many values the tape has room for: that of the tree as it is, before levels merge."""
+    shape = y.shape
     if projection.is_joint or not pull.has_kernel(binding):
         return 0
     entries = values = _product(shape[axis] for axis in binding.batch)
@@ -90,7 +94,8 @@ def _tape_size(projection: Projection, binding: Binding, shape: Sequence[Any]) -
     for level in binding.levels[:-1]:
         values = values * _product(shape[axis] for axis in level.axes)
         sizes.append(values)
-    return TapeLayout(entries, tuple(sizes)).size
+    layout = TapeLayout(entries, tuple(sizes))
+    return device.room(layout) if y.is_cuda else layout.size
 
 
 def _product(extents: Iterator[Any]) -> Any:
@@ -104,6 +109,8 @@ def _product(extents: Iterator[Any]) -> Any:
 def _pull(
     g: Tensor, y: Tensor, x: Tensor, tape: Tensor, radius: Tensor, recipe: str
 ) -> tuple[Tensor, Tensor]:
+    if y.is_cuda:
+        return _pulled(g, y, x, tape, radius, recipe)
     found = tape.numpy() if tape.numel() and not torch.isnan(tape[0]) else None
     result, slopes = _pulled(g, y, x, found, radius, recipe)
     return result, torch.from_numpy(np.array(slopes, np.float64))
@@ -114,6 +121,9 @@ def _pulled(
 ) -> tuple[Tensor, Any]:
     """The gradients of y and of the radii, by that of x and what `_projected` left."""
     projection, _ = read_recipe(recipe)
+    if y.is_cuda:
+        binding = bind(projection._walked, y.ndim)
+        return device.pulled(binding, g, y, x, tape, radius)
     result = torch.empty_like(y)
     if result.stride() != y.stride() or y.is_neg():
         y = torch.empty_like(y).copy_(y)
@@ -134,7 +144,7 @@ def _fake_pull(
     projection, _ = read_recipe(recipe)
     binding = bind(projection._walked, y.ndim)
     batch = [y.shape[axis] for axis in binding.batch]
-    return torch.empty_like(y), torch.empty(batch, dtype=torch.float64)
+    return torch.empty_like(y), torch.empty(batch, dtype=torch.float64, device=y.device)
 
 
 _pull.register_fake(_fake_pull)
@@ -147,12 +157,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.recipe, ctx.strides = recipe, y.stride()
 
 
-def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+def _back(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
     y, x, tape, radius = ctx.saved_tensors
     y = as_it_lay(y, ctx.strides)
     one: Any = _PullFunction.apply if is_transformed(g, y, radius) else _pull
     pulled, slopes = one(g, y, x, tape, radius, ctx.recipe)
-    return pulled, slopes_for(radius, slopes), None
+    return pulled, slopes_for(radius, slopes) if ctx.needs_input_grad[1] else None, None
 
 
 _project.register_autograd(_back, setup_context=_keep)

@@ -43,7 +43,7 @@ def as_it_lay(y: Tensor, strides: Sequence[int]) -> Tensor:
     """A saved tensor in the layout that its tape has: hooks may save it in another one."""
     if y.stride() == tuple(strides):
         return y
-    return torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y)
+    return torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device).copy_(y)
 
 
 def as_tensor(radius: Radius) -> Tensor:
@@ -60,4 +60,4 @@ def slopes_for(radius: Radius, slopes: Any) -> Tensor | None:
     if not isinstance(radius, Tensor):
         return None
     found = slopes if isinstance(slopes, Tensor) else torch.from_numpy(np.array(slopes, np.float64))
-    return found.sum_to_size(radius.shape).to(radius.dtype)
+    return found.sum_to_size(radius.shape).to(radius)

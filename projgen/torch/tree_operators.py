@@ -12,6 +12,7 @@ from torch import Tensor
 
 from projgen import calls, pullback
 from projgen.calls import Taped
+from projgen.cuda.pull import refuse
 from projgen.projection import Projection
 from projgen.structure import Key, flat
 from projgen.torch.eager import are_batched, is_eager, is_watched
@@ -32,6 +33,8 @@ def _bound(
     ys: Sequence[Tensor], given: Sequence[Tensor], radius: Radius, recipe: str
 ) -> tuple[Projection, Any, Any, dict[str, Any]]:
     projection, told = read_recipe(recipe)
+    if any(tensor.is_cuda for tensor in ys):
+        refuse(projection)
     y = filled(told["outline"], [array_of(tensor) for tensor in ys])
     named = {name: array_of(t) for name, t in zip(told["names"], given, strict=True)}
     at = None if projection.tree.root.k is not None else number_of(radius)
