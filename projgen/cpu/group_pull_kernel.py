@@ -1,0 +1,274 @@
+"""The kernel that takes gradients back through one level of groups: what its source depends on.
+
+Like the kernel of a projection it has two sweeps. The first sums what each group's radius gets, the
+second writes the gradients of the values: their share of that of the projection, and what reached
+the group's value from above. It is told what the projection found, so nothing is searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from projgen.cpu.group_kernel import ABREAST, CELLS, Ball, taylor_of_exp
+from projgen.cpu.lower import VERSION
+from projgen.render import render_group_pull
+
+GATHERS, SHARES = 1, 2  # what a call is asked for; with neither, for the gradients of the radii
+
+
+@dataclass(frozen=True)
+class GroupPullKernel:
+    """A kernel; equal ones have equal sources.
+
+    ``walk``: "rows", whose groups lie anywhere as runs; "columns", groups side by side; "labels",
+    labelled elements in the order of the array. ``contiguous``: of y and the weights, those whose
+    neighbours in the inner loop are neighbours in memory; x and the gradients lie as y does.
+    ``depth``: how many levels of its tree stand above it; 2 for more.
+    """
+
+    ball: Ball
+    dtype: str
+    walk: str
+    contiguous: frozenset[str]
+    weight_dtype: str
+    depth: int
+
+    searches: bool = field(default=False, init=False)
+    shares_cell: int = field(default=32, init=False)
+    version: int = field(default=VERSION, init=False)
+
+    @property
+    def title(self) -> str:
+        return self.ball.title
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.columns:
+            return (f"groups lie side by side in memory: {self.lanes} are worked on together",)
+        if self.labelled:
+            return ("labelled elements are read as they lie, and added up by label",)
+        if self.units["y"]:
+            return ("a group's runs are contiguous in memory",)
+        return ("a group's runs have a step between elements",)
+
+    @property
+    def columns(self) -> bool:
+        return self.walk == "columns"
+
+    @property
+    def labelled(self) -> bool:
+        return self.walk == "labels"
+
+    @property
+    def several(self) -> bool:
+        """Whether several groups are swept together."""
+        return self.walk != "rows"
+
+    @property
+    def lanes(self) -> int:
+        """How many groups lie side by side."""
+        return ABREAST if self.columns else 1
+
+    @property
+    def rises(self) -> bool:
+        """Whether anything reaches its groups' values: nothing does at the root."""
+        return self.depth > 0
+
+    @property
+    def linear(self) -> bool:
+        """Whether the ball scales all of a group alike."""
+        return self.ball.norm == "l2" and not self.ball.weighted
+
+    @property
+    def directed(self) -> bool:
+        """Whether signs are made up for, of elements whose rule is one of magnitudes."""
+        return self.ball.norm in ("l1", "linf", "lp") or (self.ball.norm == "l2" and not self.linear)
+
+    @property
+    def chooses(self) -> bool:
+        return not self.linear or self.nonneg
+
+    @property
+    def powers(self) -> bool:
+        return self.ball.norm == "lp"
+
+    @property
+    def factorials(self) -> tuple[str, ...]:
+        return taylor_of_exp()
+
+    @property
+    def nonneg(self) -> bool:
+        """Whether values below 0 count as 0, and get no gradient."""
+        return self.ball.nonneg and self.ball.norm != "simplex"
+
+    @property
+    def alive(self) -> str:
+        """Of a group with value v and radius u: whether it is outside its ball, and left."""
+        return "u > 0" if self.ball.norm == "simplex" else "0 < u < v"
+
+    @property
+    def summed(self) -> str:
+        """Of which groups anything has to be summed. Equal largest values are counted of all groups
+        that something may rise to: see `projgen.cpu.pull_kernel.PullCode.idles`."""
+        return "v > 0" if self.ball.norm == "linf" and self.depth > 1 else self.alive
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What the first sweep sums, group by group."""
+        weighted = self.ball.weighted
+        return {
+            "l1": ("total", "square"),
+            "l2": ("total", "square", "lost", "steep") if weighted else ("total",),
+            "linf": ("total", "tie") if self.rises else ("total",),
+            "lp": ("total", "square"),
+            "l0": (),
+            "simplex": ("total", "count"),
+        }[self.ball.norm]
+
+    @property
+    def gather_needs(self) -> tuple[str, ...]:
+        """What it needs to know of each group: its radius u, its value v."""
+        if self.ball.norm == "linf":
+            return ("u", "v") if self.rises else ("u",)
+        return ("u",) if self.powers or (self.ball.norm == "l2" and not self.linear) else ()
+
+    @property
+    def share_needs(self) -> tuple[str, ...]:
+        """What the second sweep needs to know of each group."""
+        own = {
+            "l1": ("floor", "drop"),
+            "l2": ("scale", "tilt") if self.linear else ("shrink", "tilt"),
+            "linf": ("limit", "top") if self.rises else ("limit",),
+            "lp": ("bare", "size", "drop", "top") if self.rises else ("bare", "size", "drop"),
+            "l0": ("floor",),
+            "simplex": ("floor", "drop"),
+        }[self.ball.norm]
+        rest = self.linear or self.ball.norm in ("l0", "simplex") or not self.rises
+        return own if rest else (*own, "lift")
+
+    @property
+    def weigh_needs(self) -> tuple[str, ...]:
+        """What those are worked out of."""
+        own = {
+            "linf": ("v", "u", "tie", "rise") if self.rises else ("v", "u"),
+            "l0": ("v", "u"),
+            "simplex": ("u", *self.sums),
+        }
+        rise = ("rise",) if self.rises else ()
+        return own.get(self.ball.norm, ("v", "u", *self.sums, *rise))
+
+    @property
+    def settle_needs(self) -> tuple[str, ...]:
+        """What the gradient of a group's radius is worked out of."""
+        simplex, linf = self.ball.norm == "simplex", self.ball.norm == "linf"
+        return ("u", *self.sums) if simplex else ("v", "u", *(("total",) if linf else self.sums))
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What the workspace has of each group, one vector after the other. What rises to a value
+        takes the place of the gradient of its radius."""
+        if self.ball.norm == "l0":
+            return "v", "u"
+        return (*(("v",) if self.ball.norm != "simplex" else ()), "u", "rise", *self.sums)
+
+    @property
+    def gathered(self) -> tuple[str, ...]:
+        """The arrays that the first sweep reads."""
+        weights = ("w",) if self.ball.weighted else ()
+        if self.ball.norm in ("l1", "simplex"):
+            return ("x", "g", *weights)
+        return (
+            ("y", "g") if self.ball.norm == "linf" or self.linear else ("y", "x", "g")
+        ) + weights
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Those that the second reads."""
+        lifts = self.ball.norm == "l1" and self.rises
+        signed = (
+            ("y",) if lifts or self.nonneg or self.ball.norm not in ("l1", "l0", "simplex") else ()
+        )
+        result = () if self.ball.norm == "linf" or self.linear else ("x",)
+        return (*signed, *result, "g", *(("w",) if self.ball.weighted else ()))
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """All that are read."""
+        read = {*(self.gathered if self.sums else ()), *self.shared}
+        return tuple(name for name in ("y", "x", "g", "w") if name in read)
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The arrays that the others lie in memory like."""
+        return ("y", "w") if self.ball.weighted else ("y",)
+
+    def along(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The bases of these."""
+        return tuple(base for base in self.bases if base == "y" or base in names)
+
+    @staticmethod
+    def base(name: str) -> str:
+        return "w" if name == "w" else "y"
+
+    @property
+    def units(self) -> Mapping[str, bool]:
+        return {name: self.base(name) in self.contiguous for name in ("y", "x", "g", "out", "w")}
+
+    def lane(self, names: tuple[str, ...], name: str) -> str:
+        """Where one of the vectors of `names`, one after the other, has that of a column."""
+        number = names.index(name)
+        return f"scratch[{('', 'LANES + ', f'{number} * LANES + ')[min(number, 2)]}j]"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return CELLS
+
+    @property
+    def unpacked(self) -> tuple[str, ...]:
+        """The cells that `pull` reads."""
+        names = ["index_size", "y_size", "memory_size", "seats", "groups", "blocks", "block_size"]
+        names += ["items", "extent", "y_bases_at", "y_lane"]
+        if self.ball.weighted:
+            names += ["w_size", "w_bases_at", "w_lane"]
+        if self.several:
+            names += ["labels", "scratch_size"]
+        if self.columns:
+            names += ["tiles", "starts_at"]
+        if self.labelled:
+            names += ["starts_at", "pieces", "piece", "run", "y_step"]
+            names += ["w_step"] if self.ball.weighted else []
+            names += ["slots_at", "slots_size"] if self.sums else []
+        return tuple(name for name in CELLS if name in names)
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """The cell of where an array's offsets begin; the next one says where they end."""
+        return {name: CELLS.index(f"{name}_offsets") for name in self.bases}
+
+    def cell(self, name: str) -> int:
+        """Where the geometry has an extent or a step."""
+        return CELLS.index(name)
+
+    def spare_size(self, longest: int) -> int:
+        """The room that one group needs besides: none."""
+        return 0
+
+    def scratch_size(self, pitch: int, labels: int) -> int:
+        """The room that a thread needs."""
+        if self.columns:
+            return self.lanes * max(len(self.sums) + len(self.gather_needs), len(self.share_needs))
+        return labels * len(self.share_needs) if self.labelled else 0
+
+    @cached_property
+    def source(self) -> str:
+        return _source(self)
+
+
+@lru_cache(maxsize=256)
+def _source(kernel: GroupPullKernel) -> str:
+    return render_group_pull(kernel)
+
+
+__all__ = ["GATHERS", "SHARES", "GroupPullKernel"]
