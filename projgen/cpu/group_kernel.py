@@ -288,7 +288,8 @@ class GroupKernel:
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
     def scratch_size(self, pitch: int, longest: int) -> int:
-        """The room that a thread needs for groups of up to `longest` elements; or `longest` labels."""
+        """The room that a thread needs for groups of up to `longest` elements, or that many
+        labels."""
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         own = 1 + self.ball.weighted

@@ -46,8 +46,8 @@ class GroupPullCall:
         self._groups = groups = found["groups"]
         numbers = [] if labels is None else [found["labels"]]
         outer = [axis for axis in range(len(shape)) if axis not in axes]
-        # From the groups by axis to their order in the workspace: batch axes as they are walked, and
-        # then labels; but where groups lie side by side, those of one label do.
+        # From the groups by axis to their order in the workspace: batch axes as they are walked,
+        # and then labels; but where groups lie side by side, those of one label do.
         self._order = [
             *(outer.index(axis) for axis in walk.batch),
             *([len(outer)] if numbers else []),

@@ -84,7 +84,7 @@ class GroupPullKernel:
     @property
     def directed(self) -> bool:
         """Whether signs are made up for, of elements whose rule is one of magnitudes."""
-        return self.ball.norm in ("l1", "linf", "lp") or (self.ball.norm == "l2" and not self.linear)
+        return not self.linear and self.ball.norm not in ("l0", "simplex")
 
     @property
     def chooses(self) -> bool:
@@ -135,6 +135,11 @@ class GroupPullKernel:
         return ("u",) if self.powers or (self.ball.norm == "l2" and not self.linear) else ()
 
     @property
+    def item_needs(self) -> tuple[str, ...]:
+        """The same, with what says whether anything is summed of it."""
+        return tuple(name for name in "vu" if name in self.gather_needs or name in self.summed)
+
+    @property
     def share_needs(self) -> tuple[str, ...]:
         """What the second sweep needs to know of each group."""
         own = {
@@ -162,8 +167,8 @@ class GroupPullKernel:
     @property
     def settle_needs(self) -> tuple[str, ...]:
         """What the gradient of a group's radius is worked out of."""
-        simplex, linf = self.ball.norm == "simplex", self.ball.norm == "linf"
-        return ("u", *self.sums) if simplex else ("v", "u", *(("total",) if linf else self.sums))
+        values = ("u",) if self.ball.norm == "simplex" else ("v", "u")
+        return values + (self.sums[:1] if self.ball.norm == "linf" else self.sums[:2])
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -186,12 +191,11 @@ class GroupPullKernel:
     @property
     def shared(self) -> tuple[str, ...]:
         """Those that the second reads."""
-        lifts = self.ball.norm == "l1" and self.rises
-        signed = (
-            ("y",) if lifts or self.nonneg or self.ball.norm not in ("l1", "l0", "simplex") else ()
-        )
+        thins = self.ball.norm in ("l1", "l0", "simplex")
+        signed = not thins or self.nonneg or (self.ball.norm == "l1" and self.rises)
         result = () if self.ball.norm == "linf" or self.linear else ("x",)
-        return (*signed, *result, "g", *(("w",) if self.ball.weighted else ()))
+        weights = ("w",) if self.ball.weighted else ()
+        return (*(("y",) if signed else ()), *result, "g", *weights)
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -207,6 +211,12 @@ class GroupPullKernel:
     def along(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The bases of these."""
         return tuple(base for base in self.bases if base == "y" or base in names)
+
+    def geometry(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """What a sweep over arrays of these names is told of where they lie."""
+        if not self.labelled:
+            return "index", "axes"
+        return () if all(self.units[name] for name in names) else ("axes",)
 
     @staticmethod
     def base(name: str) -> str:
@@ -239,7 +249,7 @@ class GroupPullKernel:
         if self.labelled:
             names += ["starts_at", "pieces", "piece", "run", "y_step"]
             names += ["w_step"] if self.ball.weighted else []
-            names += ["slots_at", "slots_size"] if self.sums else []
+            names += ["slots_at", "slots_size"][: len(self.sums)]
         return tuple(name for name in CELLS if name in names)
 
     @property

@@ -99,8 +99,11 @@ def walk_pull(
 
 
 class Form(NamedTuple):
-    """What a walk says of its kernel: see `GroupKernel`. ``tiled``: groups that lie side by side are
-    worked on together; ``beside``: arrays in which their elements are neighbours."""
+    """What a walk says of its kernel: see `GroupKernel`.
+
+    ``tiled``: groups that lie side by side are worked on together; ``beside``: arrays in which
+    their elements are neighbours.
+    """
 
     lanes: int
     contiguous: frozenset[str]
