@@ -135,8 +135,8 @@ class Level:
 
 
 def entries(shape: tuple[int, ...], dtype: str) -> Array:
-    """Values of which some are equal, and some are 0, here and there a whole row."""
-    found = np.round(RNG.standard_normal(shape), 1).astype(dtype)
+    """Values of which some are equal, often the largest, and some 0, here and there a whole row."""
+    found = np.clip(np.round(RNG.standard_normal(shape), 1), -1.2, 1.2).astype(dtype)
     found[RNG.uniform(size=shape[:1]) < 0.2] = 0
     return found
 
