@@ -16,8 +16,9 @@ from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding, compile_pull
 from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.group_pull import walk_pull
 from projgen.cpu.group_pull_kernel import GroupPullKernel
-from projgen.cpu.groups import walk_groups, walk_pull
+from projgen.cpu.groups import walk_groups
 from projgen.cpu.pull_kernel import PullKernel
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import compile_binding as compile_cuda

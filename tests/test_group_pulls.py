@@ -22,7 +22,7 @@ from projgen.references import rule_of
 
 RNG = np.random.default_rng(20261130)
 ALONE = [norm for norm in NORMS if NORMS[norm].alone]
-EXPONENTS = {"lp": (1.5, 3.0)}
+EXPONENTS = {"lp": (1.5, 3.0, 1.3, 2.7)}
 
 
 class Level:

@@ -348,9 +348,11 @@ def group_pulls() -> Iterator[GroupPullKernel]:
         if not NORMS[norm].alone or (weighted and not NORMS[norm].weighs):
             continue
         for ragged, depth, p in itertools.product(
-            {walk == "labels", walk != "rows"}, range(3), "13"
+            {walk == "labels", walk != "rows"},
+            range(3),
+            (1.3, 1.5, 3.0) if norm == "lp" else (None,),
         ):
-            ball = Ball(norm, float(p) + 0.5 if norm == "lp" else None, weighted, nonneg, ragged)
+            ball = Ball(norm, p, weighted, nonneg, ragged)
             for unit in ({"y", "w"}, {"y"}, set()):
                 if "y" in unit or walk != "columns":
                     yield GroupPullKernel(ball, "float32", walk, frozenset(unit), "float64", depth)

@@ -10,13 +10,35 @@ from numpy.typing import NDArray
 
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
 from projgen.cpu.group_kernel import CELLS, Ball
-from projgen.cpu.group_pull_kernel import GATHERS, SHARES
-from projgen.cpu.groups import walk_pull
+from projgen.cpu.group_pull_kernel import GATHERS, SHARES, GroupPullKernel
+from projgen.cpu.groups import Form, Walk, plan_walk
 from projgen.cpu.pull import Operands
 from projgen.cpu.sharing import Sharing
 
 Array = NDArray[Any]
 Radii = NDArray[np.float64]
+
+
+def walk_pull(
+    ball: Ball,
+    dtype: str,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    axes: Sequence[int],
+    weight_strides: Sequence[int] | None,
+    labels: NDArray[np.int64] | None,
+    weight_dtype: str,
+    depth: int,
+) -> Walk[GroupPullKernel]:
+    """Plan the walk over arrays of `shape`, no axis of which is empty: see `GroupPullCall`."""
+
+    def kernel(form: Form) -> GroupPullKernel:
+        way = "columns" if form.tiled else "labels" if form.spread else "rows"
+        contiguous = form.beside if form.tiled else form.contiguous
+        own = weight_dtype if ball.weighted else "float64"
+        return GroupPullKernel(ball, dtype, way, contiguous, own, min(depth, 2))
+
+    return plan_walk(kernel, ball, shape, strides, axes, None, weight_strides, labels, spreads=True)
 
 
 class GroupPullCall:
@@ -157,4 +179,4 @@ class GroupPullCall:
         cpu.run_shared(self._entry, self._address, arguments, self._followers, self._sharing[task])
 
 
-__all__ = ["GroupPullCall"]
+__all__ = ["GroupPullCall", "walk_pull"]

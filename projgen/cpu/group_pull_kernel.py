@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from projgen.cpu.group_kernel import ABREAST, CELLS, Ball, taylor_of_exp
+from projgen.cpu.group_pull_rules import RULES, Rule
 from projgen.cpu.lower import VERSION
 from projgen.render import render_group_pull
 
@@ -91,8 +92,15 @@ class GroupPullKernel:
         return not self.linear or self.nonneg
 
     @property
+    def halves(self) -> int:
+        """How many halves make p - 1, if there are a few; else 0."""
+        twice = 2 * (self.ball.p - 1) if self.ball.p is not None else 0.0
+        return int(twice) if twice in (1, 2, 3, 4, 5, 6) else 0
+
+    @property
     def powers(self) -> bool:
-        return self.ball.norm == "lp"
+        """Whether powers are taken by logarithms."""
+        return self.ball.norm == "lp" and not self.halves
 
     @property
     def factorials(self) -> tuple[str, ...]:
@@ -115,24 +123,20 @@ class GroupPullKernel:
         return "v > 0" if self.ball.norm == "linf" and self.depth > 1 else self.alive
 
     @property
+    def _rules(self) -> tuple[Rule, ...]:
+        weighted = self.ball.norm == "l2" and self.ball.weighted
+        rule = RULES["l2 with weights" if weighted else self.ball.norm]
+        return (rule, rule.rising) if self.rises and rule.rising else (rule,)
+
+    @property
     def sums(self) -> tuple[str, ...]:
         """What the first sweep sums, group by group."""
-        weighted = self.ball.weighted
-        return {
-            "l1": ("total", "square"),
-            "l2": ("total", "square", "lost", "steep") if weighted else ("total",),
-            "linf": ("total", "tie") if self.rises else ("total",),
-            "lp": ("total", "square"),
-            "l0": (),
-            "simplex": ("total", "count"),
-        }[self.ball.norm]
+        return tuple(name for rule in self._rules for name in rule.sums)
 
     @property
     def gather_needs(self) -> tuple[str, ...]:
         """What it needs to know of each group: its radius u, its value v."""
-        if self.ball.norm == "linf":
-            return ("u", "v") if self.rises else ("u",)
-        return ("u",) if self.powers or (self.ball.norm == "l2" and not self.linear) else ()
+        return tuple(name for rule in self._rules for name in rule.asks)
 
     @property
     def item_needs(self) -> tuple[str, ...]:
@@ -142,60 +146,39 @@ class GroupPullKernel:
     @property
     def share_needs(self) -> tuple[str, ...]:
         """What the second sweep needs to know of each group."""
-        own = {
-            "l1": ("floor", "drop"),
-            "l2": ("scale", "tilt") if self.linear else ("shrink", "tilt"),
-            "linf": ("limit", "top") if self.rises else ("limit",),
-            "lp": ("bare", "size", "drop", "top") if self.rises else ("bare", "size", "drop"),
-            "l0": ("floor",),
-            "simplex": ("floor", "drop"),
-        }[self.ball.norm]
-        rest = self.linear or self.ball.norm in ("l0", "simplex") or not self.rises
-        return own if rest else (*own, "lift")
+        return tuple(name for rule in self._rules for name in rule.known)
 
     @property
     def weigh_needs(self) -> tuple[str, ...]:
-        """What those are worked out of."""
-        own = {
-            "linf": ("v", "u", "tie", "rise") if self.rises else ("v", "u"),
-            "l0": ("v", "u"),
-            "simplex": ("u", *self.sums),
-        }
-        rise = ("rise",) if self.rises else ()
-        return own.get(self.ball.norm, ("v", "u", *self.sums, *rise))
+        """What that is worked out of."""
+        return tuple(name for rule in self._rules for name in rule.by)
 
     @property
     def settle_needs(self) -> tuple[str, ...]:
         """What the gradient of a group's radius is worked out of."""
-        values = ("u",) if self.ball.norm == "simplex" else ("v", "u")
-        return values + (self.sums[:1] if self.ball.norm == "linf" else self.sums[:2])
+        return (*(name for name in "vu" if name in self.alive), *self._rules[0].slope)
 
     @property
     def held(self) -> tuple[str, ...]:
         """What the workspace has of each group, one vector after the other. What rises to a value
         takes the place of the gradient of its radius."""
-        if self.ball.norm == "l0":
-            return "v", "u"
-        return (*(("v",) if self.ball.norm != "simplex" else ()), "u", "rise", *self.sums)
+        own = ("v", "u", "rise") if self.sums else ("v", "u")
+        return (*(own[1:] if "v" not in self.weigh_needs else own), *self.sums)
 
     @property
     def gathered(self) -> tuple[str, ...]:
         """The arrays that the first sweep reads."""
-        weights = ("w",) if self.ball.weighted else ()
-        if self.ball.norm in ("l1", "simplex"):
-            return ("x", "g", *weights)
-        return (
-            ("y", "g") if self.ball.norm == "linf" or self.linear else ("y", "x", "g")
-        ) + weights
+        read = {name for rule in self._rules for name in rule.gathered}
+        return self._ordered(read)
 
     @property
     def shared(self) -> tuple[str, ...]:
         """Those that the second reads."""
-        thins = self.ball.norm in ("l1", "l0", "simplex")
-        signed = not thins or self.nonneg or (self.ball.norm == "l1" and self.rises)
-        result = () if self.ball.norm == "linf" or self.linear else ("x",)
-        weights = ("w",) if self.ball.weighted else ()
-        return (*(("y",) if signed else ()), *result, "g", *weights)
+        read = {name for rule in self._rules for name in rule.shared}
+        return self._ordered(read | ({"y"} if self.nonneg else set()))
+
+    def _ordered(self, names: set[str]) -> tuple[str, ...]:
+        return (*(name for name in "yxg" if name in names), *("w" if self.ball.weighted else ""))
 
     @property
     def arrays(self) -> tuple[str, ...]:

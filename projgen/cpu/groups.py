@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,9 @@ from projgen.cpu.group_kernel import (
     Ball,
     GroupKernel,
 )
-from projgen.cpu.group_pull_kernel import GroupPullKernel
 from projgen.cpu.sharing import Sharing
 
-__all__ = ["Ball", "GroupCall", "walk_groups", "walk_pull"]
+__all__ = ["Ball", "Form", "GroupCall", "Walk", "plan_walk", "walk_groups"]
 
 Array = NDArray[Any]
 Offsets = NDArray[np.int64]
@@ -32,7 +31,18 @@ PIECES = 32  # of labelled elements, if there are few rows of them
 _INFINITE = int(np.array(np.inf).view(np.int64))  # its bits
 
 
-Made = TypeVar("Made", GroupKernel, GroupPullKernel)
+class Walker(Protocol):
+    """What a walk has to know of its kernel."""
+
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def searches(self) -> bool: ...
+    def spare_size(self, longest: int) -> int: ...
+    def scratch_size(self, pitch: int, longest: int) -> int: ...
+
+
+Made = TypeVar("Made", bound=Walker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +82,9 @@ def walk_groups(
         return GroupKernel(ball, dtype, out_strides is None, *way, own)
 
     spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
-    return _walk(kernel, ball, shape, strides, axes, out_strides, weight_strides, labels, spreads)
-
-
-def walk_pull(
-    ball: Ball,
-    dtype: str,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    axes: Sequence[int],
-    weight_strides: Sequence[int] | None,
-    labels: Offsets | None,
-    weight_dtype: str,
-    depth: int,
-) -> Walk[GroupPullKernel]:
-    """The same for a kernel that takes gradients back, with `depth` levels of a tree above: see
-    `projgen.cpu.group_pull`. All arrays but the weights lie in memory as y does."""
-
-    def kernel(form: Form) -> GroupPullKernel:
-        way = "columns" if form.tiled else "labels" if form.spread else "rows"
-        contiguous = form.beside if form.tiled else form.contiguous
-        own = weight_dtype if ball.weighted else "float64"
-        return GroupPullKernel(ball, dtype, way, contiguous, own, min(depth, 2))
-
-    return _walk(kernel, ball, shape, strides, axes, None, weight_strides, labels, spreads=True)
+    return plan_walk(
+        kernel, ball, shape, strides, axes, out_strides, weight_strides, labels, spreads
+    )
 
 
 class Form(NamedTuple):
@@ -114,7 +103,7 @@ class Form(NamedTuple):
     beside: frozenset[str]
 
 
-def _walk(
+def plan_walk(
     make: Callable[[Form], Made],
     ball: Ball,
     shape: Sequence[int],
@@ -125,7 +114,8 @@ def _walk(
     labels: Offsets | None,
     spreads: bool,
 ) -> Walk[Made]:
-    """`spreads`: whether labelled elements can be read in their own order."""
+    """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
+    in their own order, where groups do not lie side by side."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
