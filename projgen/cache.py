@@ -2,6 +2,7 @@
 
     <root>/<toolchain>/<key>/kernel.py        the generated source; kernel.cu for a GPU
                              *.nbi, *.nbc     numba's index and object code; kernel.cubin
+                             *.o, symbols.json  the object code alone, and its functions' names
                              SHA256SUMS       the digest of every file above
 
 An entry is built in a private directory next to its final place and appears there, whole, by one
@@ -31,7 +32,7 @@ from uuid import uuid4
 
 from projgen.errors import CacheWarning
 
-FORMAT = 1  # of the layout above; part of the toolchain's name
+FORMAT = 2  # of the layout above; part of the toolchain's name
 SOURCE = "kernel.py"
 CUDA_SOURCE = "kernel.cu"
 SUMS = "SHA256SUMS"

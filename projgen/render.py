@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,21 @@ if TYPE_CHECKING:
     from projgen.cuda.weighted import WeightedKernel
 
 
-def render_team() -> str:
-    """The source of the module that threads share a kernel's blocks with."""
-    return environment().get_template("cpu/team.py.j2").render()
+def render_team(board: Mapping[str, int]) -> str:
+    """The source of the module that threads share a kernel's blocks with; `board` names cells."""
+    return environment().get_template("cpu/team.py.j2").render(board=board)
 
 
-def render_series() -> str:
-    """The source of the module that calls the kernels of small arrays one after the other."""
-    return environment().get_template("cpu/series.py.j2").render()
+def render_series(columns: tuple[str, ...]) -> str:
+    """The source of the module that calls the kernels of small arrays one after the other: those
+    of a table with these columns."""
+    return environment().get_template("cpu/series.py.j2").render(columns=columns)
 
 
-def render_pull_series() -> str:
-    """The source of the module that takes gradients back through small arrays, one by one."""
-    return environment().get_template("cpu/pull_series.py.j2").render()
+def render_pull_series(columns: tuple[str, ...]) -> str:
+    """The source of the module that takes gradients back through small arrays, one by one: those
+    of a table with these columns."""
+    return environment().get_template("cpu/pull_series.py.j2").render(columns=columns)
 
 
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.

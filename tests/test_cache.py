@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from projgen import cache
+from projgen.cpu import machine_code
 
 POSIX = os.name == "posix"
 IMPORTABLE = os.pathsep.join(
@@ -679,3 +680,104 @@ def test_import_is_light() -> None:
         check=True,
     )
     assert out.stdout.strip() == "set()"
+
+
+# --- machine code without numba -----------------------------------------------------------------
+
+ADDRESSED = '''\
+"""Twice a number, from nine on an exception"""
+from numba import cfunc, types
+
+
+@cfunc(types.int64(types.int64), cache=True)
+def double(x):
+    if x > 8:
+        raise ValueError
+    return 2 * x
+'''
+
+CALL = f"""
+import ctypes
+from projgen.cpu.load import load
+ADDRESSED = {ADDRESSED!r}
+module = load(ADDRESSED)
+double = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(module.double.address)
+assert double(4) == 8
+report['numba'] = 'numba' in sys.modules
+"""
+
+
+def test_a_second_process_links_the_code_without_numba(root: Path) -> None:
+    assert python(CALL, root)["numba"]
+    before = files(root)
+    report = python(CALL + "report['file'] = module.__file__", root)
+    assert not report["numba"] and report["warnings"] == []
+    assert Path(report["file"]).read_text() == ADDRESSED
+    assert files(root) == before
+    # It is the same entry for a process that has numba for its own ends.
+    assert python("import numba\n" + textwrap.dedent(CALL), root)["numba"]
+    assert files(root) == before
+
+
+def test_a_projection_without_numba(root: Path) -> None:
+    script = """
+    import projgen
+    y = np.random.default_rng(0).standard_normal((30, 20))
+    report['x'] = [projgen.project(y, spec, 2.0).tolist() for spec in ("l1(linf)", "l1(lp(p=3))")]
+    report['numba'] = 'numba' in sys.modules
+    """
+    first, second = python(script, root), python(script, root)
+    assert first["numba"] and not second["numba"]
+    assert first["x"] == second["x"]
+
+
+@pytest.mark.parametrize("name", ["NUMBA_OPT", "NUMBA_BOUNDSCHECK", "NUMBA_CPU_NAME"])
+def test_settings_of_numba_have_code_of_their_own(root: Path, name: str) -> None:
+    value = {"NUMBA_OPT": "1", "NUMBA_BOUNDSCHECK": "1", "NUMBA_CPU_NAME": "generic"}[name]
+    features = {"NUMBA_CPU_FEATURES": ""} if name == "NUMBA_CPU_NAME" else {}
+    python(CALL, root)
+    assert len(cache.entries()) == 1
+    assert python(CALL, root, **{name: value}, **features)["numba"]
+    assert len(cache.entries()) == 2
+
+
+def test_the_usual_settings_are_numba_s_own(root: Path) -> None:
+    """If they were not, each process would import numba to learn what they are."""
+    script = """
+    import numba
+    from projgen.cpu import load
+    report['changed'] = load._changed_settings()
+    """
+    assert python(script, root)["changed"] == []
+
+
+def test_code_that_cannot_be_linked_is_left_to_numba(root: Path) -> None:
+    python(CALL, root)
+    (entry,) = cache.entries()
+    symbols = entry.path / machine_code.SYMBOLS
+    symbols.write_text('{"double": "there is none of this name"}')
+    sums = {file.name: cache._digest(file) for file in sorted(entry.path.iterdir())}
+    del sums[cache.SUMS]
+    (entry.path / cache.SUMS).write_bytes(cache._render_sums(sums))
+    report = python(CALL, root)
+    assert report["numba"] and report["warnings"] == []
+
+
+def test_damaged_code_is_compiled_again(root: Path) -> None:
+    python(CALL, root)
+    (entry,) = cache.entries()
+    code = entry.path / "double.o"
+    data = bytearray(code.read_bytes())
+    data[len(data) // 2] ^= 1
+    code.write_bytes(data)
+    (warning,) = python(CALL, root)["warnings"]
+    assert "does not match" in warning
+    assert not python(CALL, root)["numba"]
+
+
+def test_an_exception_in_linked_code_is_reported(root: Path) -> None:
+    python(CALL, root)
+    child = start(CALL + "report['odd'] = double(9)", root)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0 and json.loads(out.splitlines()[-1])["numba"] is False
+    assert "a kernel raised an exception" in err

@@ -62,7 +62,7 @@ def test_without_nvrtc_the_source_is_kept(capsys: Capture, no_nvrtc: None) -> No
     out = run(capsys, "compile", "l1(l2(linf))", "--backend", "cuda")
     assert "no cubin   NVRTC is not installed: install it" in out
     (entry,) = cache.entries()
-    assert entry.path.parent.name.startswith("v1-cuda-source-")
+    assert entry.path.parent.name.startswith(f"v{cache.FORMAT}-cuda-source-")
     assert [file.name for file in sorted(entry.path.iterdir())] == ["SHA256SUMS", "kernel.cu"]
     # Machine code that was asked for by name is a failure.
     assert main(["compile", "l1", "--backend", "cuda", "--arch", "sm_90"]) == 1

@@ -473,7 +473,7 @@ def test_a_cubin_is_kept_and_loaded(
         monkeypatch.setattr(nvrtc, "compile_cubin", None)
     (entry,) = projgen.cache.entries()
     assert entry.title == "l1(linf): projects float32 arrays on a GPU."
-    assert entry.path.parent.name.startswith("v1-cuda-sm_90-nvrtc")
+    assert entry.path.parent.name.startswith(f"v{projgen.cache.FORMAT}-cuda-sm_90-nvrtc")
     assert projgen.cache.health() == []
 
 

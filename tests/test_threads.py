@@ -347,11 +347,11 @@ def test_a_finaliser_s_call_while_the_team_is_made() -> None:
 from projgen.cpu import pool
 made = pool.render_team
 
-def interrupted():
+def interrupted(board):
     pool.render_team = made
     Last()
     gc.collect()
-    return made()
+    return made(board)
 
 pool.render_team = interrupted
 check()

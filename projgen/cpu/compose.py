@@ -17,7 +17,8 @@ from projgen.arrays import Array, address, addresses
 from projgen.cpu.call import Call, Step
 from projgen.cpu.leaf_part import LeafPart, ball_of
 from projgen.cpu.part_kernels import Chain, Group, OutOfRangeError, Radii
-from projgen.cpu.series import Lane, Rows, Series
+from projgen.cpu.schedule import Rows
+from projgen.cpu.series import Series, SeriesCall
 from projgen.parts import Part, cut_into_parts
 from projgen.references import REFERENCES
 from projgen.trees import BoundTree
@@ -289,16 +290,16 @@ class _Call:
 
     def __init__(self, composition: Composition) -> None:
         self._composition = composition
-        self._lane = Lane(composition.series)
+        self._serial = SeriesCall(composition.series)
         self._begun: dict[int, Any] = {}
         self._weights: dict[int, Array | None] = {}
-        self.values = composition.views(self._lane.values)
-        self.shares = composition.views(self._lane.shares)
+        self.values = composition.views(self._serial.values)
+        self.shares = composition.views(self._serial.shares)
 
     def up(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The root's values: the norms."""
         composition = self._composition
-        if not self._lane.begin(addresses([ys[number] for number in composition.serial])):
+        if not self._serial.begin(addresses([ys[number] for number in composition.serial])):
             raise OutOfRangeError
         norms: Radii
         for run in reversed(composition.apart):  # children first, the root last
@@ -332,14 +333,14 @@ class _Call:
                 joined, shares = self.values[run.number], self.shares[run.number]
                 work.end(begun, joined, shares, own, weights, found)
         targets = [(ys[n] if (out := outs[n]) is None else out) for n in composition.serial]
-        inside = self._lane.end(addresses(targets))
+        inside = self._serial.end(addresses(targets))
         for kept in inside:
             number = composition.serial[kept]
             out = outs[number]
             if out is not None:
                 np.copyto(out, ys[number])
         if tapes is not None:
-            for run, tape in zip(composition.in_series, self._lane.tapes(), strict=True):
+            for run, tape in zip(composition.in_series, self._serial.tapes(), strict=True):
                 tapes[run.place] = [tape]
             for run in (composition.in_series[kept] for kept in inside):
                 assert isinstance(run.work, LeafPart)

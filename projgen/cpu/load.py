@@ -1,8 +1,9 @@
 """Source text -> module: the only place that executes what the compiler wrote.
 
-A generated module decorates its own functions with `@njit(SIGNATURE, cache=True)`. numba would
+A generated module decorates its own functions with `@cfunc(SIGNATURE, cache=True)`. numba would
 pick a directory for their machine code by itself, and write to it whenever it likes; here it is
-told to use the kernel's entry in our cache, and not to write to one that is already published.
+told to use the kernel's entry in our cache, and not to write to one that is already published. An
+entry that is there already is linked without numba, where that will do: see `machine_code`.
 """
 
 from __future__ import annotations
@@ -18,29 +19,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from projgen import cache
+from projgen.cpu import machine_code
 
-# The settings of numba that change machine code without being part of its own cache key.
-_SETTINGS = (
-    "OPT",
-    "LOOP_VECTORIZE",
-    "SLP_VECTORIZE",
-    "BOUNDSCHECK",
-    "USING_SVML",
-    "DEBUGINFO_DEFAULT",
-    "ENABLE_PROFILING",
-    "EXTEND_VARIABLE_LIFETIMES",
-    "LLVM_REFPRUNE_PASS",
-    "LLVM_REFPRUNE_FLAGS",
-    "PARFOR_MAX_TUPLE_SIZE",
-)
+# The settings of numba that change machine code, and what they are if nobody has changed them.
+_SETTINGS = {
+    "OPT": "_OptLevel(3)",
+    "LOOP_VECTORIZE": "1",
+    "SLP_VECTORIZE": "0",
+    "BOUNDSCHECK": "None",
+    "USING_SVML": "False",
+    "DEBUGINFO_DEFAULT": "0",
+    "ENABLE_PROFILING": "0",
+    "EXTEND_VARIABLE_LIFETIMES": "0",
+    "LLVM_REFPRUNE_PASS": "1",
+    "LLVM_REFPRUNE_FLAGS": "all",
+    "PARFOR_MAX_TUPLE_SIZE": "100",
+    "CPU_NAME": "None",
+    "CPU_FEATURES": "None",
+    "ENABLE_AVX": "True",
+}
+_SETTINGS_FILE = ".numba_config.yaml"
 
 _log = logging.getLogger(__name__)
-_loaded: dict[str, ModuleType] = {}
+Module: TypeAlias = "ModuleType | machine_code.Linked"
+
+_loaded: dict[str, Module] = {}
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # A child forked in the middle of a compilation would wait for numba's lock for ever. Hooks run
@@ -50,8 +59,8 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def load(source: str, persist: bool = True) -> ModuleType:
-    """The module that *source* defines, executed once per process, compiled once per machine.
+def load(source: str, persist: bool = True) -> Module:
+    """The module that *source* defines, loaded once per process, compiled once per machine.
 
     `persist=False` leaves the cache on disk alone. A cache that is damaged or cannot be used is
     a `projgen.CacheWarning`, never an error; errors are those of the source itself.
@@ -87,7 +96,7 @@ def _no_interrupts() -> Iterator[None]:
             handler(*caught[0])
 
 
-def _load(source: str, key: str, persist: bool) -> ModuleType:
+def _load(source: str, key: str, persist: bool) -> Module:
     """Through the user's cache, else through a private directory, else in memory."""
     if persist:
         toolchain = _toolchain()
@@ -100,14 +109,16 @@ def _load(source: str, key: str, persist: bool) -> ModuleType:
     return _execute(memory_only, key, f"<projgen kernel {key}>")
 
 
-def _load_through(store: cache.Store, source: str, key: str) -> ModuleType:
+def _load_through(store: cache.Store, source: str, key: str) -> Module:
     """Load the entry of *source* in *store*, or compile and publish it; OSError if it cannot."""
     started = time.perf_counter()
     file = str(store.path(key) / cache.SOURCE)
     entry = store.find(key)
     if entry is not None:
         try:
-            module = _execute(source, key, file, _Locator(file, entry, sealed=True))
+            module = _linked(file, entry) or _execute(
+                source, key, file, _Locator(file, entry, sealed=True)
+            )
             _log.debug("loaded %s in %.3f s", file, time.perf_counter() - started)
             return module
         except Exception as error:
@@ -118,13 +129,26 @@ def _load_through(store: cache.Store, source: str, key: str) -> ModuleType:
         module = _execute(source, key, file, _Locator(file, build, sealed=False))
         _log.debug("compiled %s in %.3f s", file, time.perf_counter() - started)
         if any(build.glob("*.nbc")):  # numba may decline, as under NUMBA_DISABLE_JIT
+            machine_code.keep(module, build)
+            # The same code as in the next process, to the bit: numba has a libm of its own.
+            linked = _linked(file, build)
             try:
                 store.publish(build, key)
             except OSError as error:
                 cache.warn_unusable(error)
+            return linked or module
         return module
     finally:
         store.abandon(build)
+
+
+def _linked(file: str, entry: Path) -> machine_code.Linked | None:
+    """The entry's machine code as it is; None where it takes numba."""
+    try:
+        return machine_code.link(file, entry)
+    except Exception as error:
+        _log.debug("%s could not be linked without numba: %s", file, error)
+        return None
 
 
 def _execute(source: str, key: str, file: str, locator: _Locator | None = None) -> ModuleType:
@@ -133,6 +157,7 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     module = ModuleType(name)
     module.__file__ = file
     # For tracebacks and inspect.getsource, also when the file was cleared away or never existed.
+    import_module("numpy.ma")  # numba would at the first call, where no lock keeps forks away
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
     code = compile(source, file, "exec", dont_inherit=True, optimize=0)
     sys.modules[name] = module
@@ -201,19 +226,17 @@ def _numba_caches_in(locator: _Locator | None) -> Iterator[None]:
 
 def _toolchain() -> str:
     """The name of everything besides the source that decides the machine code."""
-    import llvmlite
-    import numba
-    import numpy
-    from numba.core import config
-    from numba.core.registry import cpu_target
+    versions = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
+    return cache.toolchain(versions, (machine_code.host(), _changed_settings()))
 
-    import_module("numpy.ma")  # numba would at the first call, where no lock keeps forks away
+
+def _changed_settings() -> list[tuple[str, str]]:
+    """Those of numba that are not as usual: without it, if nothing can have changed them."""
+    given = any(f"NUMBA_{name}" in os.environ for name in _SETTINGS)
+    if "numba" not in sys.modules and not given and not os.path.exists(_SETTINGS_FILE):
+        return []
+    from numba.core import config
+
     config.reload_config()  # as the compiler would do, so that we see what it will see
-    target = cpu_target.target_context.codegen().magic_tuple()  # triple, CPU name and features
-    settings = [(name, str(getattr(config, name, None))) for name in _SETTINGS]
-    versions = {
-        "numba": numba.__version__,
-        "llvmlite": llvmlite.__version__,
-        "numpy": numpy.__version__,
-    }
-    return cache.toolchain(versions, (target, settings))
+    found = {name: str(getattr(config, name, None)) for name in _SETTINGS}
+    return sorted(found.items() - _SETTINGS.items())

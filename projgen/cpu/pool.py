@@ -22,6 +22,11 @@ from projgen.render import render_team
 
 PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds
 
+# What the team shares, and where it lies: cells that change are on cache lines of their own. The
+# bell counts: it is odd while a call is open, so that its number names the call.
+BOARD = {"BELL": 0, "INSIDE": 16, "ENTRIES": 32, "CALL": 48, "FOLLOWERS": 54}
+_CELLS = 64
+
 _POINTER = ctypes.c_void_p
 _LEAD = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER)
 _FOLLOW = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER, ctypes.c_int64, ctypes.c_int64)
@@ -31,15 +36,15 @@ class Team:
     """One call at a time, shared with `followers` threads that start when first needed."""
 
     def __init__(self) -> None:
-        module: Any = load(render_team())
+        module: Any = load(render_team(BOARD))
         self._module = module  # keeps the machine code alive
         self._lead = _LEAD(module.lead.address)
         self._follow = _FOLLOW(module.follow.address)
-        self._board = np.zeros(module.CELLS + 8, np.int64)
+        self._board = np.zeros(_CELLS + 8, np.int64)
         pointer = int(self._board.ctypes.data)
         self._board = self._board[(-pointer % 64) // 8 :]
         self._at = int(self._board.ctypes.data)
-        self._call = slice(module.CALL, module.FOLLOWERS + 1)
+        self._call = slice(BOARD["CALL"], BOARD["FOLLOWERS"] + 1)
         self._busy = threading.Lock()
         self._asleep: list[threading.Event] = []
         self._followers = 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from projgen.arrays import address, addresses
 from projgen.bind import Binding
 from projgen.compiler import compile_pull
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
@@ -47,7 +48,7 @@ def project(
     """
     call = forward.ready(projection, binding, y, x)
     ordered = radii if isinstance(radii, float) else memory_order(radii, binding, call.plan)
-    verdict, tape = call.taped(y.ctypes.data, x.ctypes.data, ordered)
+    verdict, tape = call.taped(address(y), address(x), ordered)
     if verdict == call.OUT_OF_RANGE:
         forward.rescue(projection, binding, y, x, radii)
         return None
@@ -79,13 +80,13 @@ def pull(
         np.copyto(out, g)
         return np.zeros([y.shape[axis] for axis in binding.batch])
     tape, own = enlivened(plan, tape)
+    ready = _ready(projection, plan, (y.dtype, y.shape, y.strides))
     result = out
     if is_half(out.dtype):  # gradients overflow, and have to be seen to: in halves they may not be
         y, x, g = (np.array(array, np.float32, order="K") for array in (y, x, g))
         result = np.empty_like(y)
     g = laid_out_like(y, g)
-    at = Operands(*(int(array.ctypes.data) for array in (y, x, g, result)))
-    slopes = _ready(projection, plan).run(at, tape)
+    slopes = ready.run(Operands(*addresses([y, x, g, result])), tape)
     thin_out(plan, own, result)
     if result is not out:
         with np.errstate(over="ignore"):
@@ -191,9 +192,9 @@ class PullCall:
         cpu.run_shared(self._entry, self._address, arguments, self._followers, sharing)
 
 
-def _ready(projection: Projection, plan: Plan) -> PullCall:
-    """The call that is ready for projections of this plan, or a new one."""
-    key = plan.layout, plan.dtype
+def _ready(projection: Projection, plan: Plan, key: tuple[Any, ...]) -> PullCall:
+    """The call that is ready for projections of this plan, which arrays of this dtype, shape and
+    strides have, or a new one."""
     call: PullCall | None = projection._pulls.get(key)
     if call is None:
         threads = projection._threads or default_threads()

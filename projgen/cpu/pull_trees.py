@@ -19,8 +19,8 @@ from projgen.cpu.leaf_part import LeafPart, view_of
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.cpu.pull import Operands, PullStep, laid_out_like
 from projgen.cpu.pull_parts import ChainPull, GroupPull, Views
-from projgen.cpu.pull_series import PullLane, PullSeries
-from projgen.cpu.series import Rows
+from projgen.cpu.pull_series import PullSeries, PullSeriesCall
+from projgen.cpu.schedule import Rows
 from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import is_half
 
@@ -156,7 +156,7 @@ class TreePull:
         self._apart = [each for each in self._pulls if each[0].place not in places]
         self._series = PullSeries(tracks, composition.starts[-1])
         self._values = self._values_of_tapes()
-        self._idle: list[PullLane] = []
+        self._idle: list[PullSeriesCall] = []
 
     def pull(
         self,
@@ -173,23 +173,23 @@ class TreePull:
         The arrays lie densely in memory, those of one place in the tree in the same way.
         """
         try:
-            lane = self._idle.pop()
+            series = self._idle.pop()
         except IndexError:
-            lane = PullLane(self._series)
+            series = PullSeriesCall(self._series)
         leaves = [Views(*own) for own in zip(ys, xs, gs, outs, strict=True)]
         buds = self._buds(tape, given)
-        # The lane has the addresses of these arrays, of which some may be copies, until its end.
-        kept = self._begin_series(lane, leaves, tape, buds)
+        # The series has the addresses of these arrays, of which some may be copies, until its end.
+        kept = self._begin_series(series, leaves, tape, buds)
         pulls = self._pulls if kept is None else self._apart
-        begun, slopes = self._up(pulls, lane, leaves, tape, buds, given)
-        self._down(pulls, lane, begun, np.zeros_like(slopes))
+        begun, slopes = self._up(pulls, series, leaves, tape, buds, given)
+        self._down(pulls, series, begun, np.zeros_like(slopes))
         if kept is not None:
-            lane.end()
-        self._idle.append(lane)
+            series.end()
+        self._idle.append(series)
         return slopes.reshape(-1)
 
     def _begin_series(
-        self, lane: PullLane, leaves: list[Views], tape: TreeTape, buds: list[Radii | None]
+        self, series: PullSeriesCall, leaves: list[Views], tape: TreeTape, buds: list[Radii | None]
     ) -> list[Views] | None:
         """The arrays of the series, which has begun; None where each has to go by itself."""
         if not self._serial or any(own is not None for own in buds):
@@ -199,20 +199,20 @@ class TreePull:
             return None
         own = [leaves[run.number] for run in self._serial]
         own = [views._replace(g=laid_out_like(views.y, views.g)) for views in own]
-        lane.begin([*zip(*map(addresses, zip(*own, strict=True)), strict=True)], tapes)
+        series.begin([*map(addresses, zip(*own, strict=True))], tapes)
         return own
 
     def _up(
         self,
         pulls: list[tuple[Run, LeafPull | JoinedPull]],
-        lane: PullLane,
+        series: PullSeriesCall,
         leaves: list[Views],
         tape: TreeTape,
         buds: list[Radii | None],
         given: Weights,
     ) -> tuple[list[Any], Radii]:
         """What each has begun, in the order of `pulls`; the gradients of the root's radii."""
-        slopes, rises = (self._composition.views(own) for own in (lane.slopes, lane.rises))
+        slopes, rises = (self._composition.views(own) for own in (series.slopes, series.rises))
         joined = [Views(*own) for own in zip(tape.values, tape.shares, slopes, rises, strict=True)]
         begun: list[Any] = []
         found: Radii = np.zeros(0)
@@ -229,13 +229,13 @@ class TreePull:
     def _down(
         self,
         pulls: list[tuple[Run, LeafPull | JoinedPull]],
-        lane: PullLane,
+        series: PullSeriesCall,
         begun: list[Any],
         root: Radii,
     ) -> None:
         """End what has begun: each part says what reaches the values of those below, `root` what
         reaches its own."""
-        rises = self._composition.views(lane.rises)
+        rises = self._composition.views(series.rises)
         for (run, pull), state in zip(pulls, begun, strict=True):
             pull.end(state, root if run.parent is None else rises[run.parent][..., run.at])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class TapeLayout:
 
     @staticmethod
     def of(plan: Plan) -> TapeLayout:
-        return TapeLayout(plan.batch, tuple(stage.size for stage in plan.stages[:-1]))
+        return _layout(plan.batch, tuple(stage.size for stage in plan.stages[:-1]))
 
     @property
     def parts(self) -> tuple[tuple[str, Any], ...]:
@@ -74,6 +74,12 @@ class TapeLayout:
         """The indices of norms and values: of all that was there before the projection."""
         parts = [part for name, part in self.slices.items() if name == "total" or name[0] == "v"]
         return np.concatenate([np.arange(part.start, part.stop) for part in parts])
+
+
+@lru_cache(maxsize=256)
+def _layout(batch: int, sizes: tuple[int, ...]) -> TapeLayout:
+    """One for all plans of these sizes, so that its parts are laid out once."""
+    return TapeLayout(batch, sizes)
 
 
 __all__ = ["TapeLayout"]
