@@ -65,7 +65,7 @@ class GroupPullCall:
         walk = walk_pull(ball, dtype, shape, *ways)
         self.kernel = kernel = walk.kernel
         found = walk.cells
-        self._groups = groups = found["groups"]
+        groups = found["groups"]
         numbers = [] if labels is None else [found["labels"]]
         outer = [axis for axis in range(len(shape)) if axis not in axes]
         # From the groups by axis to their order in the workspace: batch axes as they are walked,
@@ -78,29 +78,32 @@ class GroupPullCall:
         self._sides = (-1, found["extent"], found["labels"]) if kernel.columns else None
         self._natural = [self._extents[self._order.index(i)] for i in range(len(self._order))]
 
+        # The workspace: each thread's room, what is known of each group, and slots, if there are
+        # any, for the sums of pieces.
         threads = max(1, min(threads, found["blocks"]))
         room, sums = threads * found["scratch_size"], len(kernel.sums)
+        starts = [room + i * groups for i in range(len(kernel.held) + 1)]
         self._at = {
-            name: slice(room + i * groups, room + (i + 1) * groups)
-            for i, name in enumerate(kernel.held)
+            name: slice(start, end)
+            for name, start, end in zip(kernel.held, starts, starts[1:], strict=False)
         }
-        begin = room + (len(kernel.held) - sums) * groups
-        self._sums, end = slice(begin, begin + sums * groups), begin + sums * groups
-        self._slots, slots = slice(end, end), self._sums.start - room
+        self._sums = slice(starts[-1 - sums], starts[-1])
+        slots = self._sums
         if found["pieces"] > 1:
-            self._slots, slots = slice(end, end + sums * found["slots_size"]), end - room
+            slots = slice(starts[-1], starts[-1] + sums * found["slots_size"])
+        self._slots = slots if found["pieces"] > 1 else None
         self._pieces = sums, groups // found["labels"], found["pieces"], found["labels"]
         cells = {
             **dict.fromkeys(CELLS, 0),
             **found,
-            "slots_at": slots,
+            "slots_at": slots.start - room,
             "slots_size": found["slots_size"] or groups,
             "seats": threads,
-            "memory_size": self._slots.stop,
+            "memory_size": slots.stop,
         }
         self._cells = np.concatenate([[cells[name] for name in CELLS], walk.index]).astype(np.int64)
         self._cells_at = int(self._cells.ctypes.data)
-        self._sizes = self._slots.stop, kernel.shares_cell + 16 * threads
+        self._sizes = slots.stop, kernel.shares_cell + 16 * threads
         self._offset = walk.offset["y"] * np.dtype(dtype).itemsize
         self._own_offset = walk.offset.get("w", 0) * np.dtype(weight_dtype).itemsize
         self._module = cpu.load_kernel(kernel)  # keeps the machine code alive
@@ -131,17 +134,16 @@ class GroupPullCall:
         if not self.kernel.sums:
             return work, np.zeros(values.shape)
         self._run(at, weights, work, GATHERS if self._parted else GATHERS | SHARES)
-        slots = work.memory[self._slots]
-        if slots.size:
-            sums = work.memory[self._sums].reshape(self._pieces[0], self._pieces[1], -1)
-            np.add.reduce(slots.reshape(self._pieces), axis=2, out=sums)
+        if self._slots is not None:
+            slots = work.memory[self._slots].reshape(self._pieces)
+            work.memory[self._sums] = np.add.reduce(slots, axis=2).reshape(-1)
         self._run(at, weights, work, 0)
         return work, self._by_axis(work.memory[self._at["rise"]]).reshape(values.shape)
 
     @property
     def _parted(self) -> bool:
         """Whether the second sweep has to wait for more than its own group's sums."""
-        return self.kernel.rises or self._slots.stop > self._slots.start
+        return self.kernel.rises or self._slots is not None
 
     def end(self, work: cpu.Workspace, at: Operands, weights: int, rise: Radii) -> None:
         """Write the gradients of the values, where `rise` has what reaches the groups' values."""
