@@ -232,6 +232,24 @@ def test_many_blocks_teams_and_pieces(labelled: bool) -> None:
     Guarded.made.clear()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["l1(w=w)", "l2(axis=1, w=w)", "linf(axis=0, w=w)", "lp(axis=1, p=1.3)", "simplex(axis=0)",
+     "simplex(axis=1, groups=q)", "l0(axis=1, k=2, groups=q)"],
+)  # fmt: skip
+def test_a_level_by_itself_reaches_its_kernel(spec: str) -> None:
+    """As the levels of a tree do."""
+    named = {"w": 0.1 + np.abs(RNG.standard_normal(7)), "q": np.arange(7) * 5 % 3}
+    y = RNG.standard_normal((9, 7)) + 0.5
+    given = {name: named[name] for name in projgen.build(spec).tree.bound_names}
+    with (
+        rehearsals(),
+        patch.object(GroupPull, "end", autospec=True, side_effect=GroupPull.end) as end,
+    ):
+        tree_agrees(spec, y, radius=1.0 if spec[0] == "s" else None, **given)
+        assert end.call_count == 1
+
+
 def test_a_gradient_that_is_not_finite_stays_where_it_belongs() -> None:
     """What does not survive has none, whatever the result's gradient is there."""
     y, g = np.array([[3.0, 1.0, -2.0], [1.0, 0.1, 0.2]]), np.array([[1.0, np.nan, 1.0], [1.0] * 3])
