@@ -223,27 +223,19 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
     w_offsets = index[axes[35] : axes[35 + 1]]
     w_step = axes[23]
     run = axes[20]
-    whole = run - run % 8
+    whole = run - run % 4
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        for i in range(0, whole, 8):
+        for i in range(0, whole, 4):
             row_0 = y[at_y : at_y + width]
             row_1 = y[at_y + y_step : at_y + y_step + width]
             row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
             row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
-            row_4 = y[at_y + 4 * y_step : at_y + 4 * y_step + width]
-            row_5 = y[at_y + 5 * y_step : at_y + 5 * y_step + width]
-            row_6 = y[at_y + 6 * y_step : at_y + 6 * y_step + width]
-            row_7 = y[at_y + 7 * y_step : at_y + 7 * y_step + width]
             own_0 = w[at_w : at_w + width]
             own_1 = w[at_w + w_step : at_w + w_step + width]
             own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
             own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
-            own_4 = w[at_w + 4 * w_step : at_w + 4 * w_step + width]
-            own_5 = w[at_w + 5 * w_step : at_w + 5 * w_step + width]
-            own_6 = w[at_w + 6 * w_step : at_w + 6 * w_step + width]
-            own_7 = w[at_w + 7 * w_step : at_w + 7 * w_step + width]
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
@@ -258,21 +250,9 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
                 a = abs(np.float64(row_3[c]))
                 w_c = np.float64(own_3[c])
                 sum += w_c * a
-                a = abs(np.float64(row_4[c]))
-                w_c = np.float64(own_4[c])
-                sum += w_c * a
-                a = abs(np.float64(row_5[c]))
-                w_c = np.float64(own_5[c])
-                sum += w_c * a
-                a = abs(np.float64(row_6[c]))
-                w_c = np.float64(own_6[c])
-                sum += w_c * a
-                a = abs(np.float64(row_7[c]))
-                w_c = np.float64(own_7[c])
-                sum += w_c * a
                 sums[c] = sum
-            at_y += 8 * y_step
-            at_w += 8 * w_step
+            at_y += 4 * y_step
+            at_w += 4 * w_step
         for i in range(whole, run):
             row_0 = y[at_y : at_y + width]
             own_0 = w[at_w : at_w + width]
@@ -296,27 +276,19 @@ def exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss,
     w_offsets = index[axes[35] : axes[35 + 1]]
     w_step = axes[23]
     run = axes[20]
-    whole = run - run % 8
+    whole = run - run % 4
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        for i in range(0, whole, 8):
+        for i in range(0, whole, 4):
             row_0 = y[at_y : at_y + width]
             row_1 = y[at_y + y_step : at_y + y_step + width]
             row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
             row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
-            row_4 = y[at_y + 4 * y_step : at_y + 4 * y_step + width]
-            row_5 = y[at_y + 5 * y_step : at_y + 5 * y_step + width]
-            row_6 = y[at_y + 6 * y_step : at_y + 6 * y_step + width]
-            row_7 = y[at_y + 7 * y_step : at_y + 7 * y_step + width]
             own_0 = w[at_w : at_w + width]
             own_1 = w[at_w + w_step : at_w + w_step + width]
             own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
             own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
-            own_4 = w[at_w + 4 * w_step : at_w + 4 * w_step + width]
-            own_5 = w[at_w + 5 * w_step : at_w + 5 * w_step + width]
-            own_6 = w[at_w + 6 * w_step : at_w + 6 * w_step + width]
-            own_7 = w[at_w + 7 * w_step : at_w + 7 * w_step + width]
             for c in range(width):
                 t = level[c]
                 excess = excesss[c]
@@ -341,30 +313,10 @@ def exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss,
                 above = a - w_c * t
                 excess += w_c * above if above > 0 else 0.0
                 square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_4[c]))
-                w_c = np.float64(own_4[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_5[c]))
-                w_c = np.float64(own_5[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_6[c]))
-                w_c = np.float64(own_6[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_7[c]))
-                w_c = np.float64(own_7[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
                 excesss[c] = excess
                 squares[c] = square
-            at_y += 8 * y_step
-            at_w += 8 * w_step
+            at_y += 4 * y_step
+            at_w += 4 * w_step
         for i in range(whole, run):
             row_0 = y[at_y : at_y + width]
             own_0 = w[at_w : at_w + width]

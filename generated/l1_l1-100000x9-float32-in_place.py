@@ -355,107 +355,77 @@ def project_0(v0, u0, limit, first, last, axes):
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
 
+EXCHANGES = (  # the larger one first, pair after pair: then 9 values descend
+    (0, 8), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (0, 2), (1, 3), (4, 6), (5, 7),
+    (2, 8), (2, 4), (3, 5), (6, 8), (0, 1), (2, 3), (4, 5), (6, 7), (1, 8), (1, 4),
+    (3, 6), (5, 8), (1, 2), (3, 4), (5, 6), (7, 8),
+)
 
-@register_jitable(fastmath={"nnan"})
-def add_above(excess, a, t):
-    """The excess over `t`, and that of `a`: small numbers, so not to be summed up otherwise."""
-    return excess + (a - t)
+
+@intrinsic
+def sort_9(typing_context, tile, at):
+    """The thresholds of 16 groups side by side in a tile's columns, whose values are 224 apart: from
+    tile[at] on. After the values there are the radii, which become the thresholds.
+    """
+
+    def codegen(context, builder, signature, args):
+        tile = context.make_array(signature.args[0])(context, builder, args[0]).data
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        kind = ir.FunctionType(vector, [vector])
+        magnitude = get_or_insert_function(builder.module, kind, "llvm.fabs.v16f32")
+        zero = ir.Constant(vector, None)
+
+        def place(row):
+            start = builder.gep(tile, [builder.add(args[1], ir.IntType(64)(224 * row))])
+            return builder.bitcast(start, vector.as_pointer())
+
+        def load(row):
+            return builder.load(place(row), align=4)
+
+        def times(x, factor):
+            return builder.fmul(x, ir.Constant(vector, [factor] * 16))
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def smaller(a, b):
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        def largest_mean(origin):  # of what the first values exceed it by, in all, less the radius
+            excess = builder.fsub(zero, radius)
+            for i, x in enumerate(values):
+                excess = builder.fadd(excess, builder.fsub(x, origin))
+                mean = times(excess, 1 / (i + 1))
+                largest = larger(largest, mean) if i else mean
+            return largest
+
+        values = [builder.call(magnitude, [load(i)]) for i in range(9)]
+        radius = load(9)
+        for i, j in EXCHANGES:
+            a, b = values[i], values[j]
+            values[i], values[j] = larger(a, b), smaller(a, b)
+        t = larger(largest_mean(zero), zero)
+        # Large sums are rounded by too much: again, from the values relative to t, which is near;
+        # and larger by more than its own rounding.
+        t = builder.fadd(t, largest_mean(t))
+        t = times(larger(t, zero), 1 + 2**-23)
+        builder.store(t, place(9), align=4)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64), codegen
 
 
-@register_jitable(fastmath=FINITE)
+@register_jitable(fastmath=FAST)
 def thresholds_1(row, v, u, tile, limits):
     """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
-    row_0 = tile[0 : 224]
-    row_1 = tile[224 : 448]
-    row_2 = tile[448 : 672]
-    row_3 = tile[672 : 896]
-    row_4 = tile[896 : 1120]
-    row_5 = tile[1120 : 1344]
-    row_6 = tile[1344 : 1568]
-    row_7 = tile[1568 : 1792]
-    row_8 = tile[1792 : 2016]
-    radius = tile[2016 : 2240]
+    radii = tile[2016 : 2240]  # and then the thresholds
     deal(row, v.size, tile)
     for g in range(v.size):
-        radius[g] = u[g]
+        radii[g] = u[g]
+    for g in range(0, v.size, 16):
+        sort_9(tile, g)
     for g in range(v.size):
-        a0 = abs(row_0[g])
-        a1 = abs(row_1[g])
-        a2 = abs(row_2[g])
-        a3 = abs(row_3[g])
-        a4 = abs(row_4[g])
-        a5 = abs(row_5[g])
-        a6 = abs(row_6[g])
-        a7 = abs(row_7[g])
-        a8 = abs(row_8[g])
-        a0, a8 = max(a0, a8), min(a0, a8)
-        a0, a4 = max(a0, a4), min(a0, a4)
-        a1, a5 = max(a1, a5), min(a1, a5)
-        a2, a6 = max(a2, a6), min(a2, a6)
-        a3, a7 = max(a3, a7), min(a3, a7)
-        a4, a8 = max(a4, a8), min(a4, a8)
-        a0, a2 = max(a0, a2), min(a0, a2)
-        a1, a3 = max(a1, a3), min(a1, a3)
-        a4, a6 = max(a4, a6), min(a4, a6)
-        a5, a7 = max(a5, a7), min(a5, a7)
-        a2, a8 = max(a2, a8), min(a2, a8)
-        a2, a4 = max(a2, a4), min(a2, a4)
-        a3, a5 = max(a3, a5), min(a3, a5)
-        a6, a8 = max(a6, a8), min(a6, a8)
-        a0, a1 = max(a0, a1), min(a0, a1)
-        a2, a3 = max(a2, a3), min(a2, a3)
-        a4, a5 = max(a4, a5), min(a4, a5)
-        a6, a7 = max(a6, a7), min(a6, a7)
-        a1, a8 = max(a1, a8), min(a1, a8)
-        a1, a4 = max(a1, a4), min(a1, a4)
-        a3, a6 = max(a3, a6), min(a3, a6)
-        a5, a8 = max(a5, a8), min(a5, a8)
-        a1, a2 = max(a1, a2), min(a1, a2)
-        a3, a4 = max(a3, a4), min(a3, a4)
-        a5, a6 = max(a5, a6), min(a5, a6)
-        a7, a8 = max(a7, a8), min(a7, a8)
-        excess = a0 - radius[g]
-        t = max(excess, np.float32(0))
-        excess += a1
-        t = max(t, excess * np.float32(1 / 2))
-        excess += a2
-        t = max(t, excess * np.float32(1 / 3))
-        excess += a3
-        t = max(t, excess * np.float32(1 / 4))
-        excess += a4
-        t = max(t, excess * np.float32(1 / 5))
-        excess += a5
-        t = max(t, excess * np.float32(1 / 6))
-        excess += a6
-        t = max(t, excess * np.float32(1 / 7))
-        excess += a7
-        t = max(t, excess * np.float32(1 / 8))
-        excess += a8
-        t = max(t, excess * np.float32(1 / 9))
-        # Large sums are rounded by too much: again, from the values relative to t, which is near; and
-        # larger by more than its own rounding.
-        excess = add_above(-radius[g], a0, t)
-        more = excess
-        excess = add_above(excess, a1, t)
-        more = max(more, excess * np.float32(1 / 2))
-        excess = add_above(excess, a2, t)
-        more = max(more, excess * np.float32(1 / 3))
-        excess = add_above(excess, a3, t)
-        more = max(more, excess * np.float32(1 / 4))
-        excess = add_above(excess, a4, t)
-        more = max(more, excess * np.float32(1 / 5))
-        excess = add_above(excess, a5, t)
-        more = max(more, excess * np.float32(1 / 6))
-        excess = add_above(excess, a6, t)
-        more = max(more, excess * np.float32(1 / 7))
-        excess = add_above(excess, a7, t)
-        more = max(more, excess * np.float32(1 / 8))
-        excess = add_above(excess, a8, t)
-        more = max(more, excess * np.float32(1 / 9))
-        t = max(t + more, np.float32(0)) * np.float32(1 + 2**-23)
-        limits[g] = t
-    for g in range(v.size):
-        limits[g] = 0 if u[g] >= v[g] else limits[g] if u[g] > 0 else np.inf
+        limits[g] = 0 if u[g] >= v[g] else radii[g] if u[g] > 0 else np.inf
 
 
 @register_jitable(fastmath=FAST)

@@ -11,7 +11,7 @@ Written by projgen, codegen 2.
 
 import numpy as np
 from numba import carray, cfunc, types
-from numba.core.cgutils import ir
+from numba.core.cgutils import get_or_insert_function, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -231,17 +231,69 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = row[j] - min(max(row[j], -t), t)
 
-
-@register_jitable(fastmath={"nnan"})
-def add_above(excess, a, t):
-    """The excess over `t`, and that of `a`: small numbers, so not to be summed up otherwise."""
-    return excess + (a - t)
+EXCHANGES = (  # the larger one first, pair after pair: then 3 values descend
+    (0, 2), (0, 1), (1, 2),
+)
 
 
-@register_jitable(fastmath=FINITE)
+@intrinsic
+def sort_3_2(typing_context, tile, at):
+    """The thresholds of 16 groups side by side in a tile's columns, whose values are 672 apart: from
+    tile[at] on. After the values there are the radii, which become the thresholds.
+    """
+
+    def codegen(context, builder, signature, args):
+        tile = context.make_array(signature.args[0])(context, builder, args[0]).data
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        kind = ir.FunctionType(vector, [vector])
+        magnitude = get_or_insert_function(builder.module, kind, "llvm.fabs.v16f32")
+        zero = ir.Constant(vector, None)
+
+        def place(row):
+            start = builder.gep(tile, [builder.add(args[1], ir.IntType(64)(672 * row))])
+            return builder.bitcast(start, vector.as_pointer())
+
+        def load(row):
+            return builder.load(place(row), align=4)
+
+        def times(x, factor):
+            return builder.fmul(x, ir.Constant(vector, [factor] * 16))
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def smaller(a, b):
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        def largest_mean(origin):  # of what the first values exceed it by, in all, less the radius
+            excess = builder.fsub(zero, radius)
+            for i, x in enumerate(values):
+                excess = builder.fadd(excess, builder.fsub(x, origin))
+                mean = times(excess, 1 / (i + 1))
+                largest = larger(largest, mean) if i else mean
+            return largest
+
+        values = [builder.call(magnitude, [load(i)]) for i in range(3)]
+        radius = load(3)
+        for i, j in EXCHANGES:
+            a, b = values[i], values[j]
+            values[i], values[j] = larger(a, b), smaller(a, b)
+        t = larger(largest_mean(zero), zero)
+        # Large sums are rounded by too much: again, from the values relative to t, which is near;
+        # and larger by more than its own rounding.
+        t = builder.fadd(t, largest_mean(t))
+        t = times(larger(t, zero), 1 + 2**-23)
+        builder.store(t, place(3), align=4)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64), codegen
+
+
+@register_jitable(fastmath=FAST)
 def thresholds_1(row, v, u, tile, limits):
     """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
     bundles = v.size // 2
+    radii = tile[2016 : 2688]  # and then the thresholds
     for g in range(bundles):
         tile[g] = row[6 * g]
         tile[336 + g] = row[6 * g + 1]
@@ -249,39 +301,12 @@ def thresholds_1(row, v, u, tile, limits):
         tile[1008 + g] = row[6 * g + 3]
         tile[1344 + g] = row[6 * g + 4]
         tile[1680 + g] = row[6 * g + 5]
-    radii = tile[2016 : 2688]  # and then the thresholds
     for g in range(bundles):
         radii[g] = u[2 * g]
         radii[336 + g] = u[2 * g + 1]
     for i in range(2):
-        part = tile[i * 336 :]
-        row_0 = part[0 : 336]
-        row_1 = part[672 : 1008]
-        row_2 = part[1344 : 1680]
-        radius = part[2016 : 2352]
-        for g in range(bundles):
-            a0 = abs(row_0[g])
-            a1 = abs(row_1[g])
-            a2 = abs(row_2[g])
-            a0, a2 = max(a0, a2), min(a0, a2)
-            a0, a1 = max(a0, a1), min(a0, a1)
-            a1, a2 = max(a1, a2), min(a1, a2)
-            excess = a0 - radius[g]
-            t = max(excess, np.float32(0))
-            excess += a1
-            t = max(t, excess * np.float32(1 / 2))
-            excess += a2
-            t = max(t, excess * np.float32(1 / 3))
-            # Large sums are rounded by too much: again, from the values relative to t, which is near; and
-            # larger by more than its own rounding.
-            excess = add_above(-radius[g], a0, t)
-            more = excess
-            excess = add_above(excess, a1, t)
-            more = max(more, excess * np.float32(1 / 2))
-            excess = add_above(excess, a2, t)
-            more = max(more, excess * np.float32(1 / 3))
-            t = max(t + more, np.float32(0)) * np.float32(1 + 2**-23)
-            radius[g] = t
+        for g in range(0, bundles, 16):
+            sort_3_2(tile, 336 * i + g)
     for g in range(bundles):
         limits[2 * g] = radii[g]
         limits[2 * g + 1] = radii[336 + g]

@@ -194,7 +194,7 @@ def steps_of(plan: Plan) -> Iterator[Step]:
         array = _array(stage, plan)
         (size,) = array.values()
         limits = dict.fromkeys(_groups(stage), stage.groups * VALUE_BYTES)
-        if stage.threshold in (Threshold.STRIP, Threshold.TILE, *_SWEEPING):
+        if stage.threshold in (Threshold.STRIP, Threshold.TILE, Threshold.BLOCK, *_SWEEPING):
             found = {f"t{stage.level}": stage.groups * (plan.itemsize if stage.leaf else 8)}
             cut = stage.cut if stage.threshold in _SWEEPING else stage.tiles
             yield _step("search", stage, cut, {**array, **limits}, found)

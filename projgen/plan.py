@@ -136,7 +136,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         if joint:
             threshold = Threshold.JOINT
         elif lanes > 1:
-            threshold = Threshold.SWEEP
+            threshold = Threshold.BLOCK if _near(axes, cut, itemsize) else Threshold.SWEEP
         elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
             threshold = Threshold.SORT
         if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
@@ -145,7 +145,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
-        if walk is Walk.PACKED:
+        if walk is Walk.PACKED or threshold is Threshold.BLOCK:
             tiles = cut
         elif threshold in searched:
             crossing = _crosses(axes)
@@ -374,6 +374,12 @@ def _threshold(
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
         return Threshold.STRIP if _stays(axes, itemsize) else Threshold.TILE
     return Threshold.SWEEP
+
+
+def _near(axes: Sequence[Axis], cut: Cut, itemsize: int) -> bool:
+    """Whether a turn of the loop that is cut, the outermost, has whole groups of few values."""
+    turn = math.prod(axis.extent for axis in axes[1:]) * itemsize
+    return cut.loop == 0 and not axes[0].reduced and turn <= SCRATCH_BYTES
 
 
 def _stays(axes: Sequence[Axis], itemsize: int) -> bool:

@@ -84,7 +84,8 @@ def test_the_variational_inequality() -> None:
         z = normal(50, 20) * RNG.choice([0.0, 1.0], (50, 1))
         z *= radius * RNG.random() / np.abs(z).max(axis=1).sum()
         assert ((y - x) * (z - x)).sum() <= 1e-9 * (y * y).sum()
-    level_by_level = projgen.project(y, SPEC, radius)
+    with rehearsals():
+        level_by_level = projgen.project(y, SPEC, radius)
     assert np.linalg.norm(y - x) < np.linalg.norm(y - level_by_level)
 
 
@@ -203,8 +204,9 @@ def test_a_projection_knows_that_it_is_exact() -> None:
     q = pickle.loads(pickle.dumps(p))
     assert q == p
     y = normal(6, 5)
-    x, info = q(y, 1.0, return_info=True)
-    assert np.array_equal(x, p(y, 1.0))
+    with rehearsals():
+        x, info = q(y, 1.0, return_info=True)
+        assert np.array_equal(x, p(y, 1.0))
     assert np.isnan(info.threshold)
     assert info.norm_after == pytest.approx(1.0)
     assert "nearest point" in p.source(2)

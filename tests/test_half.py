@@ -163,8 +163,9 @@ def test_compiled(spec: str, dtype: Any, shape: tuple[int, ...]) -> None:
     """Against the oracle and the kernel of float32, whatever the threads."""
     y = np.random.default_rng(5).standard_normal(shape).astype(dtype)
     p = projgen.build(spec, threads=1)
-    radius = 0.2 * p.norm(y)
+    radius = 0.2 * norm(spec, y.astype(np.float64))
     x = p(y, radius)
+    assert p.norm(y) == pytest.approx(5 * radius, rel=1e-6)
     assert_rounded(spec, y, radius, x, TOLERANCE)
     wide = p(y.astype(np.float32), radius).astype(np.float64)
     off = np.abs(x.astype(np.float64) - wide) - TOLERANCE * np.abs(y.astype(np.float64)).max()

@@ -213,7 +213,8 @@ def test_the_command(files: Path, capsys: Capture, snapshot: Snapshot) -> None:
 
 def test_json(files: Path, capsys: Capture) -> None:
     words = ["path", "l2(axis=1)", str(files / "in.npz"), "--tensor", "w", "--radii", "0,1,1e9"]
-    assert main([*words, "--json"]) == 0
+    with rehearsals():
+        assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert list(said) == [
         "input", "tensor", "spec", "shape", "dtype", "norm", "length", "entries", "radii", "norms",
@@ -226,8 +227,9 @@ def test_json(files: Path, capsys: Capture) -> None:
     assert said["entries"] == 8
     assert said["levels"] == [{"level": "l2", "groups": 1, "active": [[0] * 6, [1] * 6, [1] * 6]}]
     assert said["shown"] == 0
-    assert main(["path", "l1", str(files / "in.npz"), "--tensor", "steps", "--dtype", "float64",
-                 "--linear", "--points", "4", "--json"]) == 0  # fmt: skip
+    with rehearsals():
+        assert main(["path", "l1", str(files / "in.npz"), "--tensor", "steps", "--dtype", "float64",
+                     "--linear", "--points", "4", "--json"]) == 0  # fmt: skip
     said = json.loads(capsys.readouterr().out)
     assert said["radii"] == pytest.approx(np.linspace(0.01, 10.0, 4))
 

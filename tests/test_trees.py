@@ -1,8 +1,9 @@
-"""Trees over several arrays, compiled: structures, blocks, weights, threads, pickles."""
+"""Trees over several arrays, compiled where it matters: structures, blocks, weights, threads."""
 
 import dataclasses
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,6 +34,14 @@ class Pair(NamedTuple):
     dec: Any
 
 
+@pytest.fixture
+def _rehearsal() -> Iterator[None]:
+    with rehearsals():
+        yield
+
+
+rehearsed = pytest.mark.usefixtures("_rehearsal")  # what is about names and structures, not code
+
 ENC, DEC = normal(30, 20), normal(12, 30, dtype="float32")
 STRUCTURES: list[tuple[str, Any]] = [
     ("enc=linf(axis=1), dec=linf(axis=0)", {"enc": ENC, "dec": DEC}),
@@ -48,6 +57,7 @@ STRUCTURES: list[tuple[str, Any]] = [
 ]
 
 
+@rehearsed
 @pytest.mark.parametrize(("children", "y"), STRUCTURES, ids=range(len(STRUCTURES)))
 def test_results_have_the_structure_that_was_given(children: str, y: Any) -> None:
     spec = f"l1({children})"
@@ -63,6 +73,7 @@ def test_results_have_the_structure_that_was_given(children: str, y: Any) -> Non
         assert groups.sum() == np.any(array, axis=1 if array.shape == ENC.shape else 0).sum()
 
 
+@rehearsed
 def test_keyword_arrays() -> None:
     p = projgen.build("l1(enc=linf(axis=1), dec=linf(axis=0))")
     x = p(radius=3.0, enc=ENC, dec=DEC)
@@ -72,6 +83,7 @@ def test_keyword_arrays() -> None:
     assert p.norm(enc=ENC, dec=DEC) == p.norm({"enc": ENC, "dec": DEC})
 
 
+@rehearsed
 def test_arrays_that_nobody_names_pass_if_the_caller_says_so() -> None:
     steps = object()
     y = {"fc": {"weight": ENC, "bias": ENC[0]}, "steps": steps}
@@ -84,6 +96,7 @@ def test_arrays_that_nobody_names_pass_if_the_caller_says_so() -> None:
         projgen.build(p.spec)(y, 1.0)
 
 
+@rehearsed
 def test_the_first_pattern_that_matches_takes_an_array() -> None:
     y = {"conv.weight": normal(6, 5, 3, 3), "fc.weight": normal(8, 6), "fc.bias": normal(8)}
     spec = 'l1(linf(axis=(1, 2, 3)) @ "conv.*", l2(axis=1) @ "*.weight", l2 @ "*")'
@@ -140,6 +153,7 @@ def test_every_kind_of_level(spec: str, y: Any, given: dict[str, Any]) -> None:
         np.testing.assert_allclose(p.norm(y, **given), total, rtol=1e-6)
 
 
+@rehearsed
 def test_two_of_four() -> None:
     y = normal(8, 16)
     x = projgen.project(y, "l0(axis=1, block=4, k=2)")
@@ -162,6 +176,7 @@ def test_whole_numbers_of_any_size_are_radii() -> None:
                 projgen.build(spec)(y, -(10**400))
 
 
+@rehearsed
 def test_the_longest_rows() -> None:
     y = normal(20, 6)
     x = projgen.project(y, "l0(k=5, l2(axis=1))")
@@ -246,6 +261,7 @@ def test_empty_arrays_have_no_part_in_it(empty: tuple[int, int]) -> None:
     assert np.array_equal(x["b"], alone)
 
 
+@rehearsed
 def test_tensors_stay_tensors() -> None:
     torch: Any = pytest.importorskip("torch")
     y = {"weight": torch.randn(6, 5), "bias": np.ones(6)}
@@ -254,6 +270,7 @@ def test_tensors_stay_tensors() -> None:
     assert isinstance(x["bias"], np.ndarray)
 
 
+@rehearsed
 def test_an_array_where_there_was_none_is_projected_too() -> None:
     p = projgen.build('l1(linf(axis=1) @ "*")')
     y = {"enc": ENC, "dec": None}
@@ -262,6 +279,7 @@ def test_an_array_where_there_was_none_is_projected_too() -> None:
     assert p(y, 1.0)["dec"] is None
 
 
+@rehearsed
 def test_read_only_arrays_stay_as_they_are_after_others_in_place() -> None:
     p = projgen.build("l1(enc=linf(axis=1), dec=linf(axis=0))")
     y = {"enc": ENC.copy(), "dec": DEC.copy()}
@@ -273,6 +291,7 @@ def test_read_only_arrays_stay_as_they_are_after_others_in_place() -> None:
     assert np.array_equal(y["enc"], ENC) and np.array_equal(y["dec"], DEC)
 
 
+@rehearsed
 def test_names_that_only_look_alike() -> None:
     y = {"a": {"b": normal(3), "c": normal(4)}, "d": normal(3), "self": normal(2)}
     spec = "l1(a=l1(b=linf, c=linf), d=l1(w=b), self=l2)"
@@ -287,6 +306,7 @@ def test_names_that_only_look_alike() -> None:
         projgen.build('l1(linf @ "*")')({"a.b": normal(3), "a": {"b": normal(3)}}, 1.0)
 
 
+@rehearsed
 def test_what_passes_unmatched_has_no_groups() -> None:
     p = projgen.build('l1(linf(axis=1) @ "enc")', unmatched="pass")
     active = p.active({"enc": ENC, "dec": DEC})

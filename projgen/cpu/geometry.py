@@ -55,7 +55,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             if not stages[-1].joint:
                 found.append(Segment(f"u{s.level}", "float64", stage.size))
         slots = stage.columns * (stage.cut.blocks if s.partial else 1)
-        if not stage.direct or s.threshold == "sweep":
+        if not stage.direct or s.steps:
             found.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.joint:
             found += [Segment(f"{n}_{s.level}", "float64", slots) for n in ("excesses", "counts")]
@@ -66,7 +66,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
         if s.abreast:
             found.append(Segment(f"hints_{s.level}", "float64", 8))
-        if s.threshold == "sweep":
+        if s.steps:
             found.append(Segment(f"counts_{s.level}", "float64", slots))
             found.append(Segment(f"count_{s.level}", "float64", stage.groups))
     return found

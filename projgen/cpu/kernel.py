@@ -150,6 +150,8 @@ class Kernel:
             names |= {"ir"}
         if self.leaf.dealt:
             names |= {"get_or_insert_function"}
+        if self.sorts:
+            names |= {"get_or_insert_function", "ir"}
         if self.surveyors:
             names |= {"alloca_once_value", "for_range", "ir"}
         return tuple(sorted(names))
@@ -181,7 +183,13 @@ class Kernel:
 
     @property
     def searches(self) -> bool:
-        return any(s.threshold for s in self.stages)
+        """Whether thresholds are searched for by Newton's method."""
+        return any(s.threshold not in ("", "sort") for s in self.stages)
+
+    @property
+    def sorts(self) -> bool:
+        """Whether the leaf's thresholds are found by sorting."""
+        return self.leaf.threshold == "sort"
 
     @property
     def surveyors(self) -> tuple[StageCode, ...]:

@@ -62,7 +62,7 @@ def norms(projection: Projection, binding: Binding, y: Array) -> Array:
     """The norms of `y` over the batch axes."""
     if not walkable(y):
         y = y.copy()
-    call = ready(projection, binding, y, None, only_norm=True)
+    call = _ready_for_norms(projection, binding, y)
     ordered = call.norms(y.ctypes.data)
     if ordered is None:
         projection._finite(y)
@@ -77,12 +77,7 @@ def root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Arr
     """
     if not walkable(y):
         y = y.copy()
-    for strides in (y.strides, None, "norm"):  # whichever is there: they have the same sweep 1
-        call = projection._calls.get((y.dtype, y.shape, y.strides, strides))
-        if call is not None:
-            break
-    else:
-        call = ready(projection, binding, y, None, only_norm=True)
+    call = _ready_for_norms(projection, binding, y)
     found = call.root(y.ctypes.data)
     if found is None:
         return measure.root_by_reference(binding, y)
@@ -94,6 +89,15 @@ def root(projection: Projection, binding: Binding, y: Array) -> tuple[Array, Arr
     assert found[1] is not None
     rows = axis_order(np.arange(norms.size), binding, call.plan, y.shape)
     return norms, found[1][rows]
+
+
+def _ready_for_norms(projection: Projection, binding: Binding, y: Array) -> Call:
+    """Whichever call is there: they have the same sweep 1, and a new one may be compiled first."""
+    for strides in (y.strides, None, "norm"):
+        call = projection._calls.get((y.dtype, y.shape, y.strides, strides))
+        if call is not None:
+            return call
+    return ready(projection, binding, y, None, only_norm=True)
 
 
 def ready(

@@ -169,6 +169,11 @@ class StageCode:
         return self.threshold in ("sweep", "joint", "tile") or self.walk == "columns"
 
     @property
+    def steps(self) -> bool:
+        """Whether thresholds are searched for by sweeps over many groups, and steps between."""
+        return self.threshold in ("sweep", "block")
+
+    @property
     def joint(self) -> bool:
         """Whether all groups' limits are searched for together, as nearest points ask for."""
         return self.threshold == "joint"
@@ -250,6 +255,18 @@ class StageCode:
     def exchanges(self) -> tuple[tuple[int, int], ...]:
         """The sorting network for the values of a group."""
         return exchanges(self.stage.group_size)
+
+    @property
+    def sort(self) -> str:
+        """The name of what finds thresholds by sorting."""
+        bundle = f"_{self.stage.bundle}" if self.stage.bundle > 1 else ""
+        return f"sort_{self.stage.group_size}{bundle}"
+
+    @property
+    def sorted_lanes(self) -> int:
+        """How many groups are sorted at a time: a vector that most processors have, or two where
+        a group's values leave registers for them."""
+        return (64 if self.stage.group_size < 16 else 32) // ITEMSIZE[self.dtype]
 
     @property
     def dealt(self) -> bool:
