@@ -16,7 +16,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
-EXACT = {"contract", "nsz"}
+EXACT = {"contract", "nsz"}  # what is no sum keeps its order: weights may be very large, or small
 LANES = 256  # groups side by side that are worked on together
 
 
