@@ -16,6 +16,8 @@ from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding, compile_pull
 from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.group_pull import walk_pull
+from projgen.cpu.group_pull_kernel import GroupPullKernel
 from projgen.cpu.groups import walk_groups
 from projgen.cpu.pull_kernel import PullKernel
 from projgen.cuda.compiler import Compiled as CudaCompiled
@@ -131,6 +133,7 @@ class GroupExhibit:
     """A kernel of one level of groups, along ``axes`` of C-ordered arrays.
 
     ``labels``: for groups of given sizes, how many; the kernel does not depend on which they are.
+    ``back``: of one that takes gradients back, how many levels of a tree stand above.
     """
 
     shows: str
@@ -139,22 +142,25 @@ class GroupExhibit:
     axes: tuple[int, ...]
     dtype: str = "float32"
     labels: int = 0
+    back: int | None = None
 
     @property
     def name(self) -> str:
         """The file's name: ``group_l1_w_axis_0-1000x1000-float32.py``."""
         axes = "_".join(["axis", *map(str, self.axes)])
-        title = re.sub(r"[^a-z0-9]+", "_", f"group_{self.compiled().title}_{axes}")
-        return f"{title}-{'x'.join(map(str, self.shape))}-{self.dtype}.py"
+        title = re.sub(r"[^a-z0-9]+", "_", f"group_{self.ball.title}_{axes}")
+        back = "" if self.back is None else "-pull-part" if self.back else "-pull"
+        return f"{title}-{'x'.join(map(str, self.shape))}-{self.dtype}{back}.py"
 
-    def compiled(self) -> GroupKernel:
+    def compiled(self) -> GroupKernel | GroupPullKernel:
         """The kernel that walks such arrays."""
         strides = c_strides(self.shape)
         labels = np.arange(self.shape[self.axes[0]]) % self.labels if self.labels else None
         weights = strides if self.ball.weighted else None
-        return walk_groups(
-            self.ball, self.dtype, self.shape, strides, self.axes, strides, weights, labels
-        ).kernel
+        ways = self.ball, self.dtype, self.shape, strides, self.axes
+        if self.back is not None:
+            return walk_pull(*ways, weights, labels, "float64", self.back).kernel
+        return walk_groups(*ways, strides, weights, labels).kernel
 
 
 CANON = (
@@ -188,7 +194,12 @@ GROUP_CANON = (
     GroupExhibit("weights, groups side by side", Ball("l1", weighted=True), (1000, 1000), (0,)),
     GroupExhibit("a search in logarithms", Ball("lp", 1.5), (1000, 1000), (1,), "float64"),
     GroupExhibit("groups of given sizes", Ball("l2", ragged=True), (100, 1000), (1,), labels=30),
-)
+    GroupExhibit("gradients, groups side by side", Ball("l2", weighted=True), (1000, 1000), (0,),
+                 back=1),
+    GroupExhibit("gradients of rows", Ball("simplex"), (1000, 1000), (1,), "float64", back=0),
+    GroupExhibit("gradients of groups of given sizes", Ball("linf", ragged=True), (100, 1000), (1,),
+                 labels=30, back=1),
+)  # fmt: skip
 
 CUDA_CANON = (
     CudaExhibit("rows: a warp takes one", "l1(linf)", (1000, 1000)),

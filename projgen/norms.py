@@ -26,8 +26,8 @@ class Norm:
     ``chained``: a kernel of many levels may have it among them; otherwise a level is a kernel of
     its own. ``alone``: a level of it may be such a kernel, of ``templates/cpu/balls``: groups of
     given sizes ask for one; ``weighs``: its values may have weights, which ask for one as well.
-    ``pulls``: a kernel takes gradients back through its ball (see `projgen.cpu.pull`); others do
-    it in NumPy.
+    ``pulls``: a kernel of many levels that takes gradients back may have it among them (see
+    `projgen.cpu.pull`).
     """
 
     name: str

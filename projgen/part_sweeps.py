@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from projgen.compiler import Compiled, Loadable
+from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.groups import Walk
 from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
@@ -113,7 +114,7 @@ class ChainSweep(Sweep):
 class GroupSweep(Sweep):
     """One level of any norm, on the CPU."""
 
-    walk: Walk
+    walk: Walk[GroupKernel]
 
     @property
     def kernel(self) -> Loadable:

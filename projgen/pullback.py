@@ -1,9 +1,8 @@
 """A projection and the way back: gradients of what was projected from those of the result.
 
 `vjp` is reverse mode: it gives the projection and a `Pullback`. On the CPU the projection leaves a
-tape of what it found. Chains of l1, l2 and linf have kernels that go back by it, in trees as well;
-single levels of other norms do in NumPy. What has no tape goes back by the reference. For a GPU see
-`projgen.cuda.pull`.
+tape of what it found, and kernels go back by it: of chains of l1, l2 and linf, and of single levels
+of any norm. What has no tape goes back by the reference. For a GPU see `projgen.cuda.pull`.
 """
 
 from __future__ import annotations

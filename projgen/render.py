@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
     from projgen.cpu.group_kernel import GroupKernel
+    from projgen.cpu.group_pull_kernel import GroupPullKernel
     from projgen.cpu.pull_kernel import PullKernel
     from projgen.cpu.tally import TallyKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
@@ -63,6 +64,12 @@ def render_tally(kernel: TallyKernel) -> str:
 def render_pull(kernel: PullKernel) -> str:
     """The source of the module that takes gradients back through a projection."""
     text = environment().get_template("cpu/pull.py.j2").render(kernel=kernel)
+    return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
+
+
+def render_group_pull(kernel: GroupPullKernel) -> str:
+    """The source of the module that takes gradients back through one level of groups."""
+    text = environment().get_template("cpu/group_pull.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 

@@ -270,7 +270,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return lambda stored: np.float32(np.int16(stored).view(np.float16))
     if made.__name__ == "narrow_at_once":
         return lambda x: np.float16(x).view(np.int16)
-    if made.__name__ == "pointer":
+    if made.__name__.startswith("pointer"):
         kind = re.search(r"\bfloat\d+", made.__doc__ or "")
         assert kind is not None
         return lambda address: (address, _TYPES[kind.group()])

@@ -15,7 +15,6 @@ from tree_support import bound_tree, norm_of, problems
 import projgen
 from projgen import interpret_pullbacks
 from projgen.check import parse_tree
-from projgen.cpu import pull_parts
 from projgen.cpu.call import Workspace
 from projgen.structure import flat
 from projgen.weights import read_given
@@ -451,7 +450,7 @@ def test_levels_of_any_norm(spec: str, shape: tuple[int, ...], named: Any) -> No
         else np.arange(of) * 5 % 3
         for key, of in named.items()
     }  # fmt: skip
-    with rehearsals(), patch.object(pull_parts, "SLAB", 16):
+    with rehearsals():
         for dtype in ("float64", "float32"):
             y = normal(*shape, dtype=dtype)
             y[0] = 0  # a group that may live

@@ -21,6 +21,7 @@ from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
 from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.group_pull_kernel import GroupPullKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower
 from projgen.cpu.nest import Counter, Nest
@@ -37,8 +38,9 @@ TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
-PARTS = ("groups", "abreast", "gather", "ranks", "scales", "spread")
+PARTS = ("groups", "abreast", "gather", "powers", "ranks", "scales", "spread")
 GROUPS = {*(f"cpu/{part}.py.j2" for part in PARTS), *BALLS}
+GROUP_PULLS = {name for name in NAMES if name.startswith("cpu/group_pull")}  # of their way back
 PULLS = {name for name in NAMES if name.startswith("cpu/pull")}  # of the way back
 TALLY = "cpu/tally.py.j2"  # of shards
 GIVEN = {  # what modules that are no kernels are rendered with
@@ -75,6 +77,7 @@ CONTRACT = (
     Ball,
     PullKernel,
     PullCode,
+    GroupPullKernel,
     TallyKernel,
 )
 
@@ -96,6 +99,8 @@ def kind_of(node: nodes.Node, template: str) -> Any:
     if isinstance(node, nodes.Name):
         if template in GROUPS:
             return GroupKernel if node.name == "kernel" else None
+        if template in GROUP_PULLS:
+            return GroupPullKernel if node.name == "kernel" else None
         if template == TALLY:
             return TallyKernel if node.name == "kernel" else None
         if template in PULLS and node.name in PULL_VARIABLES:
@@ -125,7 +130,7 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         names = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in names if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        whole = {"cpu/kernel.py.j2", "cpu/pull.py.j2", TALLY, *GROUPS}
+        whole = {"cpu/kernel.py.j2", "cpu/pull.py.j2", TALLY, *GROUPS, *GROUP_PULLS}
         allowed = {"kernel"} if name in whole else GIVEN.get(name, set())
         assert undeclared <= allowed, name
 
@@ -141,6 +146,7 @@ def test_every_template_is_reached() -> None:
             *RULES,
             *MACROS.values(),
             *GROUPS,
+            *GROUP_PULLS,
         },
     )
     while new:
@@ -278,7 +284,7 @@ def unused_names(module: ast.Module) -> list[str]:
         found = (n for n in ast.walk(node) if isinstance(n, ast.Name))
         return {n.id for n in found if isinstance(n.ctx, context)}
 
-    top = {"project"}
+    top = {"project", "pull"}
     defined: set[str] = set()
     unused = []
     for node in module.body:
@@ -340,6 +346,56 @@ def test_every_way_of_a_level_goes_with_every_way_of_another(leaf: str, in_place
             assert undefined_names(module) == [], (spec, shape)
             assert unused_names(module) == [], (spec, shape)
     assert ways >= {*map(str, Walk), "row", "tile", "sweep"}
+
+
+def group_pulls() -> Iterator[GroupPullKernel]:
+    """The ways back through every kind of group."""
+    for norm, walk, weighted, nonneg in itertools.product(
+        NORMS, ("rows", "columns", "labels"), (False, True), (False, True)
+    ):
+        if not NORMS[norm].alone or (weighted and not NORMS[norm].weighs):
+            continue
+        for ragged, depth, p in itertools.product(
+            {walk == "labels", walk != "rows"},
+            range(3),
+            (1.3, 1.5, 3.0) if norm == "lp" else (None,),
+        ):
+            ball = Ball(norm, p, weighted, nonneg, ragged)
+            for unit in ({"y", "w"}, {"y"}, set()):
+                if "y" in unit or walk != "columns":
+                    yield GroupPullKernel(ball, "float32", walk, frozenset(unit), "float64", depth)
+
+
+def test_every_way_back_through_groups() -> None:
+    """All names are defined, none is there for nothing, and no line is empty but between parts."""
+    for source in {kernel.source for kernel in group_pulls()}:
+        module = ast.parse(source)
+        assert undefined_names(module) == [], source
+        assert unused_names(module) == [], source
+        assert unused_arguments(module) == [], source
+        assert not re.search(r"[ \t]\n|\t|\n{4}|:\n\n", source), source
+
+
+def unused_arguments(module: ast.Module) -> list[str]:
+    """Arguments of functions that these do not read; an intrinsic's are read by its inner one."""
+    return sorted(
+        f"{node.name}.{argument.arg}"
+        for node in module.body
+        if isinstance(node, ast.FunctionDef)
+        and node.name != "pull"  # all kernels have the same
+        and not any(isinstance(inner, ast.FunctionDef) for inner in node.body)
+        for argument in node.args.args
+        if argument.arg not in {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    )
+
+
+def test_each_norm_of_groups_has_a_way_back() -> None:
+    """With the same macros."""
+    files = {norm: f"cpu/group_pulls/{norm}.py.j2" for norm in NORMS if NORMS[norm].alone}
+    assert {*files.values()} == {name for name in GROUP_PULLS if "/group_pulls/" in name}
+    shared = {"gathered", "slope", "known", "elements", "shared", "lifted"}
+    for name in files.values():
+        assert shared <= {macro.name for macro in tree(name).find_all(nodes.Macro)}, name
 
 
 def test_rendering_is_deterministic() -> None:

@@ -61,8 +61,9 @@ def test_gradcheck(spec: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["l1(linf(axis=0))", "l1(axis=1)", "lp(p=1.5)", "simplex", "l1(linf(axis=1, block=2))"],
-)
+    ["l1(linf(axis=0))", "l1(axis=1)", "lp(p=1.5)", "simplex", "l1(linf(axis=1, block=2))",
+     "l1(lp(axis=0, p=3))", "l2(lp(axis=1, p=1.3))", "simplex(axis=0)", "linf(l0(axis=1))"],
+)  # fmt: skip
 def test_gradcheck_of_others(spec: str) -> None:
     y = (normal(3, 4) + 0.5).requires_grad_()
     r = radius_of(spec, y)
@@ -85,6 +86,26 @@ def test_gradcheck_of_trees_and_weights() -> None:
     pair = pt.project([a, b], "l1(linf, l1)", 1.0)
     assert isinstance(pair, list)
     assert pair[1].requires_grad
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(f"l2({norm}axis=AXIS, w=v))" for norm in ("l1(", "l2(", "linf(", "lp(p=1.5, ")),
+        *(f"l2({norm}axis=AXIS, groups=v))" for norm in ("l1(", "l2(", "linf(", "lp(p=1.5, ")),
+        "simplex(axis=AXIS, groups=v)",
+        "linf(l0(axis=AXIS, groups=v))",
+    ],
+)
+def test_gradcheck_of_weights_and_labels(spec: str, axis: int) -> None:
+    spec = spec.replace("AXIS", str(axis))
+    y = (normal(4, 5) + 0.5).requires_grad_()
+    v = torch.tensor([0, 1, 0, 1, 1][: 4 + axis]) if "groups" in spec else normal(4, 5).abs()
+    norm = projgen.build(spec, backend="numpy").norm(y.detach().numpy(), v=v.numpy())
+    share = np.ones_like(norm) if spec[0] == "s" else 0.6 * np.asarray(norm)  # or some are 0
+    r = torch.tensor(share, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y, r: pt.project(y, spec, r, v=v), (y, r))
 
 
 def test_the_nearest_point() -> None:

@@ -153,7 +153,7 @@ class Composition:
 
         def make_ready(part: Part, parent: int | None, at: slice) -> None:
             place, node, weighted = len(self.runs), part.last.node, is_weighted(part.last)
-            weights = _weights(bound, part, given) if weighted else None
+            weights = part_weights(bound, part, given) if weighted else None
             if part.arm is not None:
                 number = numbers[part.arm.key]
                 own = None if node.groups is None else labels[node.groups]
@@ -358,12 +358,12 @@ class _Call:
             return None
         weights, part = run.weights, run.part
         if weights is None:
-            weights = _weights(self._composition.bound, part, given)
+            weights = part_weights(self._composition.bound, part, given)
         self._weights[run.place] = weights
         return weights
 
 
-def _weights(bound: BoundTree, part: Part, given: Weights) -> Array:
+def part_weights(bound: BoundTree, part: Part, given: Weights) -> Array:
     """Those of the part's last level, in the type that its kernel reads."""
     if part.arm is not None:
         return leaf_weights(bound, part.last, given)

@@ -74,6 +74,12 @@ class Ball:
     nonneg: bool = False
     ragged: bool = False
 
+    @property
+    def title(self) -> str:
+        options = ([f"p={self.p!r}"] if self.p is not None else []) + ["w"] * self.weighted
+        options += ["nonneg=True"] * self.nonneg + ["groups"] * self.ragged
+        return self.norm + (f"({', '.join(options)})" if options else "")
+
 
 @dataclass(frozen=True)
 class GroupKernel:
@@ -101,10 +107,7 @@ class GroupKernel:
 
     @property
     def title(self) -> str:
-        ball = self.ball
-        options = ([f"p={ball.p!r}"] if ball.p is not None else []) + ["w"] * ball.weighted
-        options += ["nonneg=True"] * ball.nonneg + ["groups"] * ball.ragged
-        return ball.norm + (f"({', '.join(options)})" if options else "")
+        return self.ball.title
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -285,12 +288,13 @@ class GroupKernel:
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
     def scratch_size(self, pitch: int, longest: int) -> int:
-        """The room that a thread needs for groups of up to `longest` elements."""
+        """The room that a thread needs for groups of up to `longest` elements, or that many
+        labels."""
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         own = 1 + self.ball.weighted
         if self.spread:
-            return 0  # `walk_groups` adds a level for each label
+            return longest  # a level for each label
         if not self.direct:
             room = pitch * self.lanes * own
         elif self.lanes > 1:
@@ -326,12 +330,16 @@ class GroupKernel:
 
     @property
     def factorials(self) -> tuple[str, ...]:
-        """The Taylor series of exp, from the term of degree 12 down."""
-        return tuple(f"1.0 / {math.factorial(i)}.0" if i > 1 else "1.0" for i in range(12, -1, -1))
+        return taylor_of_exp()
 
     @cached_property
     def source(self) -> str:
         return _source(self)
+
+
+def taylor_of_exp() -> tuple[str, ...]:
+    """The Taylor series of exp, from the term of degree 12 down."""
+    return tuple(f"1.0 / {math.factorial(i)}.0" if i > 1 else "1.0" for i in range(12, -1, -1))
 
 
 @lru_cache(maxsize=256)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from projgen.cpu.group_kernel import (
 )
 from projgen.cpu.sharing import Sharing
 
-__all__ = ["Ball", "GroupCall", "walk_groups"]
+__all__ = ["Ball", "Form", "GroupCall", "Walk", "plan_walk", "walk_groups"]
 
 Array = NDArray[Any]
 Offsets = NDArray[np.int64]
@@ -31,8 +31,22 @@ PIECES = 32  # of labelled elements, if there are few rows of them
 _INFINITE = int(np.array(np.inf).view(np.int64))  # its bits
 
 
+class Walker(Protocol):
+    """What a walk has to know of its kernel."""
+
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def searches(self) -> bool: ...
+    def spare_size(self, longest: int) -> int: ...
+    def scratch_size(self, pitch: int, longest: int) -> int: ...
+
+
+Made = TypeVar("Made", bound=Walker)
+
+
 @dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(Generic[Made]):
     """Where the groups of some arrays lie, and what kernel walks them.
 
     ``batch`` are the batch axes as they are walked, outermost first; the kernel's vectors of values
@@ -40,7 +54,7 @@ class Walk:
     element in memory, ``span`` how many lie from there to its last.
     """
 
-    kernel: GroupKernel
+    kernel: Made
     shape: tuple[int, ...]
     batch: tuple[int, ...]
     offset: Mapping[str, int]
@@ -59,8 +73,49 @@ def walk_groups(
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
     weight_dtype: str = "float64",
-) -> Walk:
+) -> Walk[GroupKernel]:
     """Plan the walk over arrays of `shape`, no axis of which is empty. See `GroupCall`."""
+
+    def kernel(form: Form) -> GroupKernel:
+        way = form.lanes, form.contiguous, form.direct, form.ranked, form.spread
+        own = weight_dtype if ball.weighted else "float64"
+        return GroupKernel(ball, dtype, out_strides is None, *way, own)
+
+    spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
+    return plan_walk(
+        kernel, ball, shape, strides, axes, out_strides, weight_strides, labels, spreads
+    )
+
+
+class Form(NamedTuple):
+    """What a walk says of its kernel: see `GroupKernel`.
+
+    ``tiled``: groups that lie side by side are worked on together; ``beside``: arrays in which
+    their elements are neighbours.
+    """
+
+    lanes: int
+    contiguous: frozenset[str]
+    direct: bool
+    ranked: int
+    spread: bool
+    tiled: bool
+    beside: frozenset[str]
+
+
+def plan_walk(
+    make: Callable[[Form], Made],
+    ball: Ball,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    axes: Sequence[int],
+    out_strides: Sequence[int] | None,
+    weight_strides: Sequence[int] | None,
+    labels: Offsets | None,
+    spreads: bool,
+) -> Walk[Made]:
+    """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
+    in their own order, where groups do not lie side by side."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -76,27 +131,25 @@ def walk_groups(
     dense = [name for name in steps if name != "w"]
     side_by_side = extent > 1 and all(lane[name] == 1 for name in dense)
     tiled = side_by_side and (labels is not None or step["y"] != 1)
-    scales = ball.norm == "linf" or (ball.norm == "l2" and "w" not in steps)
-    spread = labels is not None and not tiled and scales
+    spread = labels is not None and not tiled and spreads
     contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
     if labels is not None and not spread:
         contiguous = frozenset()
     adjacent = tiled or (extent > 1 and all(lane[name] == run for name in contiguous))
     swept = ball.norm in ("l1", "l2", "linf")
+    beside = frozenset(name for name in steps if lane[name] == 1)
     ranked, direct = 0, False
     if ball.norm == "l0" and labels is None and len(loops) <= 1 and 1 < run <= RANKED and adjacent:
         ranked = run if tiled or contiguous == steps.keys() else 0
     elif tiled and swept and ("w" not in steps or lane["w"] in (0, 1)):
-        contiguous = frozenset(name for name in steps if lane[name] == 1)
+        contiguous = beside
         direct = True
     else:
         whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
         direct = whole and (swept or ball.norm in ("simplex", "l0"))
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
-    in_place = out_strides is None
-    form = in_place, lanes, contiguous, direct, ranked, spread
-    kernel = GroupKernel(ball, dtype, *form, weight_dtype if ball.weighted else "float64")
+    kernel = make(Form(lanes, contiguous, direct, ranked, spread, tiled, beside))
     if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
         starts, numbers, run = labels, int(labels.max()) + 1, labels.size
@@ -144,7 +197,7 @@ def walk_groups(
         "piece": -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
         "slots_size": groups * pieces if pieces > 1 else 0,
-        "scratch_size": numbers if spread else kernel.scratch_size(pitch, longest),
+        "scratch_size": kernel.scratch_size(pitch, numbers if spread else longest),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
@@ -219,7 +272,7 @@ class GroupCall:
         numbers = [] if labels is None else [int(labels.max(initial=-1)) + 1]
         outer = [axis for axis in range(len(shape)) if axis not in axes]
         self.values_shape = (*(shape[axis] for axis in outer), *numbers)
-        self._walk: Walk | None = None
+        self._walk: Walk[GroupKernel] | None = None
         if 0 in shape or 0 in numbers:
             return
         ways = strides, axes, out_strides, weight_strides, labels, weight_dtype

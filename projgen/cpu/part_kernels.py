@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from projgen.bind import bind
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call, Step
+from projgen.cpu.group_pull import GroupPullCall
 from projgen.cpu.groups import Ball, GroupCall
 from projgen.cpu.tape import TapeLayout
+from projgen.dtypes import arithmetic
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of
 from projgen.plan import Plan
@@ -124,10 +126,18 @@ class Group:
         self.orderly = True
         self.ball, self.axes, self.labels = ball, axes, labels
         self.values_shape = self._call.values_shape
+        self._pulled = ball, arithmetic(dtype), shape, strides, axes, weight_strides, labels
+        self._weight_dtype = weight_dtype
 
     @property
     def step(self) -> Step | None:
         return self._call.step
+
+    def pull(self, depth: int, threads: int) -> GroupPullCall | None:
+        """What takes gradients back, with `depth` levels of the tree above; None if it is empty."""
+        if 0 in self._pulled[2] or 0 in self.values_shape:
+            return None
+        return GroupPullCall(*self._pulled, self._weight_dtype, depth, threads)
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         begun = self._call.begin(y, weights)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.arrays import Array, address, addresses
-from projgen.cpu.compose import Composition, JoinedPart, Run, TreeTape, Weights
+from projgen.cpu.compose import Composition, JoinedPart, Run, TreeTape, Weights, part_weights
 from projgen.cpu.leaf_part import LeafPart, view_of
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.cpu.pull import Operands, PullStep, laid_out_like
@@ -23,7 +23,6 @@ from projgen.cpu.pull_series import PullSeries, PullSeriesCall
 from projgen.cpu.schedule import Rows
 from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import is_half
-from projgen.weights import level_weights
 
 
 class LeafPull:
@@ -128,7 +127,9 @@ class JoinedPull:
 
 
 def _pull_of(kernel: Chain | Group, top: int, threads: int) -> ChainPull | GroupPull:
-    return ChainPull(kernel, top, threads) if isinstance(kernel, Chain) else GroupPull(kernel)
+    if isinstance(kernel, Chain):
+        return ChainPull(kernel, top, threads)
+    return GroupPull(kernel, top, threads)
 
 
 class TreePull:
@@ -265,7 +266,7 @@ class TreePull:
     def _weights(self, run: Run, given: Weights) -> Array | None:
         if not run.weighted or run.weights is not None:
             return run.weights
-        return level_weights(self._composition.bound, run.part.last, run.part.levels[-1], given)
+        return part_weights(self._composition.bound, run.part, given)
 
 
 def _at(buds: Radii | None, at: slice) -> Radii | None:

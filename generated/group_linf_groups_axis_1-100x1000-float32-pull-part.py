@@ -1,0 +1,243 @@
+"""linf(groups): takes gradients back through the projection of groups of float32 arrays.
+
+    labelled elements are read as they lie, and added up by label
+
+A first sweep sums what the gradients of the groups' radii are made of, a second one writes those of
+the values; `rise` is what reaches the value of a group.
+Of a group, v is the value and u the radius; of its values, y are the elements, x their projection, g
+its gradient. Work is in float64.
+The threads share blocks of groups, which depend on the shape alone: so results do not depend on
+the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+EXACT = {"contract", "nsz"}  # what is no sum keeps its order: weights may be very large, or small
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
+# what is asked for. Each thread's share of the blocks has a counter.
+SHARES = 32
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """To the float32 values at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@register_jitable(fastmath=EXACT)
+def along(y, g):
+    """g in the direction in which the magnitude of y grows."""
+    return g if y > 0 else -g
+
+
+@register_jitable(fastmath=EXACT)
+def chosen(yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    return a if yes else b
+
+
+@register_jitable(fastmath=FAST, error_model="numpy")
+def gather(y, g, at_y, own, radii, values, totals, ties):
+    """What is summed of labelled elements, by label."""
+    totals[:] = 0.0
+    ties[:] = 0.0
+    y_row = y[at_y : at_y + own.size]
+    g_row = g[at_y : at_y + own.size]
+    for j in range(own.size):
+        y_j = np.float64(y_row[j])
+        g_j = np.float64(g_row[j])
+        m = own[j]
+        u = radii[m]
+        v = values[m]
+        total = totals[m]
+        tie = ties[m]
+        total += chosen(abs(y_j) > u, along(y_j, g_j), 0.0)
+        tie += chosen(abs(y_j) == v, 1.0, 0.0)
+        totals[m] = total
+        ties[m] = tie
+
+
+@register_jitable(fastmath=EXACT, error_model="numpy")
+def settle(values, radii, totals, slopes):
+    """The gradients of the groups' radii, by what was summed."""
+    for group in range(slopes.size):
+        v, u, total = values[group], radii[group], totals[group]
+        slopes[group] = total if 0 < u < v else 0.0
+
+
+@register_jitable(fastmath=EXACT, error_model="numpy")
+def weigh(v, u, tie, rise):
+    """What the gradients of a group's values need to know of it."""
+    limit = -1.0 if u <= 0 else u if u < v else np.inf
+    top = v if v > 0 else -1.0
+    lift = rise / max(tie, 1.0)
+    return limit, top, lift
+
+
+@register_jitable(fastmath=EXACT, error_model="numpy")
+def share(y, g, out, at_y, own, limits, tops, lifts):
+    """The gradients of the values of labelled elements."""
+    y_row = y[at_y : at_y + own.size]
+    g_row = g[at_y : at_y + own.size]
+    out_row = out[at_y : at_y + own.size]
+    for j in range(own.size):
+        y_j = np.float64(y_row[j])
+        g_j = np.float64(g_row[j])
+        m = own[j]
+        limit = limits[m]
+        top = tops[m]
+        lift = lifts[m]
+        found = chosen(abs(y_j) <= limit, g_j, 0.0)
+        found += chosen(abs(y_j) == top, along(y_j, lift), 0.0)
+        out_row[j] = found
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    cache=True,
+)
+def pull(y_at, x_at, geometry, work, desk):
+    """Take part in one call; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and offsets; `work` has room, and then what is known of the groups:
+    values, radii, slopes, totals, ties.
+    The desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
+
+    Cell 3 says what is asked for: 1 for the sums, 2 for the gradients of the values by these, 3 for
+    both, 0 for the gradients of the radii, which one thread works out by the sums.
+    For those of the values `slopes` has what reaches the values of the groups.
+    """
+    axes = carray(geometry, 37)
+    index_size = axes[0]
+    y_size = axes[1]
+    memory_size = axes[4]
+    seats = axes[5]
+    scratch_size = axes[6]
+    groups = axes[9]
+    blocks = axes[10]
+    block_size = axes[11]
+    items = axes[12]
+    labels = axes[13]
+    extent = axes[15]
+    starts_at = axes[16]
+    y_bases_at = axes[17]
+    run = axes[20]
+    y_step = axes[21]
+    y_lane = axes[24]
+    pieces = axes[27]
+    piece = axes[28]
+    slots_at = axes[29]
+    slots_size = axes[30]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    index = carray(geometry, index_size)
+    y = carray(y_at, y_size)
+    g = carray(pointer(read(desk, 1)), y_size)
+    out = carray(pointer(read(desk, 2)), y_size)
+    memory = carray(work, memory_size)
+    scratch = memory[seat * scratch_size : (seat + 1) * scratch_size]
+    memory = memory[seats * scratch_size :]
+    values = memory[:groups]
+    radii = memory[groups : 2 * groups]
+    slopes = memory[2 * groups : 3 * groups]
+    totals = memory[3 * groups : 4 * groups]
+    ties = memory[4 * groups : 5 * groups]
+    limits = scratch[:labels]
+    tops = scratch[labels : 2 * labels]
+    lifts = scratch[2 * labels : 3 * labels]
+    task = read(desk, 3)
+    if task == 0:
+        settle(values, radii, totals, slopes)
+        return 0
+    while True:
+        block = draw(desk, seat, seats, 1, blocks)
+        if block < 0:
+            return 0
+        for item in range(block * block_size, min((block + 1) * block_size, items)):
+            row, part = item // pieces, item % pieces
+            first, last = row * labels, (row + 1) * labels
+            outer, past = row // extent, row % extent
+            begin, end = part * piece, min((part + 1) * piece, run)
+            own = index[starts_at + begin : starts_at + end].view(np.uint64)
+            at_y = index[y_bases_at + outer] + past * y_lane + begin * y_step
+            if task != 2:
+                totals_at = slots_at + item * labels
+                ties_at = slots_at + slots_size + item * labels
+                gather(y, g, at_y, own, radii[first:last], values[first:last], memory[totals_at : totals_at + labels], memory[ties_at : ties_at + labels])
+            if task != 1:
+                for m in range(labels):
+                    limits[m], tops[m], lifts[m] = weigh(values[first + m], radii[first + m], ties[first + m], slopes[first + m])
+                share(y, g, out, at_y, own, limits, tops, lifts)
