@@ -1,8 +1,8 @@
 """lp(p=1.5): groups of float64 arrays.
 
-    a group's runs are contiguous in memory
+    a group is contiguous in memory, and is worked on where it lies
 
-A group's elements are gathered as float64: for its value, and in a second call to project it.
+A group's elements are read for its value, and in a second call to project it.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
 the threads.
 Written by projgen, codegen 2.
@@ -98,7 +98,7 @@ def value_of(row):
     """The length of a group in lp; NaN if one is not finite."""
     bits = np.int64(0)  # those of NaN are above those of infinity
     for j in range(row.size):
-        bits = max(bits, np.float64(row[j]).view(np.int64) & MAGNITUDE)
+        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
     top = np.int64(bits).view(np.float64)
     if not 0 < top < np.inf:
         return top
@@ -110,7 +110,7 @@ def powers(row, top):
     """The sum of the powers of a group's finite values, the largest of which is top, by that one's."""
     total = 0.0
     for j in range(row.size):
-        total += exp(P * log(row[j] / top))
+        total += exp(P * log(abs(np.float64(row[j])) / top))
     return total
 
 
@@ -184,7 +184,7 @@ def descend(depths, slopes, shifts, t, moved):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def solve(row, spare, v, u):
+def solve(row, target, spare, v, u):
     """Project a group with value v on radius u < v.
 
     In logarithms: x = a exp(z), and z depends only on c = log t + P log w + (P - 2) log a. Newton's
@@ -192,12 +192,12 @@ def solve(row, spare, v, u):
     """
     if u <= 0:
         for j in range(row.size):
-            row[j] = 0.0
+            target[j] = math.copysign(0.0, row[j])
         return
     # Values from 0 to 1, by a power of two.
     top = 0.0
     for j in range(row.size):
-        top = max(top, row[j])
+        top = max(top, abs(np.float64(row[j])))
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(top)[1])))
     n = row.size
     # By element: log (w a)^P, and c - log t.
@@ -205,9 +205,10 @@ def solve(row, spare, v, u):
     slopes = slopes[:n]
     for j in range(min(n, lengths.size, shifts.size)):
         depths[j] = slopes[j] = 0.0
-        value = log(row[j] * scale)
-        shifts[j] = (P - 2.0) * value if row[j] * scale > 0 else -1e300
-        lengths[j] = P * value if row[j] * scale > 0 else -1e300
+        a = abs(np.float64(row[j])) * scale
+        value = log(a)
+        shifts[j] = (P - 2.0) * value if a > 0 else -1e300
+        lengths[j] = P * value if a > 0 else -1e300
     longest, first = -1e300, 0.0
     for j in range(n):
         if lengths[j] > longest:
@@ -243,42 +244,7 @@ def solve(row, spare, v, u):
             break
         t += moved
     for j in range(n):
-        row[j] = row[j] * min(1.0, exp(depths[j] + slopes[j] * moved))
-
-
-@register_jitable(fastmath=FAST)
-def gather(y, rows, begin, end, base_y, index, axes):
-    """The elements of a group, as float64; how many."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    y_step = axes[21]
-    run = axes[20]
-    j = 0
-    for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
-        part = rows[j : j + run]
-        source = y[at_y : at_y + run]
-        for i in range(part.size):
-            part[i] = abs(np.float64(source[i]))
-        j += run
-    return j
-
-
-@register_jitable(fastmath=FAST)
-def scatter(y, x, rows, begin, end, base_y, base_x, index, axes):
-    """Write projected elements, with their signs."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    x_offsets = index[axes[33] : axes[33 + 1]]
-    run = axes[20]
-    j = 0
-    for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
-        at_x = base_x + x_offsets[o]
-        part = rows[j : j + run]
-        source = y[at_y : at_y + run]
-        target = x[at_x : at_x + run]
-        for i in range(part.size):
-            target[i] = math.copysign(part[i], source[i])
-        j += run
+        target[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
 
 
 @cfunc(
@@ -327,9 +293,7 @@ def project(y_at, x_at, geometry, work, desk):
     memory = carray(work, memory_size)
     values = memory[:groups]
     radii = memory[groups : 2 * groups]
-    at = 2 * groups + seat * scratch_size
-    rows = memory[at : at + pitch]
-    spare = memory[at + scratch_size - spare_size : at + scratch_size]
+    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -339,21 +303,18 @@ def project(y_at, x_at, geometry, work, desk):
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
-            first, m = item // labels, item % labels
+            first = item
             outer, past = first // extent, first % extent
-            base_y = index[y_bases_at + outer] + past * y_lane
-            base_x = index[x_bases_at + outer] + past * x_lane
-            begin, end = index[starts_at + m], index[starts_at + m + 1]
-            n = gather(y, rows, begin, end, base_y, index, axes)
-            changed = projecting
-            group = first * labels + m
-            row = rows[:n]
+            at_y = index[y_bases_at + outer] + past * y_lane
+            at_x = index[x_bases_at + outer] + past * x_lane
+            row = y[at_y : at_y + pitch]
+            target = x[at_x : at_x + pitch]
             if not projecting:
                 value = value_of(row)
-                values[group], highest = value, max(highest, bits_of(value))
-            elif values[group] > radii[group * radius_step]:
-                v, u = values[group], radii[group * radius_step]
-                solve(row, spare, v, u)
-
-            if changed:
-                scatter(y, x, rows, begin, end, base_y, base_x, index, axes)
+                values[item], highest = value, max(highest, bits_of(value))
+            elif values[item] > radii[item * radius_step]:
+                v, u = values[item], radii[item * radius_step]
+                solve(row, target, spare, v, u)
+            else:
+                for j in range(row.size):
+                    target[j] = row[j]

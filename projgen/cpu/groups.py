@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["Ball", "GroupCall", "walk_groups"]
 Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
+LONG = 64  # elements: groups of so many are worth to be turned into rows
 BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
 
@@ -86,16 +88,18 @@ def walk_groups(
     ranked, direct = 0, False
     if ball.norm == "l0" and labels is None and len(loops) <= 1 and 1 < run <= RANKED and adjacent:
         ranked = run if tiled or contiguous == steps.keys() else 0
-    elif tiled and swept and ("w" not in steps or lane["w"] in (0, 1)):
+    elif tiled:
         contiguous = frozenset(name for name in steps if lane[name] == 1)
-        direct = True
+        direct = swept and ("w" not in steps or lane["w"] in (0, 1))
     else:
-        whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
-        direct = whole and (swept or ball.norm in ("simplex", "l0"))
+        direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
     in_place = out_strides is None
-    form = in_place, lanes, contiguous, direct, ranked, spread
+    searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
+    size = math.prod(shape[axis] for axis in axes)
+    stripped = tiled and direct and searches and labels is None and size >= LONG
+    form = in_place, lanes, contiguous, direct, ranked, spread, stripped
     kernel = GroupKernel(ball, dtype, *form, weight_dtype if ball.weighted else "float64")
     if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
@@ -128,7 +132,8 @@ def walk_groups(
     block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
-    pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
+    # Of what is gathered, no power of two: sets of a cache.
+    pitch = longest if kernel.in_rows else -(-longest // 16) * 16 + 16
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
