@@ -273,9 +273,9 @@ class GroupKernel:
 
     @property
     def drafts(self) -> bool:
-        """Whether searches begin in float32, whose vectors hold twice as many."""
-        l1 = self.ball.norm == "l1" and self.ball.weighted and self.dtype == "float32"
-        return l1 and not self.searches
+        """Whether searches begin in the array's type: in float32, whose vectors hold twice as many,
+        they may end in it as well; those of long groups begin with some parts of them."""
+        return self.ball.weighted and self.guesses and not self.searches
 
     @property
     def weight_bits(self) -> str:
