@@ -308,7 +308,7 @@ class GroupKernel:
     @property
     def guesses(self) -> bool:
         """Whether `solve` starts from a guess, which the last group gives."""
-        return self.ball.norm == "l1" or (self.ball.norm == "l2" and self.ball.weighted)
+        return self.ball.norm in ("l1", "lp") or (self.ball.norm == "l2" and self.ball.weighted)
 
     @property
     def spare(self) -> bool:
@@ -317,7 +317,7 @@ class GroupKernel:
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0":
-            return 0 if self.ranked else 2 << 11  # two counts of each digit
+            return 0 if self.ranked else 48  # counts of a few
         if self.ball.norm == "lp":
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
@@ -352,6 +352,11 @@ class GroupKernel:
             return "3e-4" if self.dtype == "float32" else "3e-8"
         bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
         return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
+
+    @property
+    def closed(self) -> bool:
+        """Whether an element of lp is the root of a quadratic equation."""
+        return self.ball.p in (1.5, 3.0)
 
     @property
     def last(self) -> str:
