@@ -21,6 +21,8 @@ LANES = 256  # groups side by side that are worked on together
 STRIP = 16  # of these, how many are turned into rows together
 FEW = 1e-6  # of a group's value: a radius below that takes care
 TURNS = 20  # of a draft, at most; some four are usual
+PART = 512  # elements, whose sums are short enough for float32
+LONG = 65536  # elements: of so many some parts say first where to start
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
@@ -121,26 +123,26 @@ def heaviest(row, w, t):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def draft(row, w, u, t):
+def draft(row, w, u, t, skip):
     """The threshold, from a guess, by sums of float32; the squares of the weights above it; and
     whether that is good enough: it is where the sums' errors are small beside both u and t.
 
-    For numbers of ordinary sizes.
+    Each part begins `skip` elements after the last. For numbers of ordinary sizes.
     """
-    before = 0.0
+    before, times = 0.0, max(skip / PART, 1.0)
     for turn in range(TURNS):
         level = np.float32(min(t, 1e30))
         excess, squares = 0.0, 0.0
-        for start in range(0, row.size, 512):
-            part, own = row[start : start + 512], w[start : start + 512]
+        for start in range(0, row.size, skip):
+            part, own = row[start : start + PART], w[start : start + PART]
             part_excess, part_squares = np.float32(0), np.float32(0)
             for j in range(part.size):
                 b = np.float32(own[j])
                 above = np.float32(abs(part[j])) - b * level
                 part_excess += b * above if above > 0 else np.float32(0)
                 part_squares += b * b if above > 0 else np.float32(0)
-            excess += np.float64(part_excess)
-            squares += np.float64(part_squares)
+            excess += times * np.float64(part_excess)
+            squares += times * np.float64(part_squares)
         if not squares > 0:
             if before > 0 or t == 0:
                 return 0.0, 0.0, False
@@ -173,7 +175,10 @@ def solve(row, w, v, u, guess):
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
     settled, squares = False, 0.0
     if 1e-15 < scale < 1e15 and 1e-25 < u and v < 1e25:
-        t, squares, settled = draft(row, w, u, t * scale)
+        t *= scale
+        if row.size >= LONG:
+            t = draft(row, w, u, t, row.size // 16)[0]
+        t, squares, settled = draft(row, w, u, t, PART)
         t, squares = t / scale, squares * scale * scale
     before = 0.0
     while not settled:

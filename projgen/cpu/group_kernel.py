@@ -308,7 +308,9 @@ class GroupKernel:
     @property
     def guesses(self) -> bool:
         """Whether `solve` starts from a guess, which the last group gives."""
-        return self.ball.norm in ("l1", "lp") or (self.ball.norm == "l2" and self.ball.weighted)
+        norm = self.ball.norm
+        found = norm in ("l1", "lp") or (norm == "l0" and not self.ranked)
+        return found or (norm == "l2" and self.ball.weighted)
 
     @property
     def spare(self) -> bool:
@@ -317,7 +319,7 @@ class GroupKernel:
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0":
-            return 0 if self.ranked else 48  # counts of a few
+            return 0 if self.ranked else 4096  # some values
         if self.ball.norm == "lp":
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
