@@ -91,6 +91,7 @@ def walk_groups(
     elif tiled:
         contiguous = frozenset(name for name in steps if lane[name] == 1)
         direct = swept and ("w" not in steps or lane["w"] in (0, 1))
+        direct = direct or (ball.norm == "simplex" and labels is None)
     else:
         direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
     lanes = 1 if not tiled else ABREAST if direct else LANES
@@ -99,6 +100,7 @@ def walk_groups(
     searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
     size = math.prod(shape[axis] for axis in axes)
     stripped = tiled and direct and searches and labels is None and size >= LONG
+    stripped = stripped or (tiled and direct and ball.norm == "simplex")
     form = in_place, lanes, contiguous, direct, ranked, spread, stripped
     kernel = GroupKernel(ball, dtype, *form, weight_dtype if ball.weighted else "float64")
     if labels is not None and spread:
