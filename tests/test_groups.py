@@ -534,3 +534,33 @@ def test_counting_for_l0_ends_at_ties_and_at_the_ends() -> None:
                         kept = np.argsort(-np.abs(before), kind="stable")[:k]
                         wanted = np.where(np.isin(np.arange(n), kept), before, 0)
                         assert np.array_equal(after, wanted)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_labelled_elements_are_turned_into_columns(dtype: str, nonneg: bool) -> None:
+    """Two tiles of rows, the second of which is not full, and elements beside whole squares."""
+    rng = np.random.default_rng(14)
+    ball = Ball("l1", nonneg=nonneg, ragged=True)
+    for shape in ((83, 37), (2, 18, 16)):
+        labels = rng.integers(0, 5, shape[-1])
+        before = rng.standard_normal(shape).astype(dtype)
+        for in_place in (False, True):
+            y = before.copy()
+            with rehearsals():
+                out = None if in_place else np.full_like(y, np.nan)
+                groups = Groups(ball, y, (len(shape) - 1,), None, out, labels)
+                values = groups.norms()
+                radii = values * rng.choice([0.0, 1e-8, 0.3, 1.0], values.shape)
+                x = groups.project(radii)
+            assert groups.call._walk.kernel.crossed
+            for label in range(5):
+                own = before[..., labels == label]
+                a = np.maximum(own, 0) if nonneg else np.abs(own)
+                a, u = a.astype(np.float64), radii[..., label, None]
+                outside = values[..., label, None] > u
+                reference = np.where(outside, REFERENCES["l1"].ball(a, (-1,), u), a)
+                assert_near(np.abs(x[..., labels == label]), reference, before)
+        before[-1, -1] = np.nan
+        with rehearsals():
+            assert Groups(ball, before, (len(shape) - 1,), labels=labels).norms() is None

@@ -19,6 +19,7 @@ from projgen.render import render_group
 LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
 WIDTHS = {"float32": 4, "float64": 8}  # bytes
+CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 
 CELLS = (
@@ -85,7 +86,8 @@ class GroupKernel:
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
     ``spread``: labelled elements are read in the array's order. ``stripped``: the groups of a tile,
-    whose values are found where they lie, are projected as rows. ``weight_dtype``: how weights are
+    whose values are found where they lie, are projected as rows. ``crossed``: labelled elements lie
+    in rows, which are turned into a tile's columns and back. ``weight_dtype``: how weights are
     read.
     """
 
@@ -98,6 +100,7 @@ class GroupKernel:
     ranked: int = 0
     spread: bool = False
     stripped: bool = False
+    crossed: bool = False
     weight_dtype: str = "float64"
 
     shares_cell: int = field(default=32, init=False)
@@ -117,6 +120,11 @@ class GroupKernel:
             return (
                 f"groups of {self.ranked} lie {beside} in memory: "
                 f"{self.lanes} are worked on together",
+            )
+        if self.crossed:
+            return (
+                f"{self.lanes} rows of labelled elements are turned into columns, and their groups "
+                "worked on together",
             )
         if self.stripped:
             return (
@@ -222,6 +230,16 @@ class GroupKernel:
         return self.direct and self.lanes == 1
 
     @property
+    def over(self) -> bool:
+        """Whether groups that are worked on together are projected to where they lie."""
+        return self.in_place or self.crossed
+
+    @property
+    def tile_arrays(self) -> tuple[str, ...]:
+        """The arrays that have their groups."""
+        return tuple(name for name in self.arrays if name != "x" or not self.crossed)
+
+    @property
     def gathers(self) -> bool:
         """Whether groups are copied, projected, and copied back."""
         return self.stripped or not (self.direct or self.ranked or self.spread)
@@ -239,6 +257,8 @@ class GroupKernel:
     @property
     def turned(self) -> Mapping[str, str]:
         """The types of arrays of which whole strips can be turned into rows, by shuffles."""
+        if self.crossed:
+            return {"y": self.dtype}
         if not self.gathers or self.lanes == 1 or self.ball.ragged:
             return {}
         dtypes = {"y": self.dtype, "x": self.dtype, "w": self.weight_dtype}
@@ -324,8 +344,8 @@ class GroupKernel:
             return 4 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
-    def scratch_size(self, pitch: int, longest: int) -> int:
-        """The room that a thread needs for groups of up to `longest` elements."""
+    def scratch_size(self, pitch: int, longest: int, elements: int) -> int:
+        """The room that a thread needs for groups of up to `longest` of that many elements."""
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         if self.spread:
@@ -334,6 +354,8 @@ class GroupKernel:
         if self.gathers or self.rescues:
             dtypes = [self.dtype] + [self.weight_dtype] * self.ball.weighted
             room += sum(self.strip * pitch * WIDTHS[dtype] // 8 for dtype in dtypes)
+        if self.crossed:
+            room += self.lanes * elements * WIDTHS[self.dtype] // 8
         return room + self.spare_size(longest)
 
     @property

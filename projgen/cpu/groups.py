@@ -14,6 +14,7 @@ from projgen.cpu import call as cpu  # a module: tests replace what it loads ker
 from projgen.cpu.group_kernel import (
     ABREAST,
     CELLS,
+    CROSSED,
     LANES,
     RANKED,
     Ball,
@@ -27,6 +28,7 @@ Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
 LONG = 64  # elements: groups of so many are worth to be turned into rows
+CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
 
@@ -97,11 +99,16 @@ def walk_groups(
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
     in_place = out_strides is None
+    crossed = labels is not None and ball.norm == "l1" and not tiled and "w" not in steps
+    crossed = crossed and extent >= LANES and labels.size <= CROSSABLE
+    crossed = crossed and all(step[name] == 1 for name in steps)
+    if crossed:
+        lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
     searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
     size = math.prod(shape[axis] for axis in axes)
     stripped = tiled and direct and searches and labels is None and size >= LONG
     stripped = stripped or (tiled and direct and ball.norm == "simplex")
-    form = in_place, lanes, contiguous, direct, ranked, spread, stripped
+    form = in_place, lanes, contiguous, direct, ranked, spread, stripped, crossed
     kernel = GroupKernel(ball, dtype, *form, weight_dtype if ball.weighted else "float64")
     if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
@@ -110,7 +117,7 @@ def walk_groups(
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
         numbers = starts.size - 1
-        offsets = {name: order * step[name] for name in steps}
+        offsets = {name: order * (CROSSED if crossed else step[name]) for name in steps}
     else:
         outer = loops[:-1]
         offsets = {
@@ -123,11 +130,13 @@ def walk_groups(
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
         bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
-    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * run
+    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * (1 if crossed else run)
     tiles = -(-extent // kernel.lanes)
     groups, pieces = bases["y"].size * extent * numbers, 1
     items = bases["y"].size * tiles * numbers
     average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
+    if crossed:
+        items, average = bases["y"].size * tiles, run * kernel.lanes
     if spread:
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
@@ -151,7 +160,7 @@ def walk_groups(
         "piece": -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
         "slots_size": groups * pieces if pieces > 1 else 0,
-        "scratch_size": numbers if spread else kernel.scratch_size(pitch, longest),
+        "scratch_size": numbers if spread else kernel.scratch_size(pitch, longest, run),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
