@@ -121,7 +121,7 @@ def powers(row, top):
     return total
 
 
-@register_jitable(fastmath={"contract"})
+@register_jitable(fastmath={"contract"}, error_model="numpy")
 def log(x):
     """The logarithm of 0 < x <= 1, and a number below all of them for 0; without a branch."""
     bits = np.float64(x * 1.2676506002282294e30).view(np.int64)  # times 2**100: never subnormal
@@ -193,10 +193,10 @@ def shrink_float64(row, t, unit):
         for j in range(part.size):
             a = abs(np.float64(part[j])) * unit
             r = np.sqrt(t * t + a)
-            q = np.float64(1) / max(t + r, np.float64(1e-200))
-            x = a * q
+            by = np.float64(1) / max(r * (t + r), np.float64(1e-200))
+            x = a * r * by
             term = x * x * x
-            part_slope += term * t / max(r, np.float64(1e-200))
+            part_slope += term * t * (t + r) * by
             part_total += term
         total += np.float64(part_total)
         slope += np.float64(part_slope)
@@ -283,7 +283,7 @@ def solve(row, target, spare, v, u, guess):
     if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
         base = height + (2.0 - P) * math.log(value)
         t = math.exp(base + guess)
-        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 1e-7)
+        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 2e-6)
         if found:
             apply_float64(row, target, t, 4.0 * scale)
             return math.log(t) - base, 0.0
