@@ -17,6 +17,7 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 P = 1.5
+STEEPEST = 1.0 / (P - 1.0)  # how z can fall with c
 TURNS = 200  # of a search, at most; some five are usual
 PART = 512  # elements, whose sums are short enough for float64
 SETTLED = 4.0e-07  # a step of Newton's method for z after which its error is beyond float64
@@ -235,7 +236,7 @@ def search_float64(row, t, unit, v, ratio, near):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def approach(lengths, shifts, depths, slopes, t, moved, top):
+def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
     """A step towards the z of each element for which exp(z) + exp(c + (P - 1) z) is 1, c = t + shift:
     where the slopes dz / dc lead from the last z, and a step of Newton's method from there. Also
     the sum of exp(length + P z - top), how it falls with t, and how far the longest step was.
@@ -243,20 +244,22 @@ def approach(lengths, shifts, depths, slopes, t, moved, top):
     The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
     """
     total, slope, longest = 0.0, 0.0, np.int64(0)
-    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size)):
+    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
         c = t + shifts[j]
-        highest = min(0.0, -c / (P - 1.0))
+        highest = min(0.0, -c * STEEPEST)
         z = min(depths[j] + slopes[j] * moved, highest)
         one, other = exp(z), exp(c + (P - 1.0) * z)
         by = 1.0 / (one + (P - 1.0) * other)
         nearer = min(z - (one + other - 1.0) * by, highest)
-        longest = max(longest, np.float64(nearer - z).view(np.int64) & MAGNITUDE)
+        steps[j] = nearer - z
         depths[j] = nearer
         fall = -other * by
         slopes[j] = fall
         part = exp(lengths[j] + P * nearer - top)
         total += part
         slope += part * fall
+    for j in range(steps.size):
+        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
     return total, slope, np.int64(longest).view(np.float64)
 
 
@@ -289,7 +292,8 @@ def solve(row, target, spare, v, u, guess):
             return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.
-    lengths, shifts, depths, slopes = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n], spare[3 * n : 4 * n]
+    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
+    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
     longest, first = -1e300, 0.0
     for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
         depths[j] = slopes[j] = 0.0
@@ -307,7 +311,7 @@ def solve(row, target, spare, v, u, guess):
     low, high = -1e300, 1e300
     moved, top = 0.0, longest + P * min(ratio, 0.0)
     for turn in range(TURNS):
-        total, slope, far = approach(lengths, shifts, depths, slopes, t, moved, top)
+        total, slope, far = approach(lengths, shifts, depths, slopes, steps, t, moved, top)
         if not 1e-200 < total < 1e200:  # beside another top, then
             top, moved = -1e300, 0.0
             for j in range(n):

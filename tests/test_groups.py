@@ -446,7 +446,7 @@ STRIPS = [
 @pytest.mark.parametrize("ball", STRIPS, ids=repr)
 @pytest.mark.parametrize("form", ["float32", "float64"])
 def test_columns_are_turned_into_rows_and_back(ball: Ball, form: str) -> None:
-    """Whole squares of 16 or 8, and what is left at the sides; weights of another type, or of rows."""
+    """Whole squares of 16 or 8, and what is left; weights of another type, or of rows."""
     rng = np.random.default_rng(6)
     other = {"float32": "float64", "float64": "float32"}[form]
     for shape, dtype in (((70, 37), form), ((64, 16), form), ((3, 70, 19), form)):
@@ -499,7 +499,7 @@ def test_long_groups_start_from_some_of_their_values(ball: Ball, dtype: str) -> 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("part", [1e-40, 1e-5, 0.3, 0.985, 1 - 1e-7])
 def test_roots_of_quadratics_are_as_near(p: float, dtype: str, part: float) -> None:
-    """Wherever sums have to leave float32, and beyond what the quadratic's numbers have room for."""
+    """Where sums have to leave float32 as well, and where the quadratic has no room for numbers."""
     rng = np.random.default_rng(4)
     for scale, decades in ((1.0, 0), (1e-30, 3), (1e30, 12)):
         y = (rng.standard_normal((3, 90)) * scale).astype(dtype)

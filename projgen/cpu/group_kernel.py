@@ -341,7 +341,7 @@ class GroupKernel:
         if self.ball.norm == "l0":
             return 0 if self.ranked else 4096  # some values
         if self.ball.norm == "lp":
-            return 4 * longest
+            return 5 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
     def scratch_size(self, pitch: int, longest: int, elements: int) -> int:

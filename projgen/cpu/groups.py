@@ -99,10 +99,11 @@ def walk_groups(
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
     in_place = out_strides is None
-    crossed = labels is not None and ball.norm == "l1" and not tiled and "w" not in steps
-    crossed = crossed and extent >= LANES and labels.size <= CROSSABLE
-    crossed = crossed and all(step[name] == 1 for name in steps)
-    if crossed:
+    crossed = False
+    if labels is not None and ball.norm == "l1" and not tiled and "w" not in steps:
+        along = extent >= LANES and all(step[name] == 1 for name in steps)
+        crossed = along and labels.size <= CROSSABLE
+    if crossed and labels is not None:
         lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
     searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
     size = math.prod(shape[axis] for axis in axes)
