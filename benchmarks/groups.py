@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
 
 import projgen
-from projgen.bench import BURST, Contestant
+from projgen.bench import BURST
 from projgen.terminal import format_shape
 
 ROWS, COLUMNS = 1, 0
@@ -78,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a moment for each")
     parser.add_argument(
-        "--best", action="store_true", help="the quickest of the calls: for a machine that is busy"
+        "--best", action="store_true", help="the quickest calls' processor time: for a busy machine"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line has TEXT")
     args = parser.parse_args()
@@ -87,28 +88,31 @@ def main() -> None:
     print(f"{'':55} {'ms':>9} {'copies':>8} {'chain':>8} {'by chain':>9}")
     for case in cases():
         if args.only in case.label:
-            copy, chain, tree = timed(case, seconds, min if args.best else median)
+            copy, chain, tree = timed(case, seconds, args.best)
             ratios = f"{tree / copy:8.2f} {chain / copy:8.2f} {tree / chain:9.2f}"
             print(f"{case.label} {1e3 * tree:9.3f} {ratios}", flush=True)
 
 
-def timed(
-    case: Case, seconds: float, of: Callable[[Sequence[float]], float] = median
-) -> list[float]:
-    """Medians, or another one `of` the times, of a copy, the chain and the tree."""
+def timed(case: Case, seconds: float, best: bool = False) -> list[float]:
+    """Medians of a copy, the chain and the tree; or how long the processor took for the `best`."""
     generator = np.random.default_rng(0)
     y = generator.standard_normal(case.shape).astype(case.dtype)
     out = np.empty_like(y)
-    contestants = [Contestant("np.copyto", partial(np.copyto, out, y))]
+    calls: list[Callable[[], object]] = [partial(np.copyto, out, y)]
     for spec in (case.chain, case.spec):
         p = projgen.build(spec, threads=1)
         given = _given(p, case, generator)
         radius: Any = None if p.tree.root.k else 0.1 * np.asarray(p.norm(y, **given))
-        contestants.append(Contestant(spec, partial(p, y, radius, out=out, **given)))
-    while sum(sum(one.seconds) for one in contestants) < seconds or len(contestants[0].seconds) < 9:
-        for one in contestants:
-            one.run(BURST)
-    return [of(one.seconds) for one in contestants]
+        calls.append(partial(p, y, radius, out=out, **given))
+    times: list[list[float]] = [[] for _ in calls]
+    clock = thread_time if best else perf_counter
+    while sum(map(sum, times)) < seconds or len(times[0]) < 9:
+        for call, own in zip(calls, times, strict=True):
+            for turn in range(BURST + 1):
+                started = clock()
+                call()
+                own += [clock() - started] if turn else []
+    return [min(own) if best else median(own) for own in times]
 
 
 def _given(p: projgen.Projection, case: Case, generator: np.random.Generator) -> dict[str, Any]:

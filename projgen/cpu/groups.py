@@ -144,8 +144,8 @@ def walk_groups(
     block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
-    # Of what is gathered, no power of two: sets of a cache.
-    pitch = longest if kernel.in_rows else -(-longest // 16) * 16 + 16
+    # Of what is gathered, an odd number of cache lines: so that rows have other sets of the cache.
+    pitch = longest if kernel.in_rows else 16 * (-(-longest // 16) | 1)
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
