@@ -1,8 +1,8 @@
 """l1(w): groups of float32 arrays.
 
-    groups lie side by side in memory: 256 are worked on together, where they lie
+    groups lie side by side in memory: 256 are measured together, where they lie, and 16 turned into rows
 
-A group's elements are read as float64: for its value, and in a second call to project it.
+A group's elements are read for its value, and in a second call to project it.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
 the threads.
 Written by projgen, codegen 2.
@@ -11,13 +11,19 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
+STRIP = 16  # of these, how many are turned into rows together
 FEW = 1e-6  # of a group's value: a radius below that takes care
+TURNS = 20  # of a draft, at most; some four are usual
+PART = 512  # elements, whose sums are short enough for float32
+LONG = 65536  # elements: of so many some parts say first where to start
+NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
@@ -117,7 +123,40 @@ def heaviest(row, w, t):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def solve(row, target, w, v, u, guess):
+def draft(row, w, u, t, skip):
+    """The threshold, from a guess, by sums of float32; the squares of the weights above it; and
+    whether that is good enough: it is where the sums' errors are small beside both u and t.
+
+    Each part begins `skip` elements after the last. For numbers of ordinary sizes.
+    """
+    before, times = 0.0, max(skip / PART, 1.0)
+    for turn in range(TURNS):
+        level = np.float32(min(t, 1e30))
+        excess, squares = 0.0, 0.0
+        for start in range(0, row.size, skip):
+            part, own = row[start : start + PART], w[start : start + PART]
+            part_excess, part_squares = np.float32(0), np.float32(0)
+            for j in range(part.size):
+                b = np.float32(own[j])
+                above = np.float32(abs(part[j])) - b * level
+                part_excess += b * above if above > 0 else np.float32(0)
+                part_squares += b * b if above > 0 else np.float32(0)
+            excess += times * np.float64(part_excess)
+            squares += times * np.float64(part_squares)
+        if not squares > 0:
+            if before > 0 or t == 0:
+                return 0.0, 0.0, False
+            t = 0.0  # the guess was right of every value
+            continue
+        t = max(np.float64(level) + (excess - u) / squares, 0.0)
+        if squares == before or (before > 0 and t <= np.float64(level)):
+            return t, squares, 0.125 * t * squares < u < 4.0 * t * squares
+        before = squares
+    return t, 0.0, False
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def solve(row, w, v, u, guess):
     """Project a group with value v on radius u < v; the threshold t, by v, and how t falls with u.
 
     Newton's method for sum w max(a - w t, 0) = u, from a guess of t / v. That sum is convex in t:
@@ -125,7 +164,7 @@ def solve(row, target, w, v, u, guess):
     """
     if u <= 0:
         for j in range(row.size):
-            target[j] = math.copysign(abs(np.float64(row[j])) if w[j] == 0 else 0.0, row[j])
+            row[j] = math.copysign(abs(np.float64(row[j])) if w[j] == 0 else 0.0, row[j])
         return 0.0, 1.0
     bits = np.int64(0)
     for j in range(w.size):
@@ -134,8 +173,15 @@ def solve(row, target, w, v, u, guess):
     scale = math.ldexp(1.0, unit)
     goal, safe = u * scale, 0.0
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
+    settled, squares = False, 0.0
+    if 1e-15 < scale < 1e15 and 1e-25 < u and v < 1e25:
+        t *= scale
+        if row.size >= LONG:
+            t = draft(row, w, u, t, row.size // 16)[0]
+        t, squares, settled = draft(row, w, u, t, PART)
+        t, squares = t / scale, squares * scale * scale
     before = 0.0
-    while True:
+    while not settled:
         excess, squares = 0.0, 0.0
         for j in range(row.size):
             b = np.float64(w[j]) * scale
@@ -160,7 +206,15 @@ def solve(row, target, w, v, u, guess):
         if not squares > 0 or squares == before or (before > 0 and not excess > goal):
             break
         before = squares
-        t = max(t + (excess - goal) / squares, safe)
+        last, t = t, max(t + (excess - goal) / squares, safe)
+        if last <= t <= last + NEAR * last:
+            break
+    if settled:
+        level = np.float32(t * scale * (1.0 + 6e-8))  # not below
+        for j in range(row.size):
+            least = np.float32(w[j]) * level
+            row[j] = row[j] - min(max(row[j], -least), least)
+        return t / v * scale, scale * scale / squares
     factor = 1.0
     if u < FEW * v:  # what is left of a value is little more than its rounding: it is put right
         total = 0.0
@@ -172,46 +226,10 @@ def solve(row, target, w, v, u, guess):
     for j in range(row.size):
         a = abs(np.float64(row[j]))
         one = factor if w[j] > 0 else 1.0
-        target[j] = math.copysign(min(a, one * max(a - np.float64(w[j]) * scale * t, 0.0)), row[j])
+        row[j] = math.copysign(min(a, one * max(a - np.float64(w[j]) * scale * t, 0.0)), row[j])
     if not 1e-100 < scale < 1e100 or not squares > 0:
         return 0.0, 1.0
     return t / v * scale, scale * scale / squares
-
-
-@register_jitable
-def take(y, w, begin, end, base_y, base_w, width, index, axes, c, line, own):
-    """Copy one group of a tile; how many elements it has."""
-    j = 0
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
-    w_step = axes[23]
-    run = axes[20]
-    for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
-        at_w = base_w + w_offsets[o]
-        for i in range(run):
-            line[j] = np.float64(y[at_y + c])
-            own[j] = w[at_w + c]
-            j += 1
-            at_y += y_step
-            at_w += w_step
-    return j
-
-
-@register_jitable
-def put(x, begin, end, base_x, c, index, axes, line):
-    """Write one group of a tile."""
-    j = 0
-    x_offsets = index[axes[33] : axes[33 + 1]]
-    x_step = axes[22]
-    run = axes[20]
-    for o in range(begin, end):
-        at_x = base_x + x_offsets[o]
-        for i in range(run):
-            x[at_x + c] = line[j]
-            j += 1
-            at_x += x_step
 
 
 @register_jitable(fastmath=FAST)
@@ -223,19 +241,27 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
     w_offsets = index[axes[35] : axes[35 + 1]]
     w_step = axes[23]
     run = axes[20]
-    whole = run - run % 4
+    whole = run - run % 8
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        for i in range(0, whole, 4):
+        for i in range(0, whole, 8):
             row_0 = y[at_y : at_y + width]
             row_1 = y[at_y + y_step : at_y + y_step + width]
             row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
             row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
+            row_4 = y[at_y + 4 * y_step : at_y + 4 * y_step + width]
+            row_5 = y[at_y + 5 * y_step : at_y + 5 * y_step + width]
+            row_6 = y[at_y + 6 * y_step : at_y + 6 * y_step + width]
+            row_7 = y[at_y + 7 * y_step : at_y + 7 * y_step + width]
             own_0 = w[at_w : at_w + width]
             own_1 = w[at_w + w_step : at_w + w_step + width]
             own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
             own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
+            own_4 = w[at_w + 4 * w_step : at_w + 4 * w_step + width]
+            own_5 = w[at_w + 5 * w_step : at_w + 5 * w_step + width]
+            own_6 = w[at_w + 6 * w_step : at_w + 6 * w_step + width]
+            own_7 = w[at_w + 7 * w_step : at_w + 7 * w_step + width]
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
@@ -250,9 +276,21 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
                 a = abs(np.float64(row_3[c]))
                 w_c = np.float64(own_3[c])
                 sum += w_c * a
+                a = abs(np.float64(row_4[c]))
+                w_c = np.float64(own_4[c])
+                sum += w_c * a
+                a = abs(np.float64(row_5[c]))
+                w_c = np.float64(own_5[c])
+                sum += w_c * a
+                a = abs(np.float64(row_6[c]))
+                w_c = np.float64(own_6[c])
+                sum += w_c * a
+                a = abs(np.float64(row_7[c]))
+                w_c = np.float64(own_7[c])
+                sum += w_c * a
                 sums[c] = sum
-            at_y += 4 * y_step
-            at_w += 4 * w_step
+            at_y += 8 * y_step
+            at_w += 8 * w_step
         for i in range(whole, run):
             row_0 = y[at_y : at_y + width]
             own_0 = w[at_w : at_w + width]
@@ -266,141 +304,115 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
             at_w += w_step
 
 
-@register_jitable(fastmath=FAST)
-def exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss, squares):
-    """How far the groups' values exceed their thresholds, and the squares of those weights."""
-    excesss[:] = 0.0
-    squares[:] = 0.0
+@intrinsic
+def turn_16(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 16 values c of 16 rows r: rounds of
+    shuffles, each of which interleaves halves.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        lanes = ir.VectorType(lane, 16)
+        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
+
+        def row(array, start, step, r):
+            at = builder.add(start, builder.mul(step, word(r)))
+            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
+
+        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(16)]
+        for turn in range(4):
+            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
+            parts = [builder.shuffle_vector(*pair) for pair in pairs]
+        for c, part in enumerate(parts):
+            builder.store(part, row(target, args[4], args[5], c), align=4)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), codegen
+
+
+@intrinsic
+def turn_8(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: rounds of
+    shuffles, each of which interleaves halves.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float64), 8)
+        lanes = ir.VectorType(lane, 8)
+        halves = [ir.Constant(lanes, [h + i // 2 + 8 * (i % 2) for i in range(8)]) for h in (0, 4)]
+
+        def row(array, start, step, r):
+            at = builder.add(start, builder.mul(step, word(r)))
+            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
+
+        parts = [builder.load(row(source, args[1], args[2], r), align=8) for r in range(8)]
+        for turn in range(3):
+            pairs = [(parts[i // 2], parts[i // 2 + 4], halves[i % 2]) for i in range(8)]
+            parts = [builder.shuffle_vector(*pair) for pair in pairs]
+        for c, part in enumerate(parts):
+            builder.store(part, row(target, args[4], args[5], c), align=8)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), codegen
+
+
+@register_jitable
+def gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes):
+    """The elements of adjacent groups, group by group; how many each has."""
     y_offsets = index[axes[31] : axes[31 + 1]]
     y_step = axes[21]
     w_offsets = index[axes[35] : axes[35 + 1]]
     w_step = axes[23]
     run = axes[20]
-    whole = run - run % 4
+    j = 0
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        for i in range(0, whole, 4):
-            row_0 = y[at_y : at_y + width]
-            row_1 = y[at_y + y_step : at_y + y_step + width]
-            row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
-            row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
-            own_0 = w[at_w : at_w + width]
-            own_1 = w[at_w + w_step : at_w + w_step + width]
-            own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
-            own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
+        turned = run - run % 16 if width % 16 == 0 else 0
+        for i in range(0, turned, 16):
+            for c in range(0, width, 16):
+                turn_16(y, at_y + i * y_step + c, y_step, rows, c * pitch + j + i, pitch)
+        for i in range(turned, run):
             for c in range(width):
-                t = level[c]
-                excess = excesss[c]
-                square = squares[c]
-                a = abs(np.float64(row_0[c]))
-                w_c = np.float64(own_0[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_1[c]))
-                w_c = np.float64(own_1[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_2[c]))
-                w_c = np.float64(own_2[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                a = abs(np.float64(row_3[c]))
-                w_c = np.float64(own_3[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                excesss[c] = excess
-                squares[c] = square
-            at_y += 4 * y_step
-            at_w += 4 * w_step
-        for i in range(whole, run):
-            row_0 = y[at_y : at_y + width]
-            own_0 = w[at_w : at_w + width]
+                rows[c * pitch + j + i] = y[at_y + i * y_step + c]
+        turned = run - run % 8 if width % 8 == 0 else 0
+        for i in range(0, turned, 8):
+            for c in range(0, width, 8):
+                turn_8(w, at_w + i * w_step + c, w_step, weights, c * pitch + j + i, pitch)
+        for i in range(turned, run):
             for c in range(width):
-                t = level[c]
-                excess = excesss[c]
-                square = squares[c]
-                a = abs(np.float64(row_0[c]))
-                w_c = np.float64(own_0[c])
-                above = a - w_c * t
-                excess += w_c * above if above > 0 else 0.0
-                square += w_c * w_c if above > 0 else 0.0
-                excesss[c] = excess
-                squares[c] = square
-            at_y += y_step
-            at_w += w_step
+                weights[c * pitch + j + i] = w[at_w + i * w_step + c]
+        j += run
+    return j
 
 
-@register_jitable(fastmath=FAST, error_model="numpy")
-def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level):
-    """The projection of the groups of a tile, whose levels are found."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    y_step = axes[21]
+@register_jitable
+def scatter(x, rows, begin, end, base_x, width, pitch, index, axes):
+    """Write projected groups."""
     x_offsets = index[axes[33] : axes[33 + 1]]
     x_step = axes[22]
-    w_offsets = index[axes[35] : axes[35 + 1]]
-    w_step = axes[23]
     run = axes[20]
+    j = 0
     for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
         at_x = base_x + x_offsets[o]
-        at_w = base_w + w_offsets[o]
-        for i in range(run):
-            row_0 = y[at_y : at_y + width]
-            own_0 = w[at_w : at_w + width]
-            target = x[at_x : at_x + width]
+        turned = run - run % 16 if width % 16 == 0 else 0
+        for i in range(0, turned, 16):
+            for c in range(0, width, 16):
+                turn_16(rows, c * pitch + j + i, pitch, x, at_x + i * x_step + c, x_step)
+        for i in range(turned, run):
             for c in range(width):
-                t = level[c]
-                a = abs(np.float64(row_0[c]))
-                w_c = np.float64(own_0[c])
-                target[c] = math.copysign(min(a, max(a - w_c * t, 0.0)), row_0[c])
-            at_y += y_step
-            at_x += x_step
-            at_w += w_step
-
-
-@register_jitable(fastmath=FAST, error_model="numpy")
-def search(y, w, begin, end, base_y, base_w, width, index, axes, v, u, level, excesss, squares, before, found, share, fall):
-    """The thresholds of the groups of a tile, as in `solve`; how many need that, and a level of 0.
-
-    `found`, `share` and `fall` are of the last tile's groups, and become those of this one's.
-    """
-    searching, alone = 0, 0
-    for c in range(width):
-        before[c] = -1.0  # nothing to be searched for
-        level[c] = 0.0 if u[c] >= v[c] else np.inf
-        if 0 < u[c] < FEW * v[c]:
-            level[c], before[c] = 0.0, -2.0
-            alone += 1
-        elif 0 < u[c] < v[c]:
-            before[c] = 0.0
-            level[c] = max(v[c] * (found[c] - (u[c] / v[c] - share[c]) * fall[c]), 0.0)
-            searching += 1
-    while searching > 0:
-        exceed(y, w, begin, end, base_y, base_w, width, index, axes, level, excesss, squares)
-        searching = 0
-        for c in range(width):
-            if before[c] < 0:
-                continue
-            square = squares[c]
-            if square == 0 and before[c] == 0 and level[c] > 0:
-                level[c] = 0.0  # the guess was right of every value
-                searching += 1
-            elif square == before[c] or (before[c] > 0 and not excesss[c] > u[c]):
-                found[c], share[c], fall[c] = level[c] / v[c], u[c] / v[c], 1.0 / max(square, before[c])
-                before[c] = -1.0
-            elif not 1e-250 < square < 1e250:
-                level[c], before[c] = 0.0, -2.0
-                alone += 1
-            else:
-                before[c] = square
-                level[c] = max(level[c] + (excesss[c] - u[c]) / square, 0.0)
-                searching += 1
-    return alone
+                x[at_x + i * x_step + c] = rows[c * pitch + j + i]
+        j += run
 
 
 @cfunc(
@@ -455,18 +467,10 @@ def project(y_at, x_at, geometry, work, desk):
     radii = memory[groups : 2 * groups]
     at = 2 * groups + seat * scratch_size
     sums_lanes = memory[at + 0 * LANES : at + 1 * LANES]
-    level_lanes = memory[at + 1 * LANES : at + 2 * LANES]
-    v_lanes = memory[at + 2 * LANES : at + 3 * LANES]
-    u_lanes = memory[at + 3 * LANES : at + 4 * LANES]
-    excesss_lanes = memory[at + 4 * LANES : at + 5 * LANES]
-    squares_lanes = memory[at + 5 * LANES : at + 6 * LANES]
-    before_lanes = memory[at + 6 * LANES : at + 7 * LANES]
-    found_lanes = memory[at + 7 * LANES : at + 8 * LANES]
-    share_lanes = memory[at + 8 * LANES : at + 9 * LANES]
-    fall_lanes = memory[at + 9 * LANES : at + 10 * LANES]
-    free = at + 10 * LANES
-    line = memory[free : free + pitch]
-    own = memory[free + pitch : free + 2 * pitch]
+    at += 1 * LANES
+    rows = memory[at : at + 8 * pitch].view(np.float32)
+    at += 8 * pitch
+    weights = memory[at : at + 16 * pitch].view(np.float64)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -475,7 +479,8 @@ def project(y_at, x_at, geometry, work, desk):
         if block < 0:
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
-        found_lanes[:], share_lanes[:], fall_lanes[:] = 0.0, 0.0, 1.0
+        # Of the last group: what its search found, for which radius by value, and how it falls with that.
+        found, share, fall = 0.0, 0.0, 1.0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
             # A tile: groups side by side.
             tile, m = item // labels, item % labels
@@ -486,28 +491,29 @@ def project(y_at, x_at, geometry, work, desk):
             base_w = index[w_bases_at + outer] + past * w_lane
             begin, end = index[starts_at + m], index[starts_at + m + 1]
             sums = sums_lanes[:width]
-            level = level_lanes[:width]
-            v = v_lanes[:width]
-            u = u_lanes[:width]
-            excesss = excesss_lanes[:width]
-            squares = squares_lanes[:width]
-            before = before_lanes[:width]
-            found = found_lanes[:width]
-            share = share_lanes[:width]
-            fall = fall_lanes[:width]
             if not projecting:
                 measure(y, w, begin, end, base_y, base_w, width, index, axes, sums)
                 for c in range(width):
                     value = sums[c]
                     values[(first + c) * labels + m], highest = value, max(highest, bits_of(value))
                 continue
-            for c in range(width):
-                group = (first + c) * labels + m
-                v[c], u[c] = values[group], radii[group * radius_step]
-            alone = search(y, w, begin, end, base_y, base_w, width, index, axes, v, u, level, excesss, squares, before, found, share, fall)
-            write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level)
-            for c in range(width if alone > 0 else 0):
-                if before[c] == -2:
-                    n = take(y, w, begin, end, base_y, base_w, width, index, axes, c, line, own)
-                    solve(line[:n], line[:n], own[:n], v[c], u[c], 0.0)
-                    put(x, begin, end, base_x, c, index, axes, line)
+            tile_end = first + width
+            while first < tile_end:
+                width = min(STRIP, tile_end - first)
+                n = gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes)
+                changed = True
+                for c in range(width):
+                    group = (first + c) * labels + m
+                    row = rows[c * pitch : c * pitch + n]
+                    own = weights[c * pitch : c * pitch + n]
+                    if values[group] > radii[group * radius_step]:
+                        v, u = values[group], radii[group * radius_step]
+                        found, fall = solve(row, own, v, u, found - (u / v - share) * fall)
+                        share = u / v
+
+                if changed:
+                    scatter(x, rows, begin, end, base_x, width, pitch, index, axes)
+                first += STRIP
+                base_y += STRIP
+                base_x += STRIP
+                base_w += STRIP

@@ -1,8 +1,8 @@
 """lp(p=1.5): groups of float64 arrays.
 
-    a group's runs are contiguous in memory
+    a group is contiguous in memory, and is worked on where it lies
 
-A group's elements are gathered as float64: for its value, and in a second call to project it.
+A group's elements are read for its value, and in a second call to project it.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
 the threads.
 Written by projgen, codegen 2.
@@ -17,8 +17,10 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 P = 1.5
-TURNS = 200  # of each search, at most; some ten are usual
-NEAR = 4.0e-07  # a step of Newton's method for z after which its error is beyond float64
+STEEPEST = 1.0 / (P - 1.0)  # how z can fall with c
+TURNS = 200  # of a search, at most; some five are usual
+PART = 512  # elements, whose sums are short enough for float64
+SETTLED = 4.0e-07  # a step of Newton's method for z after which its error is beyond float64
 LAST = 1.5e-07  # the same, for log t
 BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
 HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
@@ -96,9 +98,15 @@ def bits_of(value):
 @register_jitable(fastmath=FAST)
 def value_of(row):
     """The length of a group in lp; NaN if one is not finite."""
+    total = 0.0
+    for j in range(row.size):
+        a = abs(np.float64(row[j]))
+        total += a * np.sqrt(a)
+    if 1e-280 < total < 1e300:
+        return total ** (1.0 / P)
     bits = np.int64(0)  # those of NaN are above those of infinity
     for j in range(row.size):
-        bits = max(bits, np.float64(row[j]).view(np.int64) & MAGNITUDE)
+        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
     top = np.int64(bits).view(np.float64)
     if not 0 < top < np.inf:
         return top
@@ -110,7 +118,7 @@ def powers(row, top):
     """The sum of the powers of a group's finite values, the largest of which is top, by that one's."""
     total = 0.0
     for j in range(row.size):
-        total += exp(P * log(row[j] / top))
+        total += exp(P * log(abs(np.float64(row[j])) / top))
     return total
 
 
@@ -158,127 +166,178 @@ def exp(x):
     return np.int64(np.float64(q).view(np.int64) + (whole.view(np.int64) << 52)).view(np.float64)
 
 
-@register_jitable(fastmath=FINITE, error_model="numpy")
-def descend(depths, slopes, shifts, t, moved):
-    """For each c = t + shift, the z for which exp(z) + exp(c + (P - 1) z) is 1; and dz / dc.
+@register_jitable(error_model="numpy")
+def aim(length, ratio, fall):
+    """By how much log t is to change for a length that changes by `fall` times that to become
+    `ratio`: both lengths are logarithms, of parts of the group's value.
 
-    The sum is convex and increases with z: Newton's method comes down to z from above. It starts
-    where the slopes lead from the last z, c having moved; a start below z only leads above it.
+    Newton's method for log (1 - y) - (P - 1) log y, y being the part: of equal values it is linear.
     """
-    for j in range(depths.size):
-        depths[j] += slopes[j] * moved
-    for turn in range(TURNS):
-        far = 0.0  # how many are
-        for j in range(min(depths.size, slopes.size, shifts.size)):
-            c = t + shifts[j]
-            highest = min(0.0, -c / (P - 1.0))
-            z = min(depths[j], highest)
-            one, other = exp(z), exp(c + (P - 1.0) * z)
-            steep = one + (P - 1.0) * other
-            nearer = min(z - (one + other - 1.0) / steep, highest)
-            far += 1.0 if abs(nearer - z) + 1e-15 * z > NEAR else 0.0
-            depths[j] = nearer
-            slopes[j] = -other / steep
-        if far == 0:
-            break
+    if not (length < 0 and fall < 0):
+        return 1.0 if length > ratio else -1.0
+    height = math.log(-math.expm1(length)) - (P - 1.0) * length
+    goal = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio
+    return (height - goal) / ((1.0 / math.expm1(-length) + P - 1.0) * fall)
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def solve(row, spare, v, u):
-    """Project a group with value v on radius u < v.
+def shrink_float64(row, t, unit):
+    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    times how their logarithms fall with log t, by 3.
+
+    With k = t w^P and r^2 = k^2 + 4 a, the root of x is 2 a / (k + r). `unit` times values are 4 a.
+    """
+    total, slope = 0.0, 0.0
+    for start in range(0, row.size, PART):
+        part = row[start : start + PART]
+        part_total, part_slope = np.float64(0), np.float64(0)
+        for j in range(part.size):
+            a = abs(np.float64(part[j])) * unit
+            r = np.sqrt(t * t + a)
+            by = np.float64(1) / max(r * (t + r), np.float64(1e-200))
+            x = a * r * by
+            term = x * x * x
+            part_slope += term * t * (t + r) * by
+            part_total += term
+        total += np.float64(part_total)
+        slope += np.float64(part_slope)
+    return total, slope
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def apply_float64(row, target, t, unit):
+    """Write a group's projection."""
+    for j in range(row.size):
+        a = abs(np.float64(row[j])) * unit
+        r = np.sqrt(t * t + a)
+        q = np.float64(1) / max(t + r, np.float64(1e-200))
+        target[j] = row[j] * min(a * q * q, np.float64(1))
+
+
+@register_jitable(error_model="numpy")
+def search_float64(row, t, unit, v, ratio, near):
+    """The t of a group with value v in those units, from a guess, and whether it is found."""
+    low, high = 0.0, np.inf
+    for turn in range(TURNS):
+        total, slope = shrink_float64(row, np.float64(t), np.float64(unit))
+        if not total > 0:
+            break
+        length = (math.log(total) - math.log(8.0)) / P - math.log(v)
+        low, high = (t, high) if length > ratio else (low, t)
+        move = aim(length, ratio, -2.0 * slope / total)
+        t *= math.exp(min(max(move, -20.0), 20.0))
+        if abs(move) <= near:
+            return t, True
+        if not low < t < high:
+            t = math.sqrt(low * high) if 0 < low and high < np.inf else t
+        if not 1e-90 < t < 1e90:
+            break
+    return t, False
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
+    """A step towards the z of each element for which exp(z) + exp(c + (P - 1) z) is 1, c = t + shift:
+    where the slopes dz / dc lead from the last z, and a step of Newton's method from there. Also
+    the sum of exp(length + P z - top), how it falls with t, and how far the longest step was.
+
+    The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
+    """
+    total, slope, longest = 0.0, 0.0, np.int64(0)
+    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
+        c = t + shifts[j]
+        highest = min(0.0, -c * STEEPEST)
+        z = min(depths[j] + slopes[j] * moved, highest)
+        one, other = exp(z), exp(c + (P - 1.0) * z)
+        by = 1.0 / (one + (P - 1.0) * other)
+        nearer = min(z - (one + other - 1.0) * by, highest)
+        steps[j] = nearer - z
+        depths[j] = nearer
+        fall = -other * by
+        slopes[j] = fall
+        part = exp(lengths[j] + P * nearer - top)
+        total += part
+        slope += part * fall
+    for j in range(steps.size):
+        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
+    return total, slope, np.int64(longest).view(np.float64)
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def solve(row, target, spare, v, u, guess):
+    """Project a group with value v on radius u < v; what `aim` has that is linear, as a guess for the
+    next group, and 0.
 
     In logarithms: x = a exp(z), and z depends only on c = log t + P log w + (P - 2) log a. Newton's
-    method, with a bracket, for the log t at which x is as long as u, in logarithms too.
+    method, with a bracket, for the log t at which x is as long as u, while z is found as well.
     """
     if u <= 0:
         for j in range(row.size):
-            row[j] = 0.0
-        return
+            target[j] = math.copysign(0.0, row[j])
+        return 0.0, 0.0
     # Values from 0 to 1, by a power of two.
-    top = 0.0
+    bits = np.int64(0)
     for j in range(row.size):
-        top = max(top, row[j])
-    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(top)[1])))
+        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
+    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
+    ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
+    value = v * scale
+    height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
+    if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
+        base = height + (2.0 - P) * math.log(value)
+        t = math.exp(base + guess)
+        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 2e-6)
+        if found:
+            apply_float64(row, target, t, 4.0 * scale)
+            return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.
-    lengths, shifts, depths, slopes = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n], spare[3 * n :]
-    slopes = slopes[:n]
-    for j in range(min(n, lengths.size, shifts.size)):
-        depths[j] = slopes[j] = 0.0
-        value = log(row[j] * scale)
-        shifts[j] = (P - 2.0) * value if row[j] * scale > 0 else -1e300
-        lengths[j] = P * value if row[j] * scale > 0 else -1e300
+    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
+    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
     longest, first = -1e300, 0.0
+    for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
+        depths[j] = slopes[j] = 0.0
+        a = abs(np.float64(row[j])) * scale
+        value = log(a)
+        shifts[j] = (P - 2.0) * value if a > 0 else -1e300
+        lengths[j] = P * value if a > 0 else -1e300
     for j in range(n):
         if lengths[j] > longest:
             longest, first = lengths[j], shifts[j]
-    goal = P * (math.log(u) + math.log(scale))
+    goal = math.log(u) + math.log(scale)
     # What t would be for one value, or many equal ones.
-    ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
-    t = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio - first if ratio < 0 else -40.0 - first
+    height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
+    t = height - first + guess
     low, high = -1e300, 1e300
-    moved = 0.0
+    moved, top = 0.0, longest + P * min(ratio, 0.0)
     for turn in range(TURNS):
-        descend(depths, slopes, shifts, t, moved)
-        top = -1e300
-        for j in range(n):
-            length = lengths[j] + P * depths[j]
-            top = length if length > top else top
-        total, slope = 0.0, 0.0
-        for j in range(n):
-            part = exp(lengths[j] + P * depths[j] - top)
-            total += part
-            slope += part * slopes[j]
-        error = math.log(total) + top - goal
-        if error > 0:
-            low = t
-        else:
+        total, slope, far = approach(lengths, shifts, depths, slopes, steps, t, moved, top)
+        if not 1e-200 < total < 1e200:  # beside another top, then
+            top, moved = -1e300, 0.0
+            for j in range(n):
+                top = max(top, lengths[j] + P * depths[j])
+            continue
+        length = (math.log(total) + top) / P - goal
+        # What z are not yet, they are too high: a length that is too short is so all the more, and
+        # one that is too long may not be.
+        if length < 0:
             high = t
-        moved = -error * total / (P * slope) if slope < 0 else math.copysign(1.0 + abs(t), error)
-        if abs(moved) <= LAST + 4e-16 * abs(t):
+        elif far > 0.1:
+            moved = 0.0
+            continue
+        elif length > far and P * far < 0.1:
+            low = t
+        moved = aim(length + ratio, ratio, slope / total)
+        if far <= SETTLED and abs(moved) <= LAST + 4e-16 * abs(t):
             break
         if not low < t + moved < high:
             moved = low + (high - low) / 2 - t if high - low < 1e300 else moved
-        if t + moved == t:
+        if far <= SETTLED and t + moved == t:
             break
         t += moved
-    for j in range(n):
-        row[j] = row[j] * min(1.0, exp(depths[j] + slopes[j] * moved))
-
-
-@register_jitable(fastmath=FAST)
-def gather(y, rows, begin, end, base_y, index, axes):
-    """The elements of a group, as float64; how many."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    y_step = axes[21]
-    run = axes[20]
-    j = 0
-    for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
-        part = rows[j : j + run]
-        source = y[at_y : at_y + run]
-        for i in range(part.size):
-            part[i] = abs(np.float64(source[i]))
-        j += run
-    return j
-
-
-@register_jitable(fastmath=FAST)
-def scatter(y, x, rows, begin, end, base_y, base_x, index, axes):
-    """Write projected elements, with their signs."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
-    x_offsets = index[axes[33] : axes[33 + 1]]
-    run = axes[20]
-    j = 0
-    for o in range(begin, end):
-        at_y = base_y + y_offsets[o]
-        at_x = base_x + x_offsets[o]
-        part = rows[j : j + run]
-        source = y[at_y : at_y + run]
-        target = x[at_x : at_x + run]
-        for i in range(part.size):
-            target[i] = math.copysign(part[i], source[i])
-        j += run
+    for j in range(min(n, depths.size, slopes.size)):
+        target[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
+    return t + first - height, 0.0
 
 
 @cfunc(
@@ -327,9 +386,7 @@ def project(y_at, x_at, geometry, work, desk):
     memory = carray(work, memory_size)
     values = memory[:groups]
     radii = memory[groups : 2 * groups]
-    at = 2 * groups + seat * scratch_size
-    rows = memory[at : at + pitch]
-    spare = memory[at + scratch_size - spare_size : at + scratch_size]
+    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -338,22 +395,22 @@ def project(y_at, x_at, geometry, work, desk):
         if block < 0:
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
+        # Of the last group: what its search found, for which radius by value, and how it falls with that.
+        found, share, fall = 0.0, 0.0, 1.0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
-            first, m = item // labels, item % labels
+            first = item
             outer, past = first // extent, first % extent
-            base_y = index[y_bases_at + outer] + past * y_lane
-            base_x = index[x_bases_at + outer] + past * x_lane
-            begin, end = index[starts_at + m], index[starts_at + m + 1]
-            n = gather(y, rows, begin, end, base_y, index, axes)
-            changed = projecting
-            group = first * labels + m
-            row = rows[:n]
+            at_y = index[y_bases_at + outer] + past * y_lane
+            at_x = index[x_bases_at + outer] + past * x_lane
+            row = y[at_y : at_y + pitch]
+            target = x[at_x : at_x + pitch]
             if not projecting:
                 value = value_of(row)
-                values[group], highest = value, max(highest, bits_of(value))
-            elif values[group] > radii[group * radius_step]:
-                v, u = values[group], radii[group * radius_step]
-                solve(row, spare, v, u)
-
-            if changed:
-                scatter(y, x, rows, begin, end, base_y, base_x, index, axes)
+                values[item], highest = value, max(highest, bits_of(value))
+            elif values[item] > radii[item * radius_step]:
+                v, u = values[item], radii[item * radius_step]
+                found, fall = solve(row, target, spare, v, u, found - (u / v - share) * fall)
+                share = u / v
+            else:
+                for j in range(row.size):
+                    target[j] = row[j]

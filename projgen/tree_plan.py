@@ -272,10 +272,10 @@ class Planner:
         groups: int,
         positive: bool = False,
     ) -> Sweep:
-        """A run of levels on an array that lies so; `out_strides` of None is in place, and so is
-        what has no negative values, on a copy without them."""
+        """A run of levels on an array that lies so; `out_strides` of None is in place, but for what
+        has no negative values: that goes from a copy without them to its place."""
         if positive:
-            out_strides = None
+            out_strides = strides
         in_place = out_strides is None
         compiled = compile_binding(binding, shape, dtype, strides, out_strides, in_place=in_place)
         return ChainSweep(shape, dtype, groups, compiled)

@@ -274,6 +274,13 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         kind = re.search(r"\bfloat\d+", made.__doc__ or "")
         assert kind is not None
         return lambda address: (address, _TYPES[kind.group()])
+    if made.__name__.startswith("turn_"):
+        side = np.arange(int(made.__name__.removeprefix("turn_")))
+
+        def turn(source: Array, at: int, step: int, target: Array, to: int, pitch: int) -> None:
+            target[to + pitch * side[:, None] + side] = source[at + step * side + side[:, None]]
+
+        return turn
     name, *numbers = made.__name__.split("_")
     size, bundle = map(int, (*numbers, 1)[:2])
 
@@ -327,6 +334,7 @@ _NUMBA = SimpleNamespace(
     types=SimpleNamespace(CPointer=lambda pointee: pointee, **_TYPES),
 )
 _STAND_INS = {
+    "llvmlite": SimpleNamespace(ir=None),
     "numba": _NUMBA,
     "numba.core.registry": SimpleNamespace(cpu_target=SimpleNamespace(target_context=_TARGET)),
     "numba.extending": SimpleNamespace(intrinsic=_intrinsic, register_jitable=_register_jitable),

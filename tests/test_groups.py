@@ -430,3 +430,137 @@ def test_compiled(ball: Ball, axis: int) -> None:
     spoilt = y.copy()
     spoilt[17, 33] = np.nan
     assert Groups(ball, spoilt, (axis,), w, np.empty_like(y)).norms() is None
+
+
+STRIPS = [
+    Ball("l1", weighted=True),
+    Ball("l1", nonneg=True),
+    Ball("l2", weighted=True),
+    Ball("simplex"),
+    Ball("lp", 1.5, weighted=True),
+    Ball("lp", 3.0),
+    Ball("l0"),
+]
+
+
+@pytest.mark.parametrize("ball", STRIPS, ids=repr)
+@pytest.mark.parametrize("form", ["float32", "float64"])
+def test_columns_are_turned_into_rows_and_back(ball: Ball, form: str) -> None:
+    """Whole squares of 16 or 8, and what is left; weights of another type, or of rows."""
+    rng = np.random.default_rng(6)
+    other = {"float32": "float64", "float64": "float32"}[form]
+    for shape, dtype in (((70, 37), form), ((64, 16), form), ((3, 70, 19), form)):
+        y, axes = rng.standard_normal(shape).astype(dtype), (len(shape) - 2,)
+        own: list[Array | None] = [None]
+        if ball.weighted:
+            w = rng.uniform(0, 1, shape).round(1)
+            own = [w.astype(form), w.astype(other), np.broadcast_to(w[..., :1], shape)]
+        for weights in own:
+            _, radii, reference = expected(ball, y, axes, 0.4, weights)
+            for in_place in (False, True):
+                with rehearsals():
+                    given = y.copy()
+                    out = None if in_place else np.full_like(y, np.nan)
+                    groups = Groups(ball, given, axes, weights, out)
+                    found = groups.norms()
+                    x = groups.project(radii.reshape(found.shape))
+                assert_near(x, reference, y)
+    assert groups.call._walk.kernel.gathers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "ball",
+    [
+        Ball("l1", weighted=True),
+        Ball("l2", weighted=True),
+        Ball("simplex"),
+        Ball("l0"),
+        Ball("lp", 3.0),
+    ],
+    ids=repr,
+)
+def test_long_groups_start_from_some_of_their_values(ball: Ball, dtype: str) -> None:
+    """Even where these say nothing of the others."""
+    n = 65536
+    rng = np.random.default_rng(12)
+    spiked = np.zeros(n)
+    spiked[600::4096] = rng.uniform(1, 2, 16)  # where nothing is looked at
+    spiked[5] = 1e-3
+    for y in (rng.standard_normal(n).astype(dtype), spiked.astype(dtype)):
+        w = rng.uniform(0.1, 1, n).astype(dtype) if ball.weighted else None
+        _, radii, reference = expected(ball, y, (0,), 0.2, w)
+        with rehearsals():
+            x = Groups(ball, y, (0,), w, np.full_like(y, np.nan)).project(radii.reshape(()))
+        assert_near(x, reference, y)
+
+
+@pytest.mark.parametrize("p", [1.5, 3.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("part", [1e-40, 1e-5, 0.3, 0.985, 1 - 1e-7])
+def test_roots_of_quadratics_are_as_near(p: float, dtype: str, part: float) -> None:
+    """Where sums have to leave float32 as well, and where the quadratic has no room for numbers."""
+    rng = np.random.default_rng(4)
+    for scale, decades in ((1.0, 0), (1e-30, 3), (1e30, 12)):
+        y = (rng.standard_normal((3, 90)) * scale).astype(dtype)
+        w = (10 ** rng.uniform(-decades, 0, y.shape)).astype(dtype)
+        w[0, ::3] = 0
+        _, radii, reference = expected(Ball("lp", p, True), y, (1,), part, w)
+        with rehearsals():
+            groups = Groups(Ball("lp", p, True), y, (1,), w, np.empty_like(y))
+            x = groups.project(radii.reshape(-1))
+        assert_near(x, reference, y)
+        assert np.array_equal(x[w == 0], y[w == 0])
+        assert np.all(np.abs(x) <= np.abs(y))
+
+
+def test_counting_for_l0_ends_at_ties_and_at_the_ends() -> None:
+    rng = np.random.default_rng(13)
+    for n in (60, 3000):
+        for row in (
+            rng.standard_normal(n),
+            np.ones(n),
+            np.where(np.arange(n) % 3 == 0, 5e-324, -1.7e308),
+            rng.integers(-2, 3, n).astype(float),
+        ):
+            y = np.stack([row, row[::-1], np.abs(row)])
+            for dtype in ("float64", "float32"):
+                with np.errstate(over="ignore", under="ignore"):
+                    z = np.clip(y, -3e38, 3e38).astype(dtype)
+                for k in (0, 1, n // 3, n - 1):
+                    with rehearsals():
+                        x = Groups(Ball("l0"), z, (1,), out=np.empty_like(z)).project(float(k))
+                    for before, after in zip(z, x, strict=True):
+                        kept = np.argsort(-np.abs(before), kind="stable")[:k]
+                        wanted = np.where(np.isin(np.arange(n), kept), before, 0)
+                        assert np.array_equal(after, wanted)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_labelled_elements_are_turned_into_columns(dtype: str, nonneg: bool) -> None:
+    """Two tiles of rows, the second of which is not full, and elements beside whole squares."""
+    rng = np.random.default_rng(14)
+    ball = Ball("l1", nonneg=nonneg, ragged=True)
+    for shape in ((83, 37), (2, 18, 16)):
+        labels = rng.integers(0, 5, shape[-1])
+        before = rng.standard_normal(shape).astype(dtype)
+        for in_place in (False, True):
+            y = before.copy()
+            with rehearsals():
+                out = None if in_place else np.full_like(y, np.nan)
+                groups = Groups(ball, y, (len(shape) - 1,), None, out, labels)
+                values = groups.norms()
+                radii = values * rng.choice([0.0, 1e-8, 0.3, 1.0], values.shape)
+                x = groups.project(radii)
+            assert groups.call._walk.kernel.crossed
+            for label in range(5):
+                own = before[..., labels == label]
+                a = np.maximum(own, 0) if nonneg else np.abs(own)
+                a, u = a.astype(np.float64), radii[..., label, None]
+                outside = values[..., label, None] > u
+                reference = np.where(outside, REFERENCES["l1"].ball(a, (-1,), u), a)
+                assert_near(np.abs(x[..., labels == label]), reference, before)
+        before[-1, -1] = np.nan
+        with rehearsals():
+            assert Groups(ball, before, (len(shape) - 1,), labels=labels).norms() is None

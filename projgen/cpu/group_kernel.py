@@ -2,7 +2,8 @@
 
 A group's elements are runs along its innermost axis, one for each of a list of offsets; with labels
 each element has an offset of its own. Columns, whose groups are neighbours in memory, are walked in
-tiles of adjacent groups, so that whole cache lines are read. Everything else arrives at run time.
+tiles of adjacent groups, so that whole cache lines are read; where each of them is searched for a
+threshold, strips of a tile are turned into rows and back. Everything else arrives at run time.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import cached_property, lru_cache
 from projgen.cpu.lower import VERSION
 from projgen.render import render_group
 
-LANES = 16  # of float32 a cache line, and of float64 two
+LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
+WIDTHS = {"float32": 4, "float64": 8}  # bytes
+CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 
 CELLS = (
@@ -88,7 +91,9 @@ class GroupKernel:
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
-    ``spread``: labelled elements are read in the array's order. ``weight_dtype``: how weights are
+    ``spread``: labelled elements are read in the array's order. ``stripped``: the groups of a tile,
+    whose values are found where they lie, are projected as rows. ``crossed``: labelled elements lie
+    in rows, which are turned into a tile's columns and back. ``weight_dtype``: how weights are
     read.
     """
 
@@ -100,6 +105,8 @@ class GroupKernel:
     direct: bool = False
     ranked: int = 0
     spread: bool = False
+    stripped: bool = False
+    crossed: bool = False
     weight_dtype: str = "float64"
 
     shares_cell: int = field(default=32, init=False)
@@ -116,6 +123,16 @@ class GroupKernel:
             return (
                 f"groups of {self.ranked} lie {beside} in memory: "
                 f"{self.lanes} are worked on together",
+            )
+        if self.crossed:
+            return (
+                f"{self.lanes} rows of labelled elements are turned into columns, and their groups "
+                "worked on together",
+            )
+        if self.stripped:
+            return (
+                f"groups lie side by side in memory: {self.lanes} are measured together, "
+                f"where they lie, and {self.strip} turned into rows",
             )
         if self.abreast:
             return (
@@ -197,21 +214,63 @@ class GroupKernel:
 
     def load(self, x: str) -> str:
         """An element as its ball counts it, in float64."""
-        if not self.direct:
-            return x  # it was gathered so
         if self.ball.norm == "simplex":
             return f"np.float64({x})"
         return f"positive({x})" if self.ball.nonneg else f"abs(np.float64({x}))"
 
     def store(self, value: str, x: str) -> str:
         """What is written for a projected `value` of element `x`."""
-        signless = self.always or not self.direct
-        return value if signless else f"math.copysign({value}, {x})"
+        return value if self.always else f"math.copysign({value}, {x})"
 
     @property
     def target(self) -> str:
         """Where `solve` writes to."""
-        return "target" if self.direct and not self.in_place else "row"
+        return "target" if self.in_rows and not self.in_place else "row"
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether groups are projected from where they lie to where they go, one by one."""
+        return self.direct and self.lanes == 1
+
+    @property
+    def over(self) -> bool:
+        """Whether groups that are worked on together are projected to where they lie."""
+        return self.in_place or self.crossed
+
+    @property
+    def tile_arrays(self) -> tuple[str, ...]:
+        """The arrays that have their groups."""
+        return tuple(name for name in self.arrays if name != "x" or not self.crossed)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether groups are copied, projected, and copied back."""
+        return self.stripped or not (self.direct or self.ranked or self.spread)
+
+    @property
+    def strip(self) -> int:
+        """How many groups are gathered together."""
+        return LANES if self.gathers and self.lanes > 1 else 1
+
+    def room(self, dtype: str) -> str:
+        """The cells of a thread's memory that such groups take."""
+        cells = self.strip * WIDTHS[dtype] // 8
+        return f"{cells} * pitch" if cells > 1 else "pitch" if cells else "pitch // 2"
+
+    @property
+    def turned(self) -> Mapping[str, str]:
+        """The types of arrays of which whole strips can be turned into rows, by shuffles."""
+        if self.crossed:
+            return {"y": self.dtype}
+        if not self.gathers or self.lanes == 1 or self.ball.ragged:
+            return {}
+        dtypes = {"y": self.dtype, "x": self.dtype, "w": self.weight_dtype}
+        return {name: dtypes[name] for name in self.arrays if self.units[name]}
+
+    @property
+    def turns(self) -> Mapping[str, int]:
+        """By type, how many values the vectors have that are turned: 64 bytes of them."""
+        return {dtype: 16 if dtype == "float32" else 8 for dtype in sorted({*self.turned.values()})}
 
     @property
     def solved(self) -> str:
@@ -237,31 +296,30 @@ class GroupKernel:
 
     @property
     def drafts(self) -> bool:
-        """Whether searches begin in float32, whose vectors hold twice as many."""
-        l1 = self.ball.norm == "l1" and self.ball.weighted and self.dtype == "float32"
-        return l1 and not self.abreast
+        """Whether searches begin in the array's type: in float32, whose vectors hold twice as many,
+        they may end in it as well; those of long groups begin with some parts of them."""
+        return self.ball.weighted and self.guesses and not self.searches
 
     @property
     def weight_bits(self) -> str:
         """The integer type that holds a weight's bits, as `solve` reads it."""
-        single = self.direct and not self.abreast and self.weight_dtype == "float32"
-        return "int32" if single else "int64"
+        return self.weight_dtype.replace("float", "int")
 
     @property
     def searches(self) -> bool:
-        """Whether the levels of a tile are searched for."""
-        return self.guesses and self.abreast
+        """Whether the levels of a tile are searched for together."""
+        return self.guesses and self.abreast and not self.stripped
 
     @property
     def rescues(self) -> bool:
         """Whether some of a tile's groups may be worked on alone."""
-        return self.ball.norm in ("l1", "l2") and self.abreast
+        return self.abreast and (self.ball.norm == "l2" or self.searches)
 
     @property
     def lane_vectors(self) -> tuple[str, ...]:
         """What is known of each group of a tile."""
         if not self.searches:
-            return ("sums", "level")
+            return ("sums",) if self.stripped else ("sums", "level")
         both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
@@ -273,7 +331,9 @@ class GroupKernel:
     @property
     def guesses(self) -> bool:
         """Whether `solve` starts from a guess, which the last group gives."""
-        return self.ball.norm == "l1" or (self.ball.norm == "l2" and self.ball.weighted)
+        norm = self.ball.norm
+        found = norm in ("l1", "lp") or (norm == "l0" and not self.ranked)
+        return found or (norm == "l2" and self.ball.weighted)
 
     @property
     def spare(self) -> bool:
@@ -282,25 +342,24 @@ class GroupKernel:
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0":
-            return 0 if self.ranked else 2 << 11  # two counts of each digit
+            return 0 if self.ranked else 4096  # some values
         if self.ball.norm == "lp":
-            return 4 * longest
+            return 5 * longest
         return 2 * longest if self.ball.norm == "l2" and self.ball.weighted else 0
 
-    def scratch_size(self, pitch: int, longest: int) -> int:
-        """The room that a thread needs for groups of up to `longest` elements, or that many
-        labels."""
+    def scratch_size(self, pitch: int, longest: int, elements: int) -> int:
+        """The room that a thread needs for groups of up to `longest` of that many elements, or so
+        many labels."""
         if self.ranked:
             return self.lanes * (1 + self.ranked)
-        own = 1 + self.ball.weighted
         if self.spread:
             return longest  # a level for each label
-        if not self.direct:
-            room = pitch * self.lanes * own
-        elif self.lanes > 1:
-            room = len(self.lane_vectors) * self.lanes + pitch * own
-        else:
-            room = 0
+        room = len(self.lane_vectors) * self.lanes if self.abreast else 0
+        if self.gathers or self.rescues:
+            dtypes = [self.dtype] + [self.weight_dtype] * self.ball.weighted
+            room += sum(self.strip * pitch * WIDTHS[dtype] // 8 for dtype in dtypes)
+        if self.crossed:
+            room += self.lanes * elements * WIDTHS[self.dtype] // 8
         return room + self.spare_size(longest)
 
     @property
@@ -321,6 +380,11 @@ class GroupKernel:
             return "3e-4" if self.dtype == "float32" else "3e-8"
         bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
         return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
+
+    @property
+    def closed(self) -> bool:
+        """Whether an element of lp is the root of a quadratic equation."""
+        return self.ball.p in (1.5, 3.0)
 
     @property
     def last(self) -> str:

@@ -248,7 +248,7 @@ class GroupPullKernel:
         """The room that one group needs besides: none."""
         return 0
 
-    def scratch_size(self, pitch: int, labels: int) -> int:
+    def scratch_size(self, pitch: int, labels: int, elements: int) -> int:
         """The room that a thread needs."""
         if self.columns:
             return self.lanes * max(len(self.sums) + len(self.gather_needs), len(self.share_needs))

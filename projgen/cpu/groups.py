@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -13,6 +14,7 @@ from projgen.cpu import call as cpu  # a module: tests replace what it loads ker
 from projgen.cpu.group_kernel import (
     ABREAST,
     CELLS,
+    CROSSED,
     LANES,
     RANKED,
     Ball,
@@ -25,6 +27,8 @@ __all__ = ["Ball", "Form", "GroupCall", "Walk", "plan_walk", "walk_groups"]
 Array = NDArray[Any]
 Offsets = NDArray[np.int64]
 
+LONG = 64  # elements: groups of so many are worth to be turned into rows
+CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
 
@@ -39,7 +43,7 @@ class Walker(Protocol):
     @property
     def searches(self) -> bool: ...
     def spare_size(self, longest: int) -> int: ...
-    def scratch_size(self, pitch: int, longest: int) -> int: ...
+    def scratch_size(self, pitch: int, longest: int, elements: int) -> int: ...
 
 
 Made = TypeVar("Made", bound=Walker)
@@ -78,8 +82,9 @@ def walk_groups(
 
     def kernel(form: Form) -> GroupKernel:
         way = form.lanes, form.contiguous, form.direct, form.ranked, form.spread
+        turned = form.stripped, form.crossed
         own = weight_dtype if ball.weighted else "float64"
-        return GroupKernel(ball, dtype, out_strides is None, *way, own)
+        return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
     spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
     return plan_walk(
@@ -99,6 +104,8 @@ class Form(NamedTuple):
     direct: bool
     ranked: int
     spread: bool
+    stripped: bool
+    crossed: bool
     tiled: bool
     beside: frozenset[str]
 
@@ -141,15 +148,25 @@ def plan_walk(
     ranked, direct = 0, False
     if ball.norm == "l0" and labels is None and len(loops) <= 1 and 1 < run <= RANKED and adjacent:
         ranked = run if tiled or contiguous == steps.keys() else 0
-    elif tiled and swept and ("w" not in steps or lane["w"] in (0, 1)):
+    elif tiled:
         contiguous = beside
-        direct = True
+        direct = swept and ("w" not in steps or lane["w"] in (0, 1))
+        direct = direct or (ball.norm == "simplex" and labels is None)
     else:
-        whole = len(loops) <= 1 and contiguous == steps.keys() and labels is None
-        direct = whole and (swept or ball.norm in ("simplex", "l0"))
+        direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
-    kernel = make(Form(lanes, contiguous, direct, ranked, spread, tiled, beside))
+    crossed = False
+    if labels is not None and ball.norm == "l1" and not (tiled or spread) and "w" not in steps:
+        along = extent >= LANES and all(step[name] == 1 for name in steps)
+        crossed = along and labels.size <= CROSSABLE
+    if crossed and labels is not None:
+        lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
+    searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
+    size = math.prod(shape[axis] for axis in axes)
+    stripped = tiled and direct and searches and labels is None and size >= LONG
+    stripped = stripped or (tiled and direct and ball.norm == "simplex")
+    kernel = make(Form(lanes, contiguous, direct, ranked, spread, stripped, crossed, tiled, beside))
     if labels is not None and spread:
         offsets = {name: np.zeros(0, np.int64) for name in steps}
         starts, numbers, run = labels, int(labels.max()) + 1, labels.size
@@ -157,7 +174,7 @@ def plan_walk(
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
         numbers = starts.size - 1
-        offsets = {name: order * step[name] for name in steps}
+        offsets = {name: order * (CROSSED if crossed else step[name]) for name in steps}
     else:
         outer = loops[:-1]
         offsets = {
@@ -170,18 +187,21 @@ def plan_walk(
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
         bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
-    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * run
+    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * (1 if crossed else run)
     tiles = -(-extent // kernel.lanes)
     groups, pieces = bases["y"].size * extent * numbers, 1
     items = bases["y"].size * tiles * numbers
     average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
+    if crossed:
+        items, average = bases["y"].size * tiles, run * kernel.lanes
     if spread:
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
     block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
-    pitch = longest if not tiled else -(-longest // 8) * 8 + 8  # no power of two: sets of a cache
+    # Of what is gathered, an odd number of cache lines: so that rows have other sets of the cache.
+    pitch = longest if direct and lanes == 1 else 16 * (-(-longest // 16) | 1)
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
@@ -197,7 +217,7 @@ def plan_walk(
         "piece": -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
         "slots_size": groups * pieces if pieces > 1 else 0,
-        "scratch_size": kernel.scratch_size(pitch, numbers if spread else longest),
+        "scratch_size": kernel.scratch_size(pitch, numbers if spread else longest, run),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},

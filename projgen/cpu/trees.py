@@ -31,12 +31,35 @@ Array = NDArray[Any]
 Copier = Callable[[Array], Array]
 
 
+class Positive:
+    """Makes arrays like one without its negative values, in memory that is used again."""
+
+    def __init__(self) -> None:
+        self._idle: list[Array] = []
+
+    def __call__(self, y: Array) -> Array:
+        try:
+            positive = self._idle.pop()
+        except IndexError:
+            positive = np.empty_like(y)
+        with np.errstate(invalid="ignore"):
+            np.maximum(y, y.dtype.type(0), out=positive)
+            if np.min(y, initial=y.dtype.type(0)) == -np.inf:
+                positive[y == -np.inf] = np.nan  # to be noticed
+        return positive
+
+    def take_back(self, positive: Array) -> None:
+        """What it has given is no longer needed."""
+        self._idle.append(positive)
+
+
 @dataclass(slots=True)
 class Made:
     """A composition, and how the arrays of a call reach it.
 
-    ``keys`` are those of the arrays, in its order. Of these numbers, ``in_place`` are projected in
-    place, ``copies`` are those whose copies are. ``pulls`` are made for the first gradients.
+    ``keys`` are those of the arrays, in its order. Of these numbers, ``copies`` are those of which
+    copies are projected, ``in_place`` those that are projected in place: they, or their copies.
+    ``pulls`` are made for the first gradients.
     """
 
     composition: Composition
@@ -55,11 +78,17 @@ class Made:
         return self.sources(arrays), targets
 
     def sources(self, arrays: Mapping[Key, Array]) -> list[Array]:
-        """What kernels read."""
+        """What kernels read, to be given back by `release`."""
         ys = [arrays[key] for key in self.keys]
         for number, copy in self.copies:
             ys[number] = copy(ys[number])
         return ys
+
+    def release(self, ys: list[Array]) -> None:
+        """What `sources` has made is no longer needed."""
+        for number, copy in self.copies:
+            if isinstance(copy, Positive):
+                copy.take_back(ys[number])
 
 
 def project(
@@ -132,9 +161,13 @@ def _project(
     except OutOfRangeError:
         _rescue(projection, ready.bound, arrays, outs, radii, given)
         return None
-    for number, _ in made.copies:
-        np.copyto(outs[made.keys[number]], ys[number])
-    return tape
+    else:
+        for number, _ in made.copies:
+            if targets[number] is None:
+                np.copyto(outs[made.keys[number]], ys[number])
+        return tape
+    finally:
+        made.release(ys)
 
 
 def norms(
@@ -148,12 +181,15 @@ def norms(
     or new arrays."""
     bound = ready.bound
     made = _made(projection, ready, arrays, outs, given)
+    ys = made.sources(arrays)
     try:
-        return made.composition.norms(made.sources(arrays), given.arrays).reshape(bound.batch)
+        return made.composition.norms(ys, given.arrays).reshape(bound.batch)
     except OutOfRangeError:
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
+    finally:
+        made.release(ys)
 
 
 def root_values(
@@ -165,10 +201,13 @@ def root_values(
 ) -> Array | None:
     """What the root aggregates, along the last axis; None if only the reference can say it."""
     made = _made(projection, ready, arrays, outs, given)
+    ys = made.sources(arrays)
     try:
-        return made.composition.root_values(made.sources(arrays), given.arrays)
+        return made.composition.root_values(ys, given.arrays)
     except OutOfRangeError:
         return None
+    finally:
+        made.release(ys)
 
 
 def _made(
@@ -189,12 +228,17 @@ def _made(
     leaves = {part.arm.key: part for part in cut_into_parts(bound).walk() if part.arm is not None}
     copiers = [_copier(leaves[key], arrays[key], outs[key]) for key in keys]
     copies = tuple((number, copy) for number, copy in enumerate(copiers) if copy is not None)
-    same = (number for number, key in enumerate(keys) if same_memory(arrays[key], outs[key]))
-    in_place = tuple({*same, *(number for number, _ in copies)})
     ys = [
         arrays[key] if copy is None else copy(arrays[key])
         for key, copy in zip(keys, copiers, strict=True)
     ]
+    in_place = tuple(
+        number
+        for number, (key, copy) in enumerate(zip(keys, copiers, strict=True))
+        if same_memory(ys[number], outs[key])
+        or copy is _copied
+        or not (walkable(outs[key]) and same_directions(ys[number], outs[key]))
+    )
     targets = [None if number in in_place else outs[key] for number, key in enumerate(keys)]
     threads = projection._threads or default_threads()
     composition = Composition(
@@ -208,18 +252,10 @@ def _copier(part: Part, y: Array, out: Array) -> Copier | None:
     """How arrays like these are copied for the kernels; None if they are walked as they are."""
     nodes = part.arm.arm.nodes if part.arm else ()
     if part.kind == "chain" and any(node.nonneg for node in nodes):
-        return _positive
+        return Positive()
     if not (walkable(y) and walkable(out)):
         return _copied
     return None if same_memory(y, out) or same_directions(y, out) else _copied
-
-
-def _positive(y: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        positive: Array = np.maximum(y, y.dtype.type(0))
-        if np.min(y, initial=y.dtype.type(0)) == -np.inf:
-            positive[y == -np.inf] = np.nan  # to be noticed
-        return positive
 
 
 def _copied(y: Array) -> Array:
