@@ -215,7 +215,7 @@ def test_many_blocks_teams_and_pieces(labelled: bool) -> None:
     with (
         patch.object(support._NUMBA, "carray", watched),
         patch("projgen.cpu.call.Workspace", Guarded),
-        patch("projgen.cpu.groups.BLOCK", 64),
+        patch("projgen.cpu.walks.BLOCK", 64),
     ):
         results = []
         for team in (None, early, together):
