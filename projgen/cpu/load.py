@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,6 @@ from types import FrameType, ModuleType
 from typing import ClassVar
 
 from projgen import cache
-from projgen.cpu.inner import linked_only
 
 # The settings of numba that change machine code without being part of its own cache key.
 _SETTINGS = (
@@ -138,17 +137,12 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     code = compile(source, file, "exec", dont_inherit=True, optimize=0)
     sys.modules[name] = module
     try:
-        with _numba_caches_in(locator), _compiling(source, locator):
+        with _numba_caches_in(locator):
             exec(code, module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-def _compiling(source: str, locator: _Locator | None) -> AbstractContextManager[None]:
-    published = locator is not None and locator.sealed  # its code is there
-    return nullcontext() if published else linked_only(source)
 
 
 class _MissingError(Exception):
