@@ -231,7 +231,8 @@ def test_a_child_forked_while_another_thread_compiles() -> None:
     code = (
         FORK
         + """
-import threading, numpy as np, projgen
+import threading, time, numpy as np, projgen
+from projgen.cpu.load import _lock
 z = np.ones((20, 30), np.float32)
 projgen.project(z, "l1(axis=1)", 1.0)  # all modules are there
 
@@ -241,6 +242,10 @@ def compile_all():
 
 worker = threading.Thread(target=compile_all)
 worker.start()
+while worker.is_alive() and _lock.acquire(blocking=False):
+    _lock.release()
+    time.sleep(0.001)
+assert worker.is_alive()  # and compiles
 for _ in range(3):
     join(child(compile_all))
 worker.join()

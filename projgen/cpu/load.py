@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -26,7 +26,6 @@ from typing import ClassVar, TypeAlias
 
 from projgen import cache
 from projgen.cpu import machine_code
-from projgen.cpu.inner import linked_only
 
 # The settings of numba that change machine code, and what they are if nobody has changed them.
 _SETTINGS = {
@@ -163,17 +162,12 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     code = compile(source, file, "exec", dont_inherit=True, optimize=0)
     sys.modules[name] = module
     try:
-        with _numba_caches_in(locator), _compiling(source, locator):
+        with _numba_caches_in(locator):
             exec(code, module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-def _compiling(source: str, locator: _Locator | None) -> AbstractContextManager[None]:
-    published = locator is not None and locator.sealed  # its code is there
-    return nullcontext() if published else linked_only(source)
 
 
 class _MissingError(Exception):
