@@ -320,7 +320,7 @@ class GroupKernel:
         """What is known of each group of a tile."""
         if not self.searches:
             return ("sums",) if self.stripped else ("sums", "level")
-        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
+        both = ("excesses", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
     def limit(self, x: str) -> str:

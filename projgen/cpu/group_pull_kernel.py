@@ -89,6 +89,7 @@ class GroupPullKernel:
 
     @property
     def chooses(self) -> bool:
+        """Whether elements are told apart: by what is left of them, or by their signs."""
         return not self.linear or self.nonneg
 
     @property
@@ -183,8 +184,7 @@ class GroupPullKernel:
     @property
     def arrays(self) -> tuple[str, ...]:
         """All that are read."""
-        read = {*(self.gathered if self.sums else ()), *self.shared}
-        return tuple(name for name in ("y", "x", "g", "w") if name in read)
+        return self._ordered({*(self.gathered if self.sums else ()), *self.shared})
 
     @property
     def bases(self) -> tuple[str, ...]:
