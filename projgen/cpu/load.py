@@ -131,7 +131,7 @@ def _load_through(store: cache.Store, source: str, key: str) -> Module:
         if any(build.glob("*.nbc")):  # numba may decline, as under NUMBA_DISABLE_JIT
             try:
                 machine_code.keep(module, build)
-            except Exception as error:  # of a numba that does it otherwise
+            except (AttributeError, ImportError, TypeError, ValueError) as error:
                 _log.debug("%s needs numba in later processes as well: %s", file, error)
             # The same code as in the next process, to the bit: numba has a libm of its own.
             linked = _linked(file, build)
