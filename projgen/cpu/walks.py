@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from projgen.cpu.group_kernel import ABREAST, CELLS, CROSSED, LANES, RANKED, Ball
 
 Offsets = NDArray[np.int64]
+Loop: TypeAlias = "tuple[int, dict[str, int]]"  # its extent, and its step in each array
 
 LONG = 64  # elements: groups of so many are worth to be turned into rows
 CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
@@ -61,13 +62,13 @@ class Form(NamedTuple):
 
     lanes: int
     contiguous: frozenset[str]
-    direct: bool
-    ranked: int
-    spread: bool
-    stripped: bool
-    crossed: bool
-    tiled: bool
-    beside: frozenset[str]
+    direct: bool = False
+    ranked: int = 0
+    spread: bool = False
+    stripped: bool = False
+    crossed: bool = False
+    tiled: bool = False
+    beside: frozenset[str] = frozenset()
 
 
 def plan_walk(
@@ -89,79 +90,38 @@ def plan_walk(
     batch = tuple(axis for axis in outward if axis not in axes)
     # Of equal values l0 keeps the first: its elements are walked in the order of their axes.
     inner = sorted(axes) if ball.norm == "l0" else [axis for axis in outward if axis in axes]
-    loops = _merged(shape, steps, inner)
-    run, step = loops[-1] if loops else (1, dict.fromkeys(steps, 1))
-    if labels is not None:
-        run = 1
-    rows = _merged(shape, steps, batch)
-    extent, lane = rows.pop() if rows else (1, dict.fromkeys(steps, 0))
-    dense = [name for name in steps if name != "w"]
-    side_by_side = extent > 1 and all(lane[name] == 1 for name in dense)
-    tiled = side_by_side and (labels is not None or step["y"] != 1)
-    spread = labels is not None and not tiled and spreads
-    contiguous = frozenset(name for name in steps if step[name] == 1 and not tiled)
-    if labels is not None and not spread:
-        contiguous = frozenset()
-    adjacent = tiled or (extent > 1 and all(lane[name] == run for name in contiguous))
-    swept = ball.norm in ("l1", "l2", "linf")
-    beside = frozenset(name for name in steps if lane[name] == 1)
-    ranked, direct = 0, False
-    if ball.norm == "l0" and labels is None and len(loops) <= 1 and 1 < run <= RANKED and adjacent:
-        ranked = run if tiled or contiguous == steps.keys() else 0
-    elif tiled:
-        contiguous = beside
-        direct = swept and ("w" not in steps or lane["w"] in (0, 1))
-        direct = direct or (ball.norm == "simplex" and labels is None)
-    else:
-        direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
-    lanes = 1 if not tiled else ABREAST if direct else LANES
-    lanes = ABREAST if ranked else lanes
-    crossed = False
-    if labels is not None and ball.norm == "l1" and not (tiled or spread) and "w" not in steps:
-        along = extent >= LANES and all(step[name] == 1 for name in steps)
-        crossed = along and labels.size <= CROSSABLE
-    if crossed and labels is not None:
-        lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
-    searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
+    loops = _merged(shape, steps, inner) or [(1, dict.fromkeys(steps, 1))]
+    rows = _merged(shape, steps, batch) or [(1, dict.fromkeys(steps, 0))]
+    extent, lane = rows.pop()
     size = math.prod(shape[axis] for axis in axes)
-    stripped = tiled and direct and searches and labels is None and size >= LONG
-    stripped = stripped or (tiled and direct and ball.norm == "simplex")
-    kernel = make(Form(lanes, contiguous, direct, ranked, spread, stripped, crossed, tiled, beside))
-    if labels is not None and spread:
-        offsets = {name: np.zeros(0, np.int64) for name in steps}
-        starts, numbers, run = labels, int(labels.max()) + 1, labels.size
-    elif labels is not None:
-        order = np.argsort(labels, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
-        numbers = starts.size - 1
-        offsets = {name: order * (CROSSED if crossed else step[name]) for name in steps}
-    else:
-        outer = loops[:-1]
-        offsets = {
-            name: _sums([n for n, _ in outer], [way[name] for _, way in outer]) for name in steps
-        }
-        starts, numbers = np.array([0, offsets["y"].size]), 1
+    form = _form(ball, loops, (extent, lane), labels, size, spreads)
+    kernel = make(form)
+    run, step = loops[-1]
+    if labels is not None:
+        run = size if form.spread or form.crossed else 1
+    starts, numbers, offsets = _elements(form, loops, labels)
     bases, offset, span = {}, {}, {}
     for name, way in steps.items():
         low = sum(min(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
         bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
-    longest = 0 if spread else int(np.diff(starts).max(initial=0)) * (1 if crossed else run)
+    each = 1 if form.crossed else run
+    longest = 0 if form.spread else int(np.diff(starts).max(initial=0)) * each
     tiles = -(-extent // kernel.lanes)
     groups, pieces = bases["y"].size * extent * numbers, 1
     items = bases["y"].size * tiles * numbers
     average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
-    if crossed:
+    if form.crossed:
         items, average = bases["y"].size * tiles, run * kernel.lanes
-    if spread:
+    if form.spread:
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
     block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
     # Of what is gathered, an odd number of cache lines: so that rows have other sets of the cache.
-    pitch = longest if direct and lanes == 1 else 16 * (-(-longest // 16) | 1)
+    pitch = longest if form.direct and form.lanes == 1 else 16 * (-(-longest // 16) | 1)
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
@@ -177,7 +137,7 @@ def plan_walk(
         "piece": -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
         "slots_size": groups * pieces if pieces > 1 else 0,
-        "scratch_size": kernel.scratch_size(pitch, numbers if spread else longest, run),
+        "scratch_size": kernel.scratch_size(pitch, numbers if form.spread else longest, run),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
         **{f"{name}_size": span[name] for name in steps},
@@ -194,11 +154,78 @@ def plan_walk(
     return Walk(kernel, tuple(shape), batch, offset, span, cells, np.concatenate(vectors))
 
 
+def _form(
+    ball: Ball,
+    loops: Sequence[Loop],
+    side: Loop,
+    labels: Offsets | None,
+    size: int,
+    spreads: bool,
+) -> Form:
+    """How groups of `size` elements are walked, those of all `labels` together if there are any:
+    `loops` are over a group's elements, `side` is the innermost over groups."""
+    (run, step), (extent, lane) = loops[-1], side
+    run = run if labels is None else 1
+    weighted = "w" in step
+    beside = frozenset(name for name in step if lane[name] == 1)
+    tiled = extent > 1 and beside >= step.keys() - {"w"} and (labels is not None or step["y"] != 1)
+    if tiled:
+        swept = ball.norm in ("l1", "l2", "linf") and (not weighted or lane["w"] in (0, 1))
+        direct = swept or (ball.norm == "simplex" and labels is None)
+        ranked = _ranked(ball, loops, labels)
+        if ranked:
+            return Form(ABREAST, frozenset(), False, ranked, tiled=True, beside=beside)
+        searches = ball.norm == "l1" or (ball.norm == "l2" and weighted)
+        stripped = direct and searches and labels is None and size >= LONG
+        stripped = stripped or (direct and ball.norm == "simplex")
+        lanes = ABREAST if direct else LANES
+        return Form(lanes, beside, direct, stripped=stripped, tiled=True, beside=beside)
+    contiguous = frozenset(name for name in step if step[name] == 1)
+    along = contiguous == step.keys()
+    if labels is not None and spreads:
+        return Form(1, contiguous, spread=True, beside=beside)
+    if labels is not None:
+        crossed = ball.norm == "l1" and not weighted and along and extent >= LANES
+        if crossed and size <= CROSSABLE:
+            return Form(CROSSED, contiguous, direct=True, crossed=True, beside=beside)
+        return Form(1, frozenset(), beside=beside)
+    if along and extent > 1 and all(lane[name] == run for name in contiguous):
+        ranked = _ranked(ball, loops, labels)
+        if ranked:
+            return Form(ABREAST, contiguous, ranked=ranked, beside=beside)
+    return Form(1, contiguous, direct=along and len(loops) == 1, beside=beside)
+
+
+def _ranked(ball: Ball, loops: Sequence[Loop], labels: Offsets | None) -> int:
+    """Of l0, how many values each group has, where they are few; else 0."""
+    run = loops[-1][0]
+    few = ball.norm == "l0" and labels is None and len(loops) == 1 and 1 < run <= RANKED
+    return run if few else 0
+
+
+def _elements(
+    form: Form, loops: Sequence[Loop], labels: Offsets | None
+) -> tuple[Offsets, int, dict[str, Offsets]]:
+    """Where the offsets of each label's elements begin, how many labels there are, and the
+    offsets; where labelled elements are spread, the labels themselves."""
+    step = loops[-1][1]
+    if labels is None:
+        extents, ways = [n for n, _ in loops[:-1]], [way for _, way in loops[:-1]]
+        offsets = {name: _sums(extents, [way[name] for way in ways]) for name in step}
+        return np.array([0, offsets["y"].size]), 1, offsets
+    if form.spread:
+        return labels, int(labels.max()) + 1, {name: np.zeros(0, np.int64) for name in step}
+    order = np.argsort(labels, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+    offsets = {name: order * (CROSSED if form.crossed else step[name]) for name in step}
+    return starts, starts.size - 1, offsets
+
+
 def _merged(
     shape: Sequence[int], steps: Mapping[str, Sequence[int]], axes: Sequence[int]
-) -> list[tuple[int, dict[str, int]]]:
-    """(extent, steps) of loops over `axes`; two are one where every array lets them be."""
-    loops: list[tuple[int, dict[str, int]]] = []
+) -> list[Loop]:
+    """Loops over `axes`; two are one where every array lets them be."""
+    loops: list[Loop] = []
     for axis in axes:
         own = {name: way[axis] for name, way in steps.items()}
         if shape[axis] == 1 and len(axes) > 1:
