@@ -356,8 +356,8 @@ cuda = SimpleNamespace(
 
 @contextmanager
 def installed() -> Any:
-    """Inside, ``import cupy`` finds this module, and nobody the rest of CuPy: some of it is imported
-    only when looked at, and would take this for CuPy."""
+    """Inside, ``import cupy`` finds this module, and nobody finds the rest of CuPy: some of it is
+    imported only when looked at, and would take this for CuPy."""
     real = {name: module for name, module in sys.modules.items() if _is_real(name)}
     for name in real:
         del sys.modules[name]
