@@ -13,7 +13,7 @@ from support import Array, bits, early, lay_out, rehearsals, together
 from test_pullbacks import Guarded, Watched, tree_agrees
 
 import projgen
-from projgen.cpu.group_kernel import Ball
+from projgen.cpu.ball import Ball
 from projgen.cpu.part_kernels import Group
 from projgen.cpu.pull_parts import GroupPull, Views
 from projgen.gradient_rules import Groups, shared_out

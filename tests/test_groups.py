@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Array, early, lay_out, rehearsals, together
 
-from projgen.cpu.groups import Ball, GroupCall
+from projgen.cpu.ball import Ball
+from projgen.cpu.groups import GroupCall
 from projgen.references import REFERENCES
 
 BALLS = [

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
-from projgen.cpu.group_kernel import CELLS, Ball, GroupKernel
+from projgen.cpu.ball import Ball
+from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.sharing import Sharing
-from projgen.cpu.walks import Form, Offsets, Walk, plan_walk
+from projgen.cpu.walks import CELLS, Form, Offsets, Walk, plan_walk
 
-__all__ = ["Ball", "GroupCall", "walk_groups"]
+__all__ = ["GroupCall", "walk_groups"]
 
 Array = NDArray[Any]
 

@@ -10,15 +10,60 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.cpu.group_kernel import ABREAST, CELLS, CROSSED, LANES, RANKED, Ball
+from projgen.cpu.ball import Ball
 
 Offsets = NDArray[np.int64]
 Loop: TypeAlias = "tuple[int, dict[str, int]]"  # its extent, and its step in each array
 
-LONG = 64  # elements: groups of so many are worth to be turned into rows
+LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
+ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
+CROSSED = 64  # rows that are turned into columns together
+RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
+LONG = 64  # elements: groups of so many are worth turning into rows
 CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
+
+# The geometry that a kernel is given: these, and then the vectors of the walk's index.
+CELLS = (
+    "index_size",
+    "y_size",
+    "x_size",
+    "w_size",
+    "memory_size",
+    "seats",
+    "scratch_size",
+    "spare_size",
+    "pitch",
+    "groups",
+    "blocks",
+    "block_size",
+    "items",
+    "labels",
+    "tiles",
+    "extent",
+    "starts_at",
+    "y_bases_at",
+    "x_bases_at",
+    "w_bases_at",
+    "run",
+    "y_step",
+    "x_step",
+    "w_step",
+    "y_lane",
+    "x_lane",
+    "w_lane",
+    "pieces",
+    "piece",
+    "slots_at",
+    "slots_size",
+    "y_offsets",
+    "y_offsets_end",
+    "x_offsets",
+    "x_offsets_end",
+    "w_offsets",
+    "w_offsets_end",
+)
 
 
 class Walker(Protocol):
@@ -245,4 +290,4 @@ def _sums(extents: Sequence[int], steps: Sequence[int]) -> Offsets:
     return offsets
 
 
-__all__ = ["Form", "Offsets", "Walk", "plan_walk"]
+__all__ = ["ABREAST", "CELLS", "LANES", "Form", "Offsets", "Walk", "plan_walk"]
