@@ -307,8 +307,11 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         lanes = np.arange((64 if size < 16 else 32) // tile.itemsize)
         pitch = bundle * max(64, 2048 // (size * bundle) // 16 * 16)
         cells = at + pitch * np.arange(size + 1)[:, None] + lanes
-        descending = -np.sort(-np.abs(tile[cells[:-1]]), axis=0)
-        radii, counts = tile[cells[-1]], np.arange(1, size + 1, dtype=tile.dtype)[:, None]
+        descending = -np.sort(-np.abs(np.asarray(tile[cells[:-1]])), axis=0)
+        radii, counts = (
+            np.asarray(tile[cells[-1]]),
+            np.arange(1, size + 1, dtype=tile.dtype)[:, None],
+        )
 
         def largest_mean(origin: Any) -> Array:
             above = np.concatenate([-radii[None], descending - origin])

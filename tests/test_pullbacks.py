@@ -541,7 +541,10 @@ class Watched(np.ndarray):
     def _check(self, index: Any) -> None:
         parts = index if isinstance(index, tuple) else (index,)
         for part, extent in zip(parts, self.shape, strict=False):
-            ends = (part.start, part.stop) if isinstance(part, slice) else (part, extent - 1 - part)
+            if isinstance(part, slice):
+                ends = part.start, part.stop
+            else:
+                ends = np.min(part), extent - 1 - np.max(part)
             if not all(end is None or end >= 0 for end in ends):
                 raise IndexError(f"{index} of {extent}")
 
