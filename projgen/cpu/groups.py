@@ -21,6 +21,7 @@ from projgen.cpu.group_kernel import (
     GroupKernel,
 )
 from projgen.cpu.sharing import Sharing
+from projgen.dtypes import ITEMSIZE, arithmetic
 
 __all__ = ["Ball", "Form", "GroupCall", "Walk", "plan_walk", "walk_groups"]
 
@@ -87,9 +88,8 @@ def walk_groups(
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
     spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
-    return plan_walk(
-        kernel, ball, shape, strides, axes, out_strides, weight_strides, labels, spreads
-    )
+    ways = strides, axes, out_strides, weight_strides, labels
+    return plan_walk(kernel, ball, shape, *ways, spreads, copies=ITEMSIZE[dtype] == 2)
 
 
 class Form(NamedTuple):
@@ -120,9 +120,11 @@ def plan_walk(
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
     spreads: bool,
+    copies: bool = False,
 ) -> Walk[Made]:
     """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
-    in their own order, where groups do not lie side by side."""
+    in their own order, where groups do not lie side by side. `copies`: whether it works on copies
+    of rows in another type, wherever they lie."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -153,13 +155,14 @@ def plan_walk(
         direct = swept and ("w" not in steps or lane["w"] in (0, 1))
         direct = direct or (ball.norm == "simplex" and labels is None)
     else:
-        direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
+        contiguously = contiguous == steps.keys() and labels is None
+        direct = len(loops) <= 1 and contiguously and not copies
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
     crossed = False
     if labels is not None and ball.norm == "l1" and not (tiled or spread) and "w" not in steps:
         along = extent >= LANES and all(step[name] == 1 for name in steps)
-        crossed = along and labels.size <= CROSSABLE
+        crossed = along and labels.size <= CROSSABLE and not copies
     if crossed and labels is not None:
         lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
     searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
@@ -306,7 +309,7 @@ class GroupCall:
         self._address = int(self._module.project.address)
         self._entry = cpu.ENTRY(self._address)
         threads = max(1, min(threads, walk.cells["blocks"]))
-        groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
+        groups, itemsize = walk.cells["groups"], ITEMSIZE[dtype]
         self._groups = groups
         slots = walk.cells["slots_size"]
         self._slots = slice(2 * groups, 2 * groups + slots)
@@ -321,7 +324,7 @@ class GroupCall:
         self._offset = walk.offset["y"] * itemsize
         self._out_offset = walk.offset.get("x", walk.offset["y"]) * itemsize
         self._own_offset = walk.offset.get("w", 0) * np.dtype(weight_dtype).itemsize
-        work = int(np.prod(shape, dtype=np.int64)) * itemsize
+        work = int(np.prod(shape, dtype=np.int64)) * ITEMSIZE[arithmetic(dtype)]
         if ball.norm == "lp":
             work *= 16  # its arithmetic is what takes long
         self._followers = threads - 1 if work >= cpu.SHARED_BYTES else 0
