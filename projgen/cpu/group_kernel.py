@@ -249,15 +249,25 @@ class GroupKernel:
         """Whether groups inside their ball may change as well."""
         return self.ball.nonneg or self.ball.norm == "simplex"
 
+    def element(self, x: str) -> str:
+        """An element of a group to work with, which may be worked on where it lies."""
+        return self.widen(x) if self.in_rows else x
+
+    def written(self, value: str) -> str:
+        """The inverse."""
+        return self.narrow(value) if self.in_rows else value
+
     def load(self, x: str) -> str:
         """An element as its ball counts it, in float64."""
+        x = self.element(x)
         if self.ball.norm == "simplex":
             return f"np.float64({x})"
         return f"positive({x})" if self.ball.nonneg else f"abs(np.float64({x}))"
 
     def store(self, value: str, x: str) -> str:
         """What is written for a projected `value` of element `x`."""
-        return value if self.always else f"math.copysign({value}, {x})"
+        signed = value if self.always else f"math.copysign({value}, {self.element(x)})"
+        return self.written(signed)
 
     @property
     def target(self) -> str:

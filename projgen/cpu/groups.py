@@ -89,7 +89,7 @@ def walk_groups(
 
     spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
     ways = strides, axes, out_strides, weight_strides, labels
-    return plan_walk(kernel, ball, shape, *ways, spreads, copies=ITEMSIZE[dtype] == 2)
+    return plan_walk(kernel, ball, shape, *ways, spreads, halves=ITEMSIZE[dtype] == 2)
 
 
 class Form(NamedTuple):
@@ -120,11 +120,11 @@ def plan_walk(
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
     spreads: bool,
-    copies: bool = False,
+    halves: bool = False,
 ) -> Walk[Made]:
     """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
-    in their own order, where groups do not lie side by side. `copies`: whether it works on copies
-    of rows in another type, wherever they lie."""
+    in their own order, where groups do not lie side by side. `halves`: of these lp and l0, which
+    look at a value many times, work on copies; and labelled elements are not turned."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -155,14 +155,14 @@ def plan_walk(
         direct = swept and ("w" not in steps or lane["w"] in (0, 1))
         direct = direct or (ball.norm == "simplex" and labels is None)
     else:
-        contiguously = contiguous == steps.keys() and labels is None
-        direct = len(loops) <= 1 and contiguously and not copies
+        direct = len(loops) <= 1 and contiguous == steps.keys() and labels is None
+        direct = direct and not (halves and ball.norm in ("lp", "l0"))
     lanes = 1 if not tiled else ABREAST if direct else LANES
     lanes = ABREAST if ranked else lanes
     crossed = False
     if labels is not None and ball.norm == "l1" and not (tiled or spread) and "w" not in steps:
         along = extent >= LANES and all(step[name] == 1 for name in steps)
-        crossed = along and labels.size <= CROSSABLE and not copies
+        crossed = along and labels.size <= CROSSABLE and not halves
     if crossed and labels is not None:
         lanes, contiguous, direct, run = CROSSED, frozenset(steps), True, labels.size
     searches = ball.norm == "l1" or (ball.norm == "l2" and "w" in steps)
