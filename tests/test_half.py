@@ -230,7 +230,9 @@ def test_float16_from_and_to_float32(way: str) -> None:
     x = numbers(FLOAT16)
     narrow = np.empty(x.size, np.int16)
     found[f"narrow{way}"](x, narrow)
-    assert np.array_equal(narrow, x.astype(np.float16).view(np.int16))
+    with np.errstate(over="ignore"):
+        nearest = x.astype(np.float16)
+    assert np.array_equal(narrow, nearest.view(np.int16))
 
 
 def test_bfloat16_from_and_to_float32() -> None:
