@@ -236,9 +236,9 @@ def solve(row, w, v, u, guess):
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
     """The sums of the groups of a tile."""
     sums[:] = 0.0
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     whole = run - run % 8
@@ -369,9 +369,9 @@ def turn_8(typing_context, source, at, step, target, to, pitch):
 @register_jitable
 def gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes):
     """The elements of adjacent groups, group by group; how many each has."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     j = 0
@@ -399,7 +399,7 @@ def gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index,
 @register_jitable
 def scatter(x, rows, begin, end, base_x, width, pitch, index, axes):
     """Write projected groups."""
-    x_offsets = index[axes[33] : axes[33 + 1]]
+    x_offsets = index[axes[33] : axes[34]]
     x_step = axes[22]
     run = axes[20]
     j = 0
@@ -466,8 +466,8 @@ def project(y_at, x_at, geometry, work, desk):
     values = memory[:groups]
     radii = memory[groups : 2 * groups]
     at = 2 * groups + seat * scratch_size
-    sums_lanes = memory[at + 0 * LANES : at + 1 * LANES]
-    at += 1 * LANES
+    sums_lanes = memory[at : at + LANES]
+    at += LANES
     rows = memory[at : at + 8 * pitch].view(np.float32)
     at += 8 * pitch
     weights = memory[at : at + 16 * pitch].view(np.float64)
@@ -501,7 +501,6 @@ def project(y_at, x_at, geometry, work, desk):
             while first < tile_end:
                 width = min(STRIP, tile_end - first)
                 n = gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes)
-                changed = True
                 for c in range(width):
                     group = (first + c) * labels + m
                     row = rows[c * pitch : c * pitch + n]
@@ -510,9 +509,7 @@ def project(y_at, x_at, geometry, work, desk):
                         v, u = values[group], radii[group * radius_step]
                         found, fall = solve(row, own, v, u, found - (u / v - share) * fall)
                         share = u / v
-
-                if changed:
-                    scatter(x, rows, begin, end, base_x, width, pitch, index, axes)
+                scatter(x, rows, begin, end, base_x, width, pitch, index, axes)
                 first += STRIP
                 base_y += STRIP
                 base_x += STRIP

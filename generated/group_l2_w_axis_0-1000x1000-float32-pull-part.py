@@ -122,9 +122,9 @@ def gather(y, x, g, w, begin, end, base_y, base_w, width, radii, totals, squares
         scratch[2 * LANES + j] = 0.0
         scratch[3 * LANES + j] = 0.0
         scratch[4 * LANES + j] = radii[j]
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
@@ -182,9 +182,9 @@ def weigh(v, u, total, square, lost, steep, rise):
 @register_jitable(fastmath=EXACT, error_model="numpy")
 def share(y, x, g, w, out, begin, end, base_y, base_w, width, scratch, index, axes):
     """The gradients of the values of groups side by side."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):

@@ -16,7 +16,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
-EXACT = {"contract", "nsz"}  # what is no sum keeps its order: weights may be very large, or small
+EXACT = {"contract", "nsz"}  # what is no sum keeps its order: values may be very large, or small
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and

@@ -159,9 +159,9 @@ def bits_of(value):
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
     """The bits of the largest of the groups of a tile."""
     tops[:] = 0
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     whole = run - run % 8
@@ -230,11 +230,11 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level):
     """The projection of the groups of a tile, whose levels are found."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
-    x_offsets = index[axes[33] : axes[33 + 1]]
+    x_offsets = index[axes[33] : axes[34]]
     x_step = axes[22]
-    w_offsets = index[axes[35] : axes[35 + 1]]
+    w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
@@ -307,8 +307,8 @@ def project(y_at, x_at, geometry, work, desk):
     values = memory[:groups]
     radii = memory[groups : 2 * groups]
     at = 2 * groups + seat * scratch_size
-    sums_lanes = memory[at + 0 * LANES : at + 1 * LANES]
-    level_lanes = memory[at + 1 * LANES : at + 2 * LANES]
+    sums_lanes = memory[at : at + LANES]
+    level_lanes = memory[at + LANES : at + 2 * LANES]
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)

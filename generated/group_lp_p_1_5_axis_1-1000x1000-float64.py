@@ -19,7 +19,7 @@ FINITE = FAST | {"nnan"}  # where input has passed the check
 P = 1.5
 STEEPEST = 1.0 / (P - 1.0)  # how z can fall with c
 TURNS = 200  # of a search, at most; some five are usual
-PART = 512  # elements, whose sums are short enough for float64
+PART = 512  # elements that are summed together
 SETTLED = 4.0e-07  # a step of Newton's method for z after which its error is beyond float64
 LAST = 1.5e-07  # the same, for log t
 BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
@@ -282,6 +282,7 @@ def solve(row, target, spare, v, u, guess):
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
+    # What log t would be for one value, or many equal ones, of length 1.
     height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
     if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
         base = height + (2.0 - P) * math.log(value)
@@ -298,15 +299,13 @@ def solve(row, target, spare, v, u, guess):
     for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
         depths[j] = slopes[j] = 0.0
         a = abs(np.float64(row[j])) * scale
-        value = log(a)
-        shifts[j] = (P - 2.0) * value if a > 0 else -1e300
-        lengths[j] = P * value if a > 0 else -1e300
+        size = log(a)
+        shifts[j] = (P - 2.0) * size if a > 0 else -1e300
+        lengths[j] = P * size if a > 0 else -1e300
     for j in range(n):
         if lengths[j] > longest:
             longest, first = lengths[j], shifts[j]
     goal = math.log(u) + math.log(scale)
-    # What t would be for one value, or many equal ones.
-    height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
     t = height - first + guess
     low, high = -1e300, 1e300
     moved, top = 0.0, longest + P * min(ratio, 0.0)

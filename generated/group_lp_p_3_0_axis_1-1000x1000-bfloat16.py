@@ -348,6 +348,7 @@ def solve(row, spare, v, u, guess):
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
+    # What log t would be for one value, or many equal ones, of length 1.
     height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
     if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
         base = height + (2.0 - P) * math.log(value)
@@ -369,15 +370,13 @@ def solve(row, spare, v, u, guess):
     for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
         depths[j] = slopes[j] = 0.0
         a = abs(np.float64(row[j])) * scale
-        value = log(a)
-        shifts[j] = (P - 2.0) * value if a > 0 else -1e300
-        lengths[j] = P * value if a > 0 else -1e300
+        size = log(a)
+        shifts[j] = (P - 2.0) * size if a > 0 else -1e300
+        lengths[j] = P * size if a > 0 else -1e300
     for j in range(n):
         if lengths[j] > longest:
             longest, first = lengths[j], shifts[j]
     goal = math.log(u) + math.log(scale)
-    # What t would be for one value, or many equal ones.
-    height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
     t = height - first + guess
     low, high = -1e300, 1e300
     moved, top = 0.0, longest + P * min(ratio, 0.0)
@@ -414,7 +413,7 @@ def solve(row, spare, v, u, guess):
 @register_jitable
 def gather(y, rows, begin, end, base_y, index, axes):
     """The elements of a group; how many."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     run = axes[20]
     j = 0
     for o in range(begin, end):
@@ -430,7 +429,7 @@ def gather(y, rows, begin, end, base_y, index, axes):
 @register_jitable
 def scatter(x, rows, begin, end, base_x, index, axes):
     """Write projected elements."""
-    x_offsets = index[axes[33] : axes[33 + 1]]
+    x_offsets = index[axes[33] : axes[34]]
     run = axes[20]
     j = 0
     for o in range(begin, end):
@@ -508,7 +507,6 @@ def project(y_at, x_at, geometry, work, desk):
             base_x = index[x_bases_at + outer] + past * x_lane
             begin, end = index[starts_at + m], index[starts_at + m + 1]
             n = gather(y, rows, begin, end, base_y, index, axes)
-            changed = projecting
             group = first * labels + m
             row = rows[:n]
             if not projecting:
@@ -518,6 +516,5 @@ def project(y_at, x_at, geometry, work, desk):
                 v, u = values[group], radii[group * radius_step]
                 found, fall = solve(row, spare, v, u, found - (u / v - share) * fall)
                 share = u / v
-
-            if changed:
+            if projecting:
                 scatter(x, rows, begin, end, base_x, index, axes)

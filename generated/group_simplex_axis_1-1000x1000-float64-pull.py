@@ -16,7 +16,7 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
-EXACT = {"contract", "nsz"}  # what is no sum keeps its order: weights may be very large, or small
+EXACT = {"contract", "nsz"}  # what is no sum keeps its order: values may be very large, or small
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
@@ -100,7 +100,7 @@ def chosen(yes, a, b):
 def gather(x, g, base_y, index, axes):
     """What is summed of a group."""
     total = count = 0.0
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     run = axes[20]
     for o in range(y_offsets.size):
         at_y = base_y + y_offsets[o]
@@ -133,7 +133,7 @@ def weigh(u, total, count):
 @register_jitable(fastmath=EXACT, error_model="numpy")
 def share(x, g, out, base_y, floor, drop, index, axes):
     """The gradients of the values of a group."""
-    y_offsets = index[axes[31] : axes[31 + 1]]
+    y_offsets = index[axes[31] : axes[32]]
     run = axes[20]
     for o in range(y_offsets.size):
         at_y = base_y + y_offsets[o]

@@ -373,6 +373,7 @@ def project_0(v0, u0, limit, first, last, axes):
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
 
+
 EXCHANGES = (  # the larger one first, pair after pair: then 9 values descend
     (0, 8), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (0, 2), (1, 3), (4, 6), (5, 7),
     (2, 8), (2, 4), (3, 5), (6, 8), (0, 1), (2, 3), (4, 5), (6, 7), (1, 8), (1, 4),

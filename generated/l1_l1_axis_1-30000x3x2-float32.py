@@ -231,6 +231,7 @@ def project_0(v0, u0, total, radius, axes):
         for j in range(row.size):
             out[j] = row[j] - min(max(row[j], -t), t)
 
+
 EXCHANGES = (  # the larger one first, pair after pair: then 3 values descend
     (0, 2), (0, 1), (1, 2),
 )

@@ -129,7 +129,7 @@ def aggregate_1(y, slot, first, last, axes):
         slot[i0 * n2 : i0 * n2 + n2] = 0
     for i0 in range(first, last):
         values = slot[i0 * n2 : i0 * n2 + n2]
-        whole = n1 - (n1 - 0) % 4
+        whole = n1 - n1 % 4
         for i1 in range(0, whole, 4):
             at = i0 * s0 + i1 * s1
             row_0 = y[at : at + n2]
@@ -249,7 +249,7 @@ def excess_1(y, limit, slot, above, first, last, axes):
         limits = limit[i0 * n2 : i0 * n2 + n2]
         excesses = slot[i0 * n2 : i0 * n2 + n2]
         counts = above[i0 * n2 : i0 * n2 + n2]
-        whole = n1 - (n1 - 0) % 8
+        whole = n1 - n1 % 8
         for i1 in range(0, whole, 8):
             at = i0 * s0 + i1 * s1
             row_0 = y[at : at + n2]

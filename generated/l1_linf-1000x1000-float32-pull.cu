@@ -15,7 +15,7 @@ typedef int index;
 
 constexpr unsigned WARP = 0xffffffffu;  // all its lanes
 
-// Where each part of the workspace begins, in bytes; extents n and steps s (in x: t) of each level's
+// Where each part of the tape and the workspace begins, in bytes; extents n and steps s of each level's
 // loops, outermost first.
 struct Geometry {
     long long total_at, v0_at, limit_1_at, slope_at, h0_at;

@@ -132,7 +132,7 @@ def aggregate_1(y, slot, first, last, axes):
     for i0 in range(0, n0):
         for i1 in range(first, last):
             values = slot[i1 * n3 : i1 * n3 + n3]
-            whole = n2 - (n2 - 0) % 4
+            whole = n2 - n2 % 4
             for i2 in range(0, whole, 4):
                 at = i0 * s0 + i1 * s1 + i2 * s2
                 row_0 = bits[at : at + n3]

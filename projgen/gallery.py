@@ -15,7 +15,8 @@ import numpy as np
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.compiler import Compiled, c_strides, compile_binding, compile_pull
-from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.ball import Ball
+from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.group_pull import walk_pull
 from projgen.cpu.group_pull_kernel import GroupPullKernel
 from projgen.cpu.groups import walk_groups

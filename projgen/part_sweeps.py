@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from projgen.compiler import Compiled, Loadable
 from projgen.cpu.group_kernel import GroupKernel
-from projgen.cpu.groups import Walk
+from projgen.cpu.walks import Walk
 from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
 

@@ -231,8 +231,8 @@ class Projection:
         """The projection x of `y`, and the way back: a `Pullback`.
 
         That is a function which takes the gradient of x, and gives those of `y` and of the radius.
-        The arguments and errors are those of a call; TypeError for arrays on a GPU, unless the tree
-        is a chain of l1, l2 and linf over one.
+        The arguments and errors are those of a call; TypeError for what is on a GPU and is no chain
+        of l1, l2 and linf over one array.
         """
         from projgen import pullback
 

@@ -41,7 +41,7 @@ def render_pull_series(columns: tuple[str, ...]) -> str:
 
 
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.
-_EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk)")
+_EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk|EXCHANGES)")
 
 
 def render(kernel: Kernel) -> str:

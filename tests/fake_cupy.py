@@ -356,15 +356,20 @@ cuda = SimpleNamespace(
 
 @contextmanager
 def installed() -> Any:
-    """Inside, ``import cupy`` finds this module."""
-    before = sys.modules.get("cupy")
+    """Inside, ``import cupy`` finds this module, and nobody finds the rest of CuPy: some of it is
+    imported only when looked at, and would take this for CuPy."""
+    real = {name: module for name, module in sys.modules.items() if _is_real(name)}
+    for name in real:
+        del sys.modules[name]
     sys.modules["cupy"] = sys.modules[__name__]
     reset()
     try:
         yield sys.modules[__name__]
     finally:
         _memory.clear()
-        if before is None:
-            del sys.modules["cupy"]
-        else:
-            sys.modules["cupy"] = before
+        del sys.modules["cupy"]
+        sys.modules.update(real)
+
+
+def _is_real(name: str) -> bool:
+    return name.partition(".")[0] in ("cupy", "cupyx")

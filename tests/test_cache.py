@@ -763,6 +763,16 @@ def test_code_that_cannot_be_linked_is_left_to_numba(root: Path) -> None:
     assert report["numba"] and report["warnings"] == []
 
 
+def test_a_numba_that_keeps_its_code_elsewhere(root: Path) -> None:
+    """It is needed in every process, and works."""
+    keep = "machine_code.keep = lambda *_: os.there_is_none"
+    other = f"from projgen.cpu import machine_code\n{keep}\n{CALL}"
+    for _ in range(2):
+        report = python(other, root)
+        assert report["numba"] and report["warnings"] == []
+    assert not list(root.rglob("*.o"))
+
+
 def test_damaged_code_is_compiled_again(root: Path) -> None:
     python(CALL, root)
     (entry,) = cache.entries()

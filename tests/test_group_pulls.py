@@ -13,7 +13,7 @@ from support import Array, bits, early, lay_out, rehearsals, together
 from test_pullbacks import Guarded, Watched, tree_agrees
 
 import projgen
-from projgen.cpu.group_kernel import Ball
+from projgen.cpu.ball import Ball
 from projgen.cpu.part_kernels import Group
 from projgen.cpu.pull_parts import GroupPull, Views
 from projgen.gradient_rules import Groups, shared_out
@@ -215,7 +215,7 @@ def test_many_blocks_teams_and_pieces(labelled: bool) -> None:
     with (
         patch.object(support._NUMBA, "carray", watched),
         patch("projgen.cpu.call.Workspace", Guarded),
-        patch("projgen.cpu.groups.BLOCK", 64),
+        patch("projgen.cpu.walks.BLOCK", 64),
     ):
         results = []
         for team in (None, early, together):

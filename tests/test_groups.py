@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Array, early, lay_out, rehearsals, run_python, together
 
-from projgen.cpu.groups import Ball, GroupCall
+from projgen.cpu.ball import Ball
+from projgen.cpu.groups import GroupCall
 from projgen.references import REFERENCES
 
 BALLS = [
@@ -296,7 +297,7 @@ def test_labels_are_groups_that_lie_anywhere(ball: Ball) -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_labels_of_one_long_row(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is cut into pieces, each with sums of its own; squares that have no room, too."""
-    monkeypatch.setattr("projgen.cpu.groups.BLOCK", 40)
+    monkeypatch.setattr("projgen.cpu.walks.BLOCK", 40)
     rng = np.random.default_rng(7)
     labels, y = rng.integers(0, 9, 3000), rng.standard_normal(3000)
     for label, scale in enumerate((1e-200, 1e200, 0.0, 1e-308, 1.0)):

@@ -16,8 +16,9 @@ from test_properties import layouts
 from test_templates import undefined_names, unused_names
 
 import projgen
+from projgen.cpu.ball import Ball
 from projgen.cpu.group_kernel import GroupKernel
-from projgen.cpu.groups import Ball, walk_groups
+from projgen.cpu.groups import walk_groups
 
 LEVELS = [
     *(f"{norm}(w=w, axis={{}})" for norm in ("l1", "l2", "linf")),

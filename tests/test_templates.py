@@ -20,7 +20,8 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.compiler import c_strides, compile_binding
-from projgen.cpu.group_kernel import Ball, GroupKernel
+from projgen.cpu.ball import Ball
+from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.group_pull_kernel import GroupPullKernel
 from projgen.cpu.kernel import Kernel, Phase
 from projgen.cpu.lower import lower

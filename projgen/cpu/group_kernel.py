@@ -13,76 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
+from projgen.cpu.ball import Ball
 from projgen.cpu.lower import VERSION
+from projgen.cpu.walks import CELLS, LANES
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.render import render_group
-
-LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
-ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
-WIDTHS = {"float32": 4, "float64": 8}  # bytes
-CROSSED = 64  # rows that are turned into columns together
-RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
-
-CELLS = (
-    "index_size",
-    "y_size",
-    "x_size",
-    "w_size",
-    "memory_size",
-    "seats",
-    "scratch_size",
-    "spare_size",
-    "pitch",
-    "groups",
-    "blocks",
-    "block_size",
-    "items",
-    "labels",
-    "tiles",
-    "extent",
-    "starts_at",
-    "y_bases_at",
-    "x_bases_at",
-    "w_bases_at",
-    "run",
-    "y_step",
-    "x_step",
-    "w_step",
-    "y_lane",
-    "x_lane",
-    "w_lane",
-    "pieces",
-    "piece",
-    "slots_at",
-    "slots_size",
-    "y_offsets",
-    "y_offsets_end",
-    "x_offsets",
-    "x_offsets_end",
-    "w_offsets",
-    "w_offsets_end",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Ball:
-    """What a level projects on.
-
-    ``p`` is the exponent of `lp`; ``weighted``: each value counts times its weight; ``nonneg``:
-    only values of 0 and above belong to it; ``ragged``: its groups are given by labels.
-    """
-
-    norm: str
-    p: float | None = None
-    weighted: bool = False
-    nonneg: bool = False
-    ragged: bool = False
-
-    @property
-    def title(self) -> str:
-        options = ([f"p={self.p!r}"] if self.p is not None else []) + ["w"] * self.weighted
-        options += ["nonneg=True"] * self.nonneg + ["groups"] * self.ragged
-        return self.norm + (f"({', '.join(options)})" if options else "")
 
 
 @dataclass(frozen=True)
@@ -301,7 +236,7 @@ class GroupKernel:
 
     def room(self, dtype: str) -> str:
         """The cells of a thread's memory that such groups take."""
-        cells = self.strip * WIDTHS[dtype] // 8
+        cells = self.strip * ITEMSIZE[dtype] // 8
         return f"{cells} * pitch" if cells > 1 else "pitch" if cells else "pitch // 2"
 
     @property
@@ -369,7 +304,7 @@ class GroupKernel:
         """What is known of each group of a tile."""
         if not self.searches:
             return ("sums",) if self.stripped else ("sums", "level")
-        both = ("excesss", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
+        both = ("excesses", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
     def limit(self, x: str) -> str:
@@ -406,9 +341,9 @@ class GroupKernel:
         room = len(self.lane_vectors) * self.lanes if self.abreast else 0
         if self.gathers or self.rescues:
             dtypes = [self.dtype] + [self.weight_dtype] * self.ball.weighted
-            room += sum(self.strip * pitch * WIDTHS[dtype] // 8 for dtype in dtypes)
+            room += sum(self.strip * pitch * ITEMSIZE[dtype] // 8 for dtype in dtypes)
         if self.crossed:
-            room += self.lanes * elements * WIDTHS[self.dtype] // 8
+            room += self.lanes * elements * ITEMSIZE[self.dtype] // 8
         return room + self.spare_size(longest)
 
     @property

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.cpu import call as cpu  # a module: tests replace what it loads kernels with
-from projgen.cpu.group_kernel import CELLS, Ball
+from projgen.cpu.ball import Ball
 from projgen.cpu.group_pull_kernel import GATHERS, SHARES, GroupPullKernel
-from projgen.cpu.groups import Form, Walk, plan_walk
 from projgen.cpu.pull import Operands
 from projgen.cpu.sharing import Sharing
+from projgen.cpu.walks import CELLS, Form, Walk, plan_walk
 
 Array = NDArray[Any]
 Radii = NDArray[np.float64]

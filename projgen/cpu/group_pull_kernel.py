@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from projgen.cpu.group_kernel import ABREAST, CELLS, Ball, taylor_of_exp
+from projgen.cpu.ball import Ball
+from projgen.cpu.group_kernel import taylor_of_exp
 from projgen.cpu.group_pull_rules import RULES, Rule
 from projgen.cpu.lower import VERSION
+from projgen.cpu.walks import ABREAST, CELLS
 from projgen.render import render_group_pull
 
 GATHERS, SHARES = 1, 2  # what a call is asked for; with neither, for the gradients of the radii
@@ -89,6 +91,7 @@ class GroupPullKernel:
 
     @property
     def chooses(self) -> bool:
+        """Whether elements are told apart: by what is left of them, or by their signs."""
         return not self.linear or self.nonneg
 
     @property
@@ -183,8 +186,7 @@ class GroupPullKernel:
     @property
     def arrays(self) -> tuple[str, ...]:
         """All that are read."""
-        read = {*(self.gathered if self.sums else ()), *self.shared}
-        return tuple(name for name in ("y", "x", "g", "w") if name in read)
+        return self._ordered({*(self.gathered if self.sums else ()), *self.shared})
 
     @property
     def bases(self) -> tuple[str, ...]:

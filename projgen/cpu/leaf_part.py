@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from projgen.arrays import Array, address
+from projgen.cpu.ball import Ball
 from projgen.cpu.call import Step
-from projgen.cpu.groups import Ball
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.parts import Part
 from projgen.pieces import Piece, pieces

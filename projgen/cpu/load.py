@@ -129,7 +129,10 @@ def _load_through(store: cache.Store, source: str, key: str) -> Module:
         module = _execute(source, key, file, _Locator(file, build, sealed=False))
         _log.debug("compiled %s in %.3f s", file, time.perf_counter() - started)
         if any(build.glob("*.nbc")):  # numba may decline, as under NUMBA_DISABLE_JIT
-            machine_code.keep(module, build)
+            try:
+                machine_code.keep(module, build)
+            except (AttributeError, ImportError, TypeError, ValueError) as error:
+                _log.debug("%s needs numba in later processes as well: %s", file, error)
             # The same code as in the next process, to the bit: numba has a libm of its own.
             linked = _linked(file, build)
             try:

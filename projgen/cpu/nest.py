@@ -16,6 +16,11 @@ class Counter:
     stride: str
     out_stride: str
 
+    def whole(self, turns: int) -> str:
+        """Where the last of its turns that come by so many ends."""
+        count = self.last if self.first == "0" else f"({self.last} - {self.first})"
+        return f"{self.last} - {count} % {turns}"
+
 
 @dataclass(frozen=True, slots=True)
 class Nest:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from projgen.bind import bind
 from projgen.compiler import compile_binding
+from projgen.cpu.ball import Ball
 from projgen.cpu.call import Call, Step
 from projgen.cpu.group_pull import GroupPullCall
-from projgen.cpu.groups import Ball, GroupCall
+from projgen.cpu.groups import GroupCall
 from projgen.cpu.tape import TapeLayout
 from projgen.dtypes import arithmetic
 from projgen.operands import axis_order, memory_order

@@ -1,4 +1,4 @@
-"""Tensors on a GPU as functions with gradients: see `projgen.cuda.pull`."""
+"""Gradients of tensors on a GPU: see `projgen.cuda.pull`."""
 
 from __future__ import annotations
 
