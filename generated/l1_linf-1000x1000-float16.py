@@ -127,7 +127,7 @@ def narrow_by_steps(x):
     near = np.int32(np.int32(magnitude - np.int32(112 << 23) + np.int32(0xFFF) + odd) >> 13)
     sum_with_half = np.float32(magnitude.view(np.float32) + np.float32(0.5))
     small = np.int32(sum_with_half.view(np.int32) - np.int32(0x3F000000))
-    rounded = near if magnitude >= np.int32(0x38800000) else small
+    rounded = min(near, np.int32(0x7C00)) if magnitude >= np.int32(0x38800000) else small
     return np.int16(rounded | np.int32(np.int32(bits >> 16) & np.int32(-0x8000)))
 
 

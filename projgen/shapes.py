@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from projgen.arms import bind_arm
 from projgen.arrays import check_dtype
+from projgen.dtypes import bfloat16
 from projgen.errors import SpecError
 from projgen.norms import CHAINED
 from projgen.structure import Key, at, entries, places
@@ -135,7 +136,8 @@ def stand_ins(shapes: Any, dtypes: Any) -> Any:
         shape = tuple(map(int, shapes))
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
-        empty = np.empty((), dtypes)
+        named = isinstance(dtypes, str) and dtypes == "bfloat16"  # NumPy may not know it
+        empty = np.empty((), bfloat16() if named else dtypes)
         check_dtype(empty)
         return np.broadcast_to(empty, shape)
     found = entries(shapes)

@@ -1,13 +1,14 @@
 """One level of any norm: its kernels against the references, and what makes a point the nearest."""
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import Array, early, lay_out, rehearsals, together
+from support import Array, early, lay_out, rehearsals, run_python, together
 
 from projgen.cpu.ball import Ball
 from projgen.cpu.groups import GroupCall
@@ -565,3 +566,18 @@ def test_rows_of_labelled_elements_are_turned_into_columns(dtype: str, nonneg: b
         before[-1, -1] = np.nan
         with rehearsals():
             assert Groups(ball, before, (len(shape) - 1,), labels=labels).norms() is None
+
+
+def test_kernels_that_copy_groups_are_linked_without_numba(tmp_path: Path) -> None:
+    """They allocate nothing: code that does asks for numba's runtime."""
+    code = """if True:
+        import sys
+        import numpy as np
+        import projgen
+        y = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+        projgen.build("l1(w=w, axis=(0, 2))", threads=1)(y, 1.0, w=np.ones_like(y))
+        print("numba" in sys.modules)
+    """
+    tmp_path.chmod(0o700)
+    found = [run_python(code, PROJGEN_CACHE_DIR=str(tmp_path)).strip() for _ in range(2)]
+    assert found == ["True", "False"]

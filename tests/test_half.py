@@ -204,7 +204,7 @@ def conversions(template: str) -> dict[str, Any]:
 
 
 def numbers(dtype: Any) -> Array:
-    """float32 numbers that have a nearest half: any, and those in the middle of two."""
+    """float32 numbers: any, those in the middle of two halves, and some beyond all."""
     halves = EVERY.view(dtype).astype(np.float32)
     halves = np.sort(halves[np.isfinite(halves)])
     middles = (halves[1:].astype(np.float64) + halves[:-1]) / 2
@@ -212,8 +212,9 @@ def numbers(dtype: Any) -> Array:
     rng = np.random.default_rng(0)
     some = rng.integers(0, 1 << 32, 50_000, dtype=np.uint32).view(np.float32)
     some = some[np.abs(some) <= halves[-1]]
+    beyond = np.array([1e38, -1e38, 3.4e38, np.inf], np.float32)  # which have none: infinity
     below, above = (np.nextafter(near, np.float32(to)) for to in (-np.inf, np.inf))
-    return np.concatenate([halves, near, below, above, some])
+    return np.concatenate([halves, near, below, above, some, beyond])
 
 
 @pytest.mark.parametrize("way", ["", "_at_once", "_by_steps"])
@@ -229,7 +230,9 @@ def test_float16_from_and_to_float32(way: str) -> None:
     x = numbers(FLOAT16)
     narrow = np.empty(x.size, np.int16)
     found[f"narrow{way}"](x, narrow)
-    assert np.array_equal(narrow, x.astype(np.float16).view(np.int16))
+    with np.errstate(over="ignore"):
+        nearest = x.astype(np.float16)
+    assert np.array_equal(narrow, nearest.view(np.int16))
 
 
 def test_bfloat16_from_and_to_float32() -> None:
@@ -363,8 +366,6 @@ def test_what_is_refused() -> None:
         projgen.project(y.astype(">f2"), "l1", 1.0)
     with pytest.raises(ValueError, match="float16"):
         projgen.project(y, "l1", 1.0, out=np.empty((4, 6), np.float32))
-    with pytest.raises(TypeError, match=r"takes float32 and float64, not float16.*astype"):
-        projgen.project(y, "l1(lp(p=3, axis=1))", 1.0)
     missing = patch("projgen.dtypes.import_module", side_effect=ImportError)
     with missing, pytest.raises(ImportError, match="pip install ml_dtypes"):
         projgen.dtypes.bfloat16()

@@ -34,7 +34,7 @@ class LoadedError(Exception):
     """Kernels are named, and not made."""
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize(("spec", "shapes", "given"), TREES)
 def test_the_plan_has_the_kernels_of_a_call(
     spec: str, shapes: Any, given: Mapping[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from projgen.cpu.ball import Ball
 from projgen.cpu.lower import VERSION
 from projgen.cpu.walks import CELLS, LANES
-from projgen.dtypes import ITEMSIZE
+from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.render import render_group
 
 
@@ -30,11 +30,12 @@ class GroupKernel:
     ``spread``: labelled elements are read in the array's order. ``stripped``: the groups of a tile,
     whose values are found where they lie, are projected as rows. ``crossed``: labelled elements lie
     in rows, which are turned into a tile's columns and back. ``weight_dtype``: how weights are
-    read.
+    read. ``stored`` is the type of its arrays: of halves it sees the bits, as int16, and works on
+    float32 copies of a group, or widens each value where it is read.
     """
 
     ball: Ball
-    dtype: str
+    stored: str
     in_place: bool
     lanes: int
     contiguous: frozenset[str]
@@ -53,7 +54,42 @@ class GroupKernel:
         return self.ball.title
 
     @property
+    def dtype(self) -> str:
+        """The type of its arithmetic."""
+        return arithmetic(self.stored)
+
+    @property
+    def half(self) -> bool:
+        return ITEMSIZE[self.stored] == 2
+
+    @property
+    def array_type(self) -> str:
+        """What the arrays are to Numba, which knows no halves on a CPU."""
+        return "int16" if self.half else self.stored
+
+    @property
+    def converts(self) -> str:
+        """The type of halves that it widens and narrows; to be ranked, their bits will do."""
+        return self.stored if self.half and not self.ranked else ""
+
+    def widen(self, element: str) -> str:
+        """An element of an array, to work with."""
+        return f"widen({element})" if self.half else element
+
+    def narrow(self, value: str) -> str:
+        """A value as an array holds it."""
+        return f"narrow(np.float32({value}))" if self.half else value
+
+    @property
     def notes(self) -> tuple[str, ...]:
+        return (
+            *self._lie,
+            *(("arithmetic is in float32, and rounded when written",) * bool(self.converts)),
+        )
+
+    @property
+    def _lie(self) -> tuple[str, ...]:
+        """How the groups lie in memory, and what comes of that."""
         if self.ranked:
             beside = "one after the other" if self.units["y"] else "side by side"
             return (
@@ -148,15 +184,25 @@ class GroupKernel:
         """Whether groups inside their ball may change as well."""
         return self.ball.nonneg or self.ball.norm == "simplex"
 
+    def element(self, x: str) -> str:
+        """An element of a group to work with, which may be worked on where it lies."""
+        return self.widen(x) if self.in_rows else x
+
+    def written(self, value: str) -> str:
+        """The inverse."""
+        return self.narrow(value) if self.in_rows else value
+
     def load(self, x: str) -> str:
         """An element as its ball counts it, in float64."""
+        x = self.element(x)
         if self.ball.norm == "simplex":
             return f"np.float64({x})"
         return f"positive({x})" if self.ball.nonneg else f"abs(np.float64({x}))"
 
     def store(self, value: str, x: str) -> str:
         """What is written for a projected `value` of element `x`."""
-        return value if self.always else f"math.copysign({value}, {x})"
+        signed = value if self.always else f"math.copysign({value}, {self.element(x)})"
+        return self.written(signed)
 
     @property
     def target(self) -> str:
@@ -200,8 +246,10 @@ class GroupKernel:
             return {"y": self.dtype}
         if not self.gathers or self.lanes == 1 or self.ball.ragged:
             return {}
-        dtypes = {"y": self.dtype, "x": self.dtype, "w": self.weight_dtype}
-        return {name: dtypes[name] for name in self.arrays if self.units[name]}
+        dtypes = {"w": self.weight_dtype}
+        if not self.half:
+            dtypes |= {"y": self.dtype, "x": self.dtype}
+        return {name: dtypes[name] for name in self.arrays if self.units[name] and name in dtypes}
 
     @property
     def turns(self) -> Mapping[str, int]:
@@ -306,8 +354,20 @@ class GroupKernel:
 
     @property
     def bits(self) -> str:
-        """The integer type that holds an element's bits."""
+        """The integer type that holds the bits of a value that is worked on."""
         return self.dtype.replace("float", "int")
+
+    @property
+    def ranked_bits(self) -> str:
+        """The same of an element, where these are ranked as they lie."""
+        return f"int{8 * ITEMSIZE[self.stored]}"
+
+    @property
+    def infinite(self) -> str:
+        """The bits of infinity in an array."""
+        return {"float16": "0x7C00", "bfloat16": "0x7F80", "float32": "0x7F800000"}.get(
+            self.stored, "0x7FF0000000000000"
+        )
 
     @property
     def near(self) -> str:

@@ -13,6 +13,7 @@ from projgen.cpu.ball import Ball
 from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.sharing import Sharing
 from projgen.cpu.walks import CELLS, Form, Offsets, Walk, plan_walk
+from projgen.dtypes import ITEMSIZE, arithmetic
 
 __all__ = ["GroupCall", "walk_groups"]
 
@@ -41,9 +42,8 @@ def walk_groups(
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
     spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
-    return plan_walk(
-        kernel, ball, shape, strides, axes, out_strides, weight_strides, labels, spreads
-    )
+    ways = strides, axes, out_strides, weight_strides, labels
+    return plan_walk(kernel, ball, shape, *ways, spreads, halves=ITEMSIZE[dtype] == 2)
 
 
 @np.errstate(invalid="ignore")  # what is not finite is noticed by the kernel
@@ -94,7 +94,7 @@ class GroupCall:
         self._address = int(self._module.project.address)
         self._entry = cpu.ENTRY(self._address)
         threads = max(1, min(threads, walk.cells["blocks"]))
-        groups, itemsize = walk.cells["groups"], np.dtype(dtype).itemsize
+        groups, itemsize = walk.cells["groups"], ITEMSIZE[dtype]
         self._groups = groups
         slots = walk.cells["slots_size"]
         self._slots = slice(2 * groups, 2 * groups + slots)
@@ -109,7 +109,7 @@ class GroupCall:
         self._offset = walk.offset["y"] * itemsize
         self._out_offset = walk.offset.get("x", walk.offset["y"]) * itemsize
         self._own_offset = walk.offset.get("w", 0) * np.dtype(weight_dtype).itemsize
-        work = int(np.prod(shape, dtype=np.int64)) * itemsize
+        work = int(np.prod(shape, dtype=np.int64)) * ITEMSIZE[arithmetic(dtype)]
         if ball.norm == "lp":
             work *= 16  # its arithmetic is what takes long
         self._followers = threads - 1 if work >= cpu.SHARED_BYTES else 0

@@ -14,8 +14,6 @@ from projgen.arrays import Array, address
 from projgen.cpu.ball import Ball
 from projgen.cpu.call import Step
 from projgen.cpu.part_kernels import Chain, Group, Radii
-from projgen.dtypes import is_half
-from projgen.errors import quote
 from projgen.parts import Part
 from projgen.pieces import Piece, pieces
 from projgen.weights import is_weighted
@@ -81,12 +79,6 @@ class LeafPart:
             tuple(i for i, axis in enumerate(piece.axes) if self.arm.arm.owners[axis] == level)
             for level in part.levels
         ]
-        if part.kind == "group" and is_half(y.dtype):
-            raise TypeError(
-                f"{self.arm.arm.label}: on the CPU, {quote(str(part.last.node))} takes float32 and "
-                f"float64, not {y.dtype.name}: half types go with chains of l1, l2 and linf "
-                "without weights. Use y.astype(np.float32)"
-            )
         if part.kind == "chain":
             return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads, warm)
         own = None if weights is None else piece.strides(_in_elements(weights))

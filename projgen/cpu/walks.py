@@ -126,9 +126,11 @@ def plan_walk(
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
     spreads: bool,
+    halves: bool = False,
 ) -> Walk[Made]:
     """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
-    in their own order, where groups do not lie side by side."""
+    in their own order, where groups do not lie side by side. `halves`: of these lp and l0, which
+    look at a value many times, work on copies; and labelled elements are not turned."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -139,7 +141,7 @@ def plan_walk(
     rows = _merged(shape, steps, batch) or [(1, dict.fromkeys(steps, 0))]
     extent, lane = rows.pop()
     size = math.prod(shape[axis] for axis in axes)
-    form = _form(ball, loops, (extent, lane), labels, size, spreads)
+    form = _form(ball, loops, (extent, lane), labels, size, spreads, halves)
     kernel = make(form)
     run, step = loops[-1]
     if labels is not None:
@@ -206,6 +208,7 @@ def _form(
     labels: Offsets | None,
     size: int,
     spreads: bool,
+    halves: bool,
 ) -> Form:
     """How groups of `size` elements are walked, those of all `labels` together if there are any:
     `loops` are over a group's elements, `side` is the innermost over groups."""
@@ -231,14 +234,15 @@ def _form(
         return Form(1, contiguous, spread=True, beside=beside)
     if labels is not None:
         crossed = ball.norm == "l1" and not weighted and along and extent >= LANES
-        if crossed and size <= CROSSABLE:
+        if crossed and size <= CROSSABLE and not halves:
             return Form(CROSSED, contiguous, direct=True, crossed=True, beside=beside)
         return Form(1, frozenset(), beside=beside)
     if along and extent > 1 and all(lane[name] == run for name in contiguous):
         ranked = _ranked(ball, loops, labels)
         if ranked:
             return Form(ABREAST, contiguous, ranked=ranked, beside=beside)
-    return Form(1, contiguous, direct=along and len(loops) == 1, beside=beside)
+    direct = along and len(loops) == 1 and not (halves and ball.norm in ("lp", "l0"))
+    return Form(1, contiguous, direct, beside=beside)
 
 
 def _ranked(ball: Ball, loops: Sequence[Loop], labels: Offsets | None) -> int:

@@ -1,0 +1,520 @@
+"""lp(p=3.0): groups of bfloat16 arrays.
+
+    a group's runs are contiguous in memory
+    arithmetic is in float32, and rounded when written
+
+A group's elements are gathered for its value, and in a second call to project it.
+The threads share blocks of groups, which depend on the shape alone: so results do not depend on
+the threads.
+Written by projgen, codegen 2.
+"""
+
+import math
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+P = 3.0
+STEEPEST = 1.0 / (P - 1.0)  # how z can fall with c
+TURNS = 200  # of a search, at most; some five are usual
+PART = 512  # elements, whose sums are short enough for float32
+SETTLED = 2.8e-07  # a step of Newton's method for z after which its error is beyond float64
+LAST = 3.0e-07  # the same, for log t
+BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
+HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
+MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
+# cell 2 the step from a group's radius to the next one's: 0 where all have the same. Each thread's
+# share of the blocks has a counter.
+SHARES = 32
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def widen(stored):
+    """The value of a bfloat16, which is the first half of a float32."""
+    return np.int32(np.int32(stored) << 16).view(np.float32)
+
+
+@register_jitable
+def narrow(x):
+    """The bfloat16 that is nearest to a float32, of two the even one."""
+    bits = np.float32(x).view(np.int32)
+    odd = np.int32(np.int32(bits >> 16) & np.int32(1))
+    return np.int16(np.int32(bits + np.int32(0x7FFF) + odd) >> 16)
+
+
+@register_jitable
+def bits_of(value):
+    """The bits of a float but its sign; those of infinity and NaN are the highest."""
+    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+
+
+@register_jitable(fastmath=FAST)
+def value_of(row):
+    """The length of a group in lp; NaN if one is not finite."""
+    total = 0.0
+    for j in range(row.size):
+        a = abs(np.float64(row[j]))
+        total += a * a * a
+    if 1e-280 < total < 1e300:
+        return total ** (1.0 / P)
+    bits = np.int64(0)  # those of NaN are above those of infinity
+    for j in range(row.size):
+        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
+    top = np.int64(bits).view(np.float64)
+    if not 0 < top < np.inf:
+        return top
+    return top * powers(row, top) ** (1.0 / P)
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def powers(row, top):
+    """The sum of the powers of a group's finite values, the largest of which is top, by that one's."""
+    total = 0.0
+    for j in range(row.size):
+        total += exp(P * log(abs(np.float64(row[j])) / top))
+    return total
+
+
+@register_jitable(fastmath={"contract"})
+def log(x):
+    """The logarithm of 0 < x <= 1, and a number below all of them for 0; without a branch."""
+    bits = np.float64(x * 1.2676506002282294e30).view(np.int64)  # times 2**100: never subnormal
+    k = (bits - HALF_ROOT) >> 52
+    f = np.int64(bits - (k << 52)).view(np.float64) - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    r = 0.1479819860511658591
+    r = r * z + 0.1531383769920937332
+    r = r * z + 0.1818357216161805012
+    r = r * z + 0.2222219843214978396
+    r = r * z + 0.2857142874366239149
+    r = r * z + 0.3999999999940941908
+    r = r * z + 0.6666666666666735130
+    half = 0.5 * f * f
+    whole = np.float64(k) - 100.0
+    return whole * 0.6931471803691238 - (half - (s * (half + r * z) + whole * 1.9082149292705877e-10) - f)
+
+
+@register_jitable(fastmath={"contract"})
+def exp(x):
+    """The exponential of -708 < x < 708, or of the nearest x that is; without a branch."""
+    x = min(max(x, -708.0), 708.0)
+    whole = np.float64(x * 1.4426950408889634 + BITS)
+    k = whole - BITS
+    r = x - k * 0.693145751953125 - k * 1.42860682030941723212e-6
+    q = 1.0 / 6227020800.0
+    q = q * r + 1.0 / 479001600.0
+    q = q * r + 1.0 / 39916800.0
+    q = q * r + 1.0 / 3628800.0
+    q = q * r + 1.0 / 362880.0
+    q = q * r + 1.0 / 40320.0
+    q = q * r + 1.0 / 5040.0
+    q = q * r + 1.0 / 720.0
+    q = q * r + 1.0 / 120.0
+    q = q * r + 1.0 / 24.0
+    q = q * r + 1.0 / 6.0
+    q = q * r + 1.0 / 2.0
+    q = q * r + 1.0
+    q = q * r + 1.0
+    return np.int64(np.float64(q).view(np.int64) + (whole.view(np.int64) << 52)).view(np.float64)
+
+
+@register_jitable(error_model="numpy")
+def aim(length, ratio, fall):
+    """By how much log t is to change for a length that changes by `fall` times that to become
+    `ratio`: both lengths are logarithms, of parts of the group's value.
+
+    Newton's method for log (1 - y) - (P - 1) log y, y being the part: of equal values it is linear.
+    """
+    if not (length < 0 and fall < 0):
+        return 1.0 if length > ratio else -1.0
+    height = math.log(-math.expm1(length)) - (P - 1.0) * length
+    goal = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio
+    return (height - goal) / ((1.0 / math.expm1(-length) + P - 1.0) * fall)
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def shrink_float32(row, t, unit):
+    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    times how their logarithms fall with log t, by 3 / 2.
+
+    With k = t w^P and r^2 = 1 + 4 k a, x is 2 a / (1 + r). `unit` times values are 4 a.
+    """
+    total, slope = 0.0, 0.0
+    for start in range(0, row.size, PART):
+        part = row[start : start + PART]
+        part_total, part_slope = np.float32(0), np.float32(0)
+        for j in range(part.size):
+            a = abs(np.float32(part[j])) * unit
+            r = np.sqrt(np.float32(1) + t * a)
+            x = a / (np.float32(1) + r)
+            term = x * x * x
+            part_slope += term * t * x / r
+            part_total += term
+        total += np.float64(part_total)
+        slope += np.float64(part_slope)
+    return total, slope
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def apply_float32(row, t, unit):
+    """Write a group's projection."""
+    for j in range(row.size):
+        a = abs(np.float32(row[j])) * unit
+        r = np.sqrt(np.float32(1) + t * a)
+        row[j] = row[j] * (np.float32(2) / (np.float32(1) + r))
+
+
+@register_jitable(error_model="numpy")
+def search_float32(row, t, unit, v, ratio, near):
+    """The t of a group with value v in those units, from a guess, and whether it is found."""
+    low, high = 0.0, np.inf
+    for turn in range(TURNS):
+        total, slope = shrink_float32(row, np.float32(t), np.float32(unit))
+        if not total > 0:
+            break
+        length = (math.log(total) - math.log(8.0)) / P - math.log(v)
+        low, high = (t, high) if length > ratio else (low, t)
+        move = aim(length, ratio, -0.5 * slope / total)
+        t *= math.exp(min(max(move, -20.0), 20.0))
+        if abs(move) <= near:
+            return t, True
+        if not low < t < high:
+            t = math.sqrt(low * high) if 0 < low and high < np.inf else t
+        if not 1e-15 < t < 1e15:
+            break
+    return t, False
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def shrink_float64(row, t, unit):
+    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    times how their logarithms fall with log t, by 3 / 2.
+
+    With k = t w^P and r^2 = 1 + 4 k a, x is 2 a / (1 + r). `unit` times values are 4 a.
+    """
+    total, slope = 0.0, 0.0
+    for start in range(0, row.size, PART):
+        part = row[start : start + PART]
+        part_total, part_slope = np.float64(0), np.float64(0)
+        for j in range(part.size):
+            a = abs(np.float64(part[j])) * unit
+            r = np.sqrt(np.float64(1) + t * a)
+            x = a / (np.float64(1) + r)
+            term = x * x * x
+            part_slope += term * t * x / r
+            part_total += term
+        total += np.float64(part_total)
+        slope += np.float64(part_slope)
+    return total, slope
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def apply_float64(row, t, unit):
+    """Write a group's projection."""
+    for j in range(row.size):
+        a = abs(np.float64(row[j])) * unit
+        r = np.sqrt(np.float64(1) + t * a)
+        row[j] = row[j] * (np.float64(2) / (np.float64(1) + r))
+
+
+@register_jitable(error_model="numpy")
+def search_float64(row, t, unit, v, ratio, near):
+    """The t of a group with value v in those units, from a guess, and whether it is found."""
+    low, high = 0.0, np.inf
+    for turn in range(TURNS):
+        total, slope = shrink_float64(row, np.float64(t), np.float64(unit))
+        if not total > 0:
+            break
+        length = (math.log(total) - math.log(8.0)) / P - math.log(v)
+        low, high = (t, high) if length > ratio else (low, t)
+        move = aim(length, ratio, -0.5 * slope / total)
+        t *= math.exp(min(max(move, -20.0), 20.0))
+        if abs(move) <= near:
+            return t, True
+        if not low < t < high:
+            t = math.sqrt(low * high) if 0 < low and high < np.inf else t
+        if not 1e-90 < t < 1e90:
+            break
+    return t, False
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
+    """A step towards the z of each element for which exp(z) + exp(c + (P - 1) z) is 1, c = t + shift:
+    where the slopes dz / dc lead from the last z, and a step of Newton's method from there. Also
+    the sum of exp(length + P z - top), how it falls with t, and how far the longest step was.
+
+    The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
+    """
+    total, slope, longest = 0.0, 0.0, np.int64(0)
+    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
+        c = t + shifts[j]
+        highest = min(0.0, -c * STEEPEST)
+        z = min(depths[j] + slopes[j] * moved, highest)
+        one, other = exp(z), exp(c + (P - 1.0) * z)
+        by = 1.0 / (one + (P - 1.0) * other)
+        nearer = min(z - (one + other - 1.0) * by, highest)
+        steps[j] = nearer - z
+        depths[j] = nearer
+        fall = -other * by
+        slopes[j] = fall
+        part = exp(lengths[j] + P * nearer - top)
+        total += part
+        slope += part * fall
+    for j in range(steps.size):
+        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
+    return total, slope, np.int64(longest).view(np.float64)
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def solve(row, spare, v, u, guess):
+    """Project a group with value v on radius u < v; what `aim` has that is linear, as a guess for the
+    next group, and 0.
+
+    In logarithms: x = a exp(z), and z depends only on c = log t + P log w + (P - 2) log a. Newton's
+    method, with a bracket, for the log t at which x is as long as u, while z is found as well.
+    """
+    if u <= 0:
+        for j in range(row.size):
+            row[j] = math.copysign(0.0, row[j])
+        return 0.0, 0.0
+    # Values from 0 to 1, by a power of two.
+    bits = np.int64(0)
+    for j in range(row.size):
+        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
+    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
+    ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
+    value = v * scale
+    # What log t would be for one value, or many equal ones, of length 1.
+    height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
+    if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
+        base = height + (2.0 - P) * math.log(value)
+        t = math.exp(base + guess)
+        if -9.0 < ratio < -0.02 and 1e-15 < t < 1e15 and 1e-15 < scale < 1e15:
+            t, found = search_float32(row, t, 4.0 * scale, value, ratio, 3e-4)
+            if found:
+                apply_float32(row, np.float32(t), np.float32(4.0 * scale))
+                return math.log(t) - base, 0.0
+        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 2e-6)
+        if found:
+            apply_float64(row, t, 4.0 * scale)
+            return math.log(t) - base, 0.0
+    n = row.size
+    # By element: log (w a)^P, and c - log t.
+    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
+    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
+    longest, first = -1e300, 0.0
+    for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
+        depths[j] = slopes[j] = 0.0
+        a = abs(np.float64(row[j])) * scale
+        size = log(a)
+        shifts[j] = (P - 2.0) * size if a > 0 else -1e300
+        lengths[j] = P * size if a > 0 else -1e300
+    for j in range(n):
+        if lengths[j] > longest:
+            longest, first = lengths[j], shifts[j]
+    goal = math.log(u) + math.log(scale)
+    t = height - first + guess
+    low, high = -1e300, 1e300
+    moved, top = 0.0, longest + P * min(ratio, 0.0)
+    for turn in range(TURNS):
+        total, slope, far = approach(lengths, shifts, depths, slopes, steps, t, moved, top)
+        if not 1e-200 < total < 1e200:  # beside another top, then
+            top, moved = -1e300, 0.0
+            for j in range(n):
+                top = max(top, lengths[j] + P * depths[j])
+            continue
+        length = (math.log(total) + top) / P - goal
+        # What z are not yet, they are too high: a length that is too short is so all the more, and
+        # one that is too long may not be.
+        if length < 0:
+            high = t
+        elif far > 0.1:
+            moved = 0.0
+            continue
+        elif length > far and P * far < 0.1:
+            low = t
+        moved = aim(length + ratio, ratio, slope / total)
+        if far <= SETTLED and abs(moved) <= LAST + 4e-16 * abs(t):
+            break
+        if not low < t + moved < high:
+            moved = low + (high - low) / 2 - t if high - low < 1e300 else moved
+        if far <= SETTLED and t + moved == t:
+            break
+        t += moved
+    for j in range(min(n, depths.size, slopes.size)):
+        row[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
+    return t + first - height, 0.0
+
+
+@register_jitable
+def gather(y, rows, begin, end, base_y, index, axes):
+    """The elements of a group; how many."""
+    y_offsets = index[axes[31] : axes[32]]
+    run = axes[20]
+    j = 0
+    for o in range(begin, end):
+        at_y = base_y + y_offsets[o]
+        part = rows[j : j + run]
+        own = y[at_y : at_y + run]
+        for i in range(min(part.size, own.size)):
+            part[i] = widen(own[i])
+        j += run
+    return j
+
+
+@register_jitable
+def scatter(x, rows, begin, end, base_x, index, axes):
+    """Write projected elements."""
+    x_offsets = index[axes[33] : axes[34]]
+    run = axes[20]
+    j = 0
+    for o in range(begin, end):
+        at_x = base_x + x_offsets[o]
+        part = rows[j : j + run]
+        own = x[at_x : at_x + run]
+        for i in range(min(part.size, own.size)):
+            own[i] = narrow(np.float32(part[i]))
+        j += run
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.int16),
+        types.CPointer(types.int16),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one call; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and offsets, `work` the groups' values, their radii, and room to work;
+    a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
+    of the highest value that it found in the cell after that of its share. Returns 0.
+    """
+    axes = carray(geometry, 37)
+    index_size = axes[0]
+    y_size = axes[1]
+    x_size = axes[2]
+    memory_size = axes[4]
+    seats = axes[5]
+    scratch_size = axes[6]
+    spare_size = axes[7]
+    pitch = axes[8]
+    groups = axes[9]
+    blocks = axes[10]
+    block_size = axes[11]
+    items = axes[12]
+    labels = axes[13]
+    extent = axes[15]
+    starts_at = axes[16]
+    y_bases_at = axes[17]
+    x_bases_at = axes[18]
+    y_lane = axes[24]
+    x_lane = axes[25]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    index = carray(geometry, index_size)
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    values = memory[:groups]
+    radii = memory[groups : 2 * groups]
+    at = 2 * groups + seat * scratch_size
+    rows = memory[at : at + pitch // 2].view(np.float32)
+    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
+    radius_step = read(desk, 2)
+    projecting = radii[0] >= 0
+    highest = np.int64(0)
+    while True:
+        block = draw(desk, seat, seats, 1, blocks)
+        if block < 0:
+            swap(desk, SHARES + 16 * seat + 1, 0, highest)
+            return 0
+        # Of the last group: what its search found, for which radius by value, and how it falls with that.
+        found, share, fall = 0.0, 0.0, 1.0
+        for item in range(block * block_size, min((block + 1) * block_size, items)):
+            first, m = item // labels, item % labels
+            outer, past = first // extent, first % extent
+            base_y = index[y_bases_at + outer] + past * y_lane
+            base_x = index[x_bases_at + outer] + past * x_lane
+            begin, end = index[starts_at + m], index[starts_at + m + 1]
+            n = gather(y, rows, begin, end, base_y, index, axes)
+            group = first * labels + m
+            row = rows[:n]
+            if not projecting:
+                value = value_of(row)
+                values[group], highest = value, max(highest, bits_of(value))
+            elif values[group] > radii[group * radius_step]:
+                v, u = values[group], radii[group * radius_step]
+                found, fall = solve(row, spare, v, u, found - (u / v - share) * fall)
+                share = u / v
+            if projecting:
+                scatter(x, rows, begin, end, base_x, index, axes)
