@@ -145,7 +145,7 @@ def _linker() -> tuple[Any, Any]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    jit = llvm.create_lljit_compiler(machine, use_jit_link=True)
+    jit = llvm.create_lljit_compiler(machine, use_jit_link=True, suppress_errors=True)
     library = llvm.JITLibraryBuilder().add_ir(_RUNTIME).add_current_process()
     return jit, library.link(jit, "runtime")
 
