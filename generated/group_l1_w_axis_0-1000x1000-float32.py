@@ -151,7 +151,7 @@ def draft(row, w, u, t, skip):
         t = max(np.float64(level) + (excess - u) / squares, 0.0)
         if squares == before or (before > 0 and t <= np.float64(level)):
             return t, squares, 0.125 * t * squares < u < 4.0 * t * squares
-        before = squares
+        before = squares if 2.0 * t > np.float64(level) else 0.0  # a long step is none to end with
     return t, 0.0, False
 
 
@@ -205,10 +205,11 @@ def solve(row, w, v, u, guess):
             continue
         if not squares > 0 or squares == before or (before > 0 and not excess > goal):
             break
-        before = squares
         last, t = t, max(t + (excess - goal) / squares, safe)
         if last <= t <= last + NEAR * last:
             break
+        # A long step from the right is rounded by too much: what follows is as if it were the first.
+        before = squares if 2.0 * t > last else 0.0
     if settled:
         level = np.float32(t * scale * (1.0 + 6e-8))  # not below
         for j in range(row.size):
@@ -216,17 +217,19 @@ def solve(row, w, v, u, guess):
             row[j] = row[j] - min(max(row[j], -least), least)
         return t / v * scale, scale * scale / squares
     factor = 1.0
-    if u < FEW * v:  # what is left of a value is little more than its rounding: it is put right
-        total = 0.0
+    if u < FEW * v:  # what is left of some values is little more than their rounding: it is put right
+        sure, vague = 0.0, 0.0
         for j in range(row.size):
             a = abs(np.float64(row[j]))
             left = max(a - np.float64(w[j]) * scale * t, 0.0)
-            total += np.float64(w[j]) * scale * left if left > 0 else 0.0
-        factor = goal / total if total > 0 else 1.0
+            part = np.float64(w[j]) * scale * left if left > 0 else 0.0
+            sure += 0.0 if left < FEW * a else part
+            vague += part if left < FEW * a else 0.0
+        factor = max(goal - sure, 0.0) / vague if vague > 1e-9 * goal else 1.0
     for j in range(row.size):
         a = abs(np.float64(row[j]))
-        one = factor if w[j] > 0 else 1.0
-        row[j] = math.copysign(min(a, one * max(a - np.float64(w[j]) * scale * t, 0.0)), row[j])
+        left = max(a - np.float64(w[j]) * scale * t, 0.0)
+        row[j] = math.copysign(min(a, left * factor if left < FEW * a else left), row[j])
     if not 1e-100 < scale < 1e100 or not squares > 0:
         return 0.0, 1.0
     return t / v * scale, scale * scale / squares

@@ -214,6 +214,15 @@ def test_disabled_jit_runs_and_publishes_nothing(root: Path) -> None:
     assert cache.entries() == [] and not list(root.rglob(".tmp-*"))
 
 
+def test_disabled_jit_and_a_kernel(root: Path) -> None:
+    """Which is called by its address: there is none without a compiler."""
+    child = start("import projgen; projgen.project(np.ones((4, 3)), 'l1(linf)', 1.0)", root,
+                  NUMBA_DISABLE_JIT="1")  # fmt: skip
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 1
+    assert err.splitlines()[-1].startswith("RuntimeError: NUMBA_DISABLE_JIT is set, so kernels")
+
+
 def test_eight_processes_at_once(root: Path) -> None:
     script = "run(2); run(3 + int(os.environ['WHO']) % 2)"
     children = [start(script, root, WHO=str(who)) for who in range(8)]

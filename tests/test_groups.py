@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Array, early, lay_out, rehearsals, run_python, together
 
+import projgen
 from projgen.cpu.ball import Ball
 from projgen.cpu.groups import GroupCall
 from projgen.references import REFERENCES
@@ -581,3 +582,36 @@ def test_kernels_that_copy_groups_are_linked_without_numba(tmp_path: Path) -> No
     tmp_path.chmod(0o700)
     found = [run_python(code, PROJGEN_CACHE_DIR=str(tmp_path)).strip() for _ in range(2)]
     assert found == ["True", "False"]
+
+
+# Searches that begin where the last group's ended
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "lp(p=3)"])
+@pytest.mark.parametrize("decades", [3, 8])
+def test_weights_of_very_different_sizes(norm: str, decades: int) -> None:
+    """A guess that is far off leaves no trace: long steps are rounded by too much to end with."""
+    rng = np.random.default_rng(decades)
+    name = norm.partition("(")[0]
+    inner = norm.removeprefix(name).strip("()")
+    with rehearsals():
+        for axis, shape in ((1, (200, 2)), (0, (2, 200)), (1, (30, 40)), (0, (40, 30))):
+            spec = f"{name}({', '.join(filter(None, [f'axis={axis}', 'w=w', inner]))})"
+            y = rng.standard_normal(shape)
+            w = 10.0 ** rng.uniform(-decades, decades, shape)
+            p, oracle = projgen.build(spec), projgen.build(spec, backend="numpy")
+            norms = np.asarray(p.norm(y, w=w))
+            radius = norms * rng.uniform(0, 1, norms.shape) ** 3
+            x, wanted = p(y, radius, w=w), oracle(y, radius, w=w)
+            assert np.abs(x - wanted).max() <= 1e-12 * np.abs(y).max()
+            assert np.all(np.asarray(oracle.norm(x, w=w)) <= radius * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("size", [130, 700])
+def test_a_simplex_far_above_its_values(size: int) -> None:
+    y = np.random.default_rng(size).standard_normal((3, size)).astype(np.float32)
+    with rehearsals():
+        for radius in (1e4, 1e6, 1e10):
+            x = projgen.build("simplex(axis=1)")(y, radius)
+            # Rehearsals add up one value after the other: machine code is a hundred times as near.
+            assert np.abs(x.sum(axis=1, dtype=np.float64) / radius - 1).max() <= 1e-5

@@ -167,10 +167,19 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     try:
         with _numba_caches_in(locator):
             exec(code, module.__dict__)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, AttributeError) and _is_disabled():
+            raise RuntimeError(
+                "NUMBA_DISABLE_JIT is set, so kernels cannot be compiled: unset it, or use "
+                'projgen.build(spec, backend="numpy")'
+            ) from error
         raise
     return module
+
+
+def _is_disabled() -> bool:
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 
 
 class _MissingError(Exception):
