@@ -8,20 +8,19 @@ threshold, strips of a tile are turned into rows and back. Everything else arriv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from projgen.cpu.ball import Ball
+from projgen.cpu.group_numbers import GroupNumbers
 from projgen.cpu.lower import VERSION
 from projgen.cpu.walks import CELLS, LANES
-from projgen.dtypes import ITEMSIZE, arithmetic
+from projgen.dtypes import ITEMSIZE
 from projgen.render import render_group
 
 
 @dataclass(frozen=True)
-class GroupKernel:
+class GroupKernel(GroupNumbers):
     """A kernel; equal ones have equal sources.
 
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
@@ -30,12 +29,9 @@ class GroupKernel:
     ``spread``: labelled elements are read in the array's order. ``stripped``: the groups of a tile,
     whose values are found where they lie, are projected as rows. ``crossed``: labelled elements lie
     in rows, which are turned into a tile's columns and back. ``weight_dtype``: how weights are
-    read. ``stored`` is the type of its arrays: of halves it sees the bits, as int16, and works on
-    float32 copies of a group, or widens each value where it is read.
+    read.
     """
 
-    ball: Ball
-    stored: str
     in_place: bool
     lanes: int
     contiguous: frozenset[str]
@@ -54,31 +50,9 @@ class GroupKernel:
         return self.ball.title
 
     @property
-    def dtype(self) -> str:
-        """The type of its arithmetic."""
-        return arithmetic(self.stored)
-
-    @property
-    def half(self) -> bool:
-        return ITEMSIZE[self.stored] == 2
-
-    @property
-    def array_type(self) -> str:
-        """What the arrays are to Numba, which knows no halves on a CPU."""
-        return "int16" if self.half else self.stored
-
-    @property
     def converts(self) -> str:
         """The type of halves that it widens and narrows; to be ranked, their bits will do."""
         return self.stored if self.half and not self.ranked else ""
-
-    def widen(self, element: str) -> str:
-        """An element of an array, to work with."""
-        return f"widen({element})" if self.half else element
-
-    def narrow(self, value: str) -> str:
-        """A value as an array holds it."""
-        return f"narrow(np.float32({value}))" if self.half else value
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -352,54 +326,9 @@ class GroupKernel:
         for a few values that lie one after the other."""
         return self.ranked > 8 or (self.ranked > 0 and not self.units["y"])
 
-    @property
-    def bits(self) -> str:
-        """The integer type that holds the bits of a value that is worked on."""
-        return self.dtype.replace("float", "int")
-
-    @property
-    def ranked_bits(self) -> str:
-        """The same of an element, where these are ranked as they lie."""
-        return f"int{8 * ITEMSIZE[self.stored]}"
-
-    @property
-    def infinite(self) -> str:
-        """The bits of infinity in an array."""
-        return {"float16": "0x7C00", "bfloat16": "0x7F80", "float32": "0x7F800000"}.get(
-            self.stored, "0x7FF0000000000000"
-        )
-
-    @property
-    def near(self) -> str:
-        """The step of l2's search, or lp's inner one, that needs no other one after it."""
-        if self.ball.p is None:
-            return "3e-4" if self.dtype == "float32" else "3e-8"
-        bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
-        return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
-
-    @property
-    def closed(self) -> bool:
-        """Whether an element of lp is the root of a quadratic equation."""
-        return self.ball.p in (1.5, 3.0)
-
-    @property
-    def last(self) -> str:
-        """The step of lp's outer search that needs no other one after it."""
-        assert self.ball.p is not None
-        return f"{3e-7 * min(1.0, self.ball.p - 1):.1e}"
-
-    @property
-    def factorials(self) -> tuple[str, ...]:
-        return taylor_of_exp()
-
     @cached_property
     def source(self) -> str:
         return _source(self)
-
-
-def taylor_of_exp() -> tuple[str, ...]:
-    """The Taylor series of exp, from the term of degree 12 down."""
-    return tuple(f"1.0 / {math.factorial(i)}.0" if i > 1 else "1.0" for i in range(12, -1, -1))
 
 
 @lru_cache(maxsize=256)

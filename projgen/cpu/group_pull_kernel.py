@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from projgen.cpu.ball import Ball
-from projgen.cpu.group_kernel import taylor_of_exp
+from projgen.cpu.group_numbers import taylor_of_exp
 from projgen.cpu.group_pull_rules import RULES, Rule
 from projgen.cpu.lower import VERSION
 from projgen.cpu.walks import ABREAST, CELLS

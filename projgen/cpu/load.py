@@ -15,9 +15,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -169,17 +170,13 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
             exec(code, module.__dict__)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, AttributeError) and _is_disabled():
+        if isinstance(error, AttributeError) and machine_code.is_disabled():
             raise RuntimeError(
                 "NUMBA_DISABLE_JIT is set, so kernels cannot be compiled: unset it, or use "
                 'projgen.build(spec, backend="numpy")'
             ) from error
         raise
     return module
-
-
-def _is_disabled() -> bool:
-    return os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 
 
 class _MissingError(Exception):
@@ -238,8 +235,13 @@ def _numba_caches_in(locator: _Locator | None) -> Iterator[None]:
 
 def _toolchain() -> str:
     """The name of everything besides the source that decides the machine code."""
-    versions = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
-    return cache.toolchain(versions, (machine_code.host(), _changed_settings()))
+    return cache.toolchain(_versions(), (machine_code.host(), _changed_settings()))
+
+
+@lru_cache(maxsize=1)
+def _versions() -> Mapping[str, str]:
+    """Looked up once: it takes longer than to find a kernel."""
+    return {name: version(name) for name in ("numba", "llvmlite", "numpy")}
 
 
 def _changed_settings() -> list[tuple[str, str]]:

@@ -90,6 +90,12 @@ class Linked:
         self._code = code  # which is unloaded with its trackers
 
 
+def is_disabled() -> bool:
+    """Whether numba is told to compile nothing."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+
+
+@cache
 def host() -> tuple[str, str, str]:
     """The machine that code is made for: its triple, and the CPU's name and features."""
     import llvmlite.binding as llvm
@@ -117,7 +123,7 @@ def link(file: str, entry: Path) -> Linked | None:
 
     RuntimeError where LLVM refuses the code.
     """
-    if sys.platform == "win32" or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    if sys.platform == "win32" or is_disabled():
         return None
     if not (entry / SYMBOLS).exists():
         return None
@@ -150,4 +156,4 @@ def _linker() -> tuple[Any, Any]:
     return jit, library.link(jit, "runtime")
 
 
-__all__ = ["SYMBOLS", "Function", "Linked", "host", "keep", "link"]
+__all__ = ["SYMBOLS", "Function", "Linked", "host", "is_disabled", "keep", "link"]

@@ -1,0 +1,91 @@
+"""The numbers of a group kernel: how its arrays hold values, and where its searches end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from projgen.cpu.ball import Ball
+from projgen.dtypes import ITEMSIZE, arithmetic
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """Of a kernel for one level of groups.
+
+    ``stored`` is the type of its arrays: of halves it sees the bits, as int16, and works on float32
+    copies of a group, or widens each value where it is read.
+    """
+
+    ball: Ball
+    stored: str
+
+    @property
+    def dtype(self) -> str:
+        """The type of its arithmetic."""
+        return arithmetic(self.stored)
+
+    @property
+    def half(self) -> bool:
+        return ITEMSIZE[self.stored] == 2
+
+    @property
+    def array_type(self) -> str:
+        """What the arrays are to Numba, which knows no halves on a CPU."""
+        return "int16" if self.half else self.stored
+
+    def widen(self, element: str) -> str:
+        """An element of an array, to work with."""
+        return f"widen({element})" if self.half else element
+
+    def narrow(self, value: str) -> str:
+        """A value as an array holds it."""
+        return f"narrow(np.float32({value}))" if self.half else value
+
+    @property
+    def bits(self) -> str:
+        """The integer type that holds the bits of a value that is worked on."""
+        return self.dtype.replace("float", "int")
+
+    @property
+    def ranked_bits(self) -> str:
+        """The same of an element, where these are ranked as they lie."""
+        return f"int{8 * ITEMSIZE[self.stored]}"
+
+    @property
+    def infinite(self) -> str:
+        """The bits of infinity in an array."""
+        return {"float16": "0x7C00", "bfloat16": "0x7F80", "float32": "0x7F800000"}.get(
+            self.stored, "0x7FF0000000000000"
+        )
+
+    @property
+    def near(self) -> str:
+        """The step of l2's search, or lp's inner one, that needs no other one after it."""
+        if self.ball.p is None:
+            return "3e-4" if self.dtype == "float32" else "3e-8"
+        bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
+        return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
+
+    @property
+    def closed(self) -> bool:
+        """Whether an element of lp is the root of a quadratic equation."""
+        return self.ball.p in (1.5, 3.0)
+
+    @property
+    def last(self) -> str:
+        """The step of lp's outer search that needs no other one after it."""
+        assert self.ball.p is not None
+        return f"{3e-7 * min(1.0, self.ball.p - 1):.1e}"
+
+    @property
+    def factorials(self) -> tuple[str, ...]:
+        return taylor_of_exp()
+
+
+def taylor_of_exp() -> tuple[str, ...]:
+    """The Taylor series of exp, from the term of degree 12 down."""
+    return tuple(f"1.0 / {math.factorial(i)}.0" if i > 1 else "1.0" for i in range(12, -1, -1))
+
+
+__all__ = ["GroupNumbers", "taylor_of_exp"]
