@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from projgen.cpu.load import load, making
 from projgen.forks import whole
 from projgen.render import render_team
 
-PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds
+PATIENCE = 200e-6  # seconds that a follower looks at a silent bell before it sleeps
+_LOOKS = 500  # to time them by: how long one takes differs tenfold between processors
 
 # What the team shares, and where it lies: cells that change are on cache lines of their own. The
 # bell counts: it is odd while a call is open, so that its number names the call.
@@ -49,6 +51,7 @@ class Team:
         self._busy = threading.Lock()
         self._asleep: list[threading.Event] = []
         self._followers = 0
+        self._looks = self._patience()
 
     def run(self, call: tuple[int, int, int, int, int, int], followers: int) -> int | None:
         """Call the function at address ``call[0]`` with the five addresses after it, together.
@@ -78,12 +81,21 @@ class Team:
                 return
             self._followers += 1
 
+    def _patience(self) -> int:
+        """How many looks at a silent bell take as long as a follower has patience."""
+        seconds = []
+        for _ in range(5):  # the system may interrupt some
+            started = perf_counter()
+            self._follow(self._at, 0, _LOOKS)
+            seconds.append(perf_counter() - started)
+        return round(PATIENCE / min(seconds) * _LOOKS)
+
     def _work(self) -> None:
         """A follower's life."""
         heard = 0
         wake = threading.Event()
         while True:
-            heard = self._follow(self._at, heard, PATIENCE)
+            heard = self._follow(self._at, heard, self._looks)
             wake.clear()
             self._asleep.append(wake)
             wake.wait()
