@@ -1,7 +1,7 @@
 """l1(l1(axis=1)): projects float32 arrays.
 
     level 0  l1    of v0: rows (reduced); threshold by row
-    level 1  l1    of y: columns (groups, reduced, groups); threshold by block
+    level 1  l1    of y: columns (groups, reduced, groups); threshold by turn
 
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
@@ -21,7 +21,7 @@ LARGEST = 1e34  # norm: partial sums in float32 have room above it
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
 # one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
 # opens the next; each thread's share of the blocks has a counter.
-SHARES = 64
+SHARES = 48
 
 
 @intrinsic
@@ -122,52 +122,24 @@ def check(total, radius):
 
 
 @register_jitable(fastmath=FAST)
-def aggregate_1(y, slot, first, last, axes):
-    """Accumulate part of the groups of level 1, l1 of y."""
-    n1, n2, s0, s1 = axes[1], axes[2], axes[3], axes[4]
+def aggregate_1(y, v0, scratch, first, last, axes):
+    """The values of the groups of level 1, l1 of y."""
+    n1, n2, s0 = axes[1], axes[2], axes[3]
+    sums = scratch[:144]
     for i0 in range(first, last):
-        slot[i0 * n2 : i0 * n2 + n2] = 0
-    for i0 in range(first, last):
-        values = slot[i0 * n2 : i0 * n2 + n2]
-        whole = n1 - n1 % 4
-        for i1 in range(0, whole, 4):
-            at = i0 * s0 + i1 * s1
-            row_0 = y[at : at + n2]
-            at_1 = at + s1
-            row_1 = y[at_1 : at_1 + n2]
-            at_2 = at_1 + s1
-            row_2 = y[at_2 : at_2 + n2]
-            at_3 = at_2 + s1
-            row_3 = y[at_3 : at_3 + n2]
-            for j in range(values.size):
-                values[j] = values[j] + (np.float64(abs(row_0[j])) + np.float64(abs(row_1[j])) + np.float64(abs(row_2[j])) + np.float64(abs(row_3[j])))
-        for i1 in range(whole, n1):
-            at = i0 * s0 + i1 * s1
-            row = y[at : at + n2]
-            for j in range(values.size):
-                values[j] = values[j] + np.float64(abs(row[j]))
-
-
-@register_jitable(fastmath=FAST)
-def combine_1(slots, blocks, v0, axes):
-    """Join what the blocks accumulated of level 1, l1 of y."""
-    n2, lanes = axes[2], axes[10]
-    columns = v0.size * lanes
-    for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
-        for j in range(columns):
-            slots[j] = slots[j] + slot[j]
-    width = n2 // lanes
-    for g in range(0, v0.size, width):
-        row = slots[g * lanes : (g + width) * lanes]
-        left = lanes
-        while left > 1:  # half of them onto the others, in one long loop
-            half = left // 2
-            left -= half
-            for j in range(half * width):
-                row[j] = row[j] + row[left * width + j]
-        for j in range(width):
-            v0[g + j] = row[j]
+        at = i0 * s0
+        end = at + 9 * n1
+        sums[:] = 0
+        for start in range(at, end, 144):
+            part = y[start : min(start + 144, end)]
+            for j in range(part.size):
+                sums[j] += np.float64(abs(part[j]))
+        g = i0 * n2
+        for j in range(9):
+            a = sums[j]
+            for i in range(9, 144, 9):
+                a += sums[i + j]
+            v0[g + j] = a
 
 
 @register_jitable(fastmath=FAST)
@@ -239,166 +211,75 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @register_jitable(fastmath=FINITE)
-def excess_1(y, limit, slot, above, first, last, axes):
-    """Accumulate how far, and how often, the values of level 1, l1 of y exceed their limits."""
-    n1, n2, s0, s1 = axes[1], axes[2], axes[3], axes[4]
-    for i0 in range(first, last):
-        slot[i0 * n2 : i0 * n2 + n2] = 0
-        above[i0 * n2 : i0 * n2 + n2] = 0
-    for i0 in range(first, last):
-        limits = limit[i0 * n2 : i0 * n2 + n2]
-        excesses = slot[i0 * n2 : i0 * n2 + n2]
-        counts = above[i0 * n2 : i0 * n2 + n2]
-        whole = n1 - n1 % 8
-        for i1 in range(0, whole, 8):
-            at = i0 * s0 + i1 * s1
-            row_0 = y[at : at + n2]
-            at_1 = at + s1
-            row_1 = y[at_1 : at_1 + n2]
-            at_2 = at_1 + s1
-            row_2 = y[at_2 : at_2 + n2]
-            at_3 = at_2 + s1
-            row_3 = y[at_3 : at_3 + n2]
-            at_4 = at_3 + s1
-            row_4 = y[at_4 : at_4 + n2]
-            at_5 = at_4 + s1
-            row_5 = y[at_5 : at_5 + n2]
-            at_6 = at_5 + s1
-            row_6 = y[at_6 : at_6 + n2]
-            at_7 = at_6 + s1
-            row_7 = y[at_7 : at_7 + n2]
-            for j in range(limits.size):
-                t = limits[j]
-                excess = np.float32(0)
-                count = np.float32(0)
-                a = abs(row_0[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_1[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_2[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_3[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_4[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_5[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_6[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                a = abs(row_7[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                excesses[j] += np.float64(excess)
-                counts[j] += np.float64(count)
-        for i1 in range(whole, n1):
-            at = i0 * s0 + i1 * s1
-            row_0 = y[at : at + n2]
-            for j in range(limits.size):
-                t = limits[j]
-                excess = np.float32(0)
-                count = np.float32(0)
-                a = abs(row_0[j]) - t
-                excess += a if a > 0 else np.float32(0)
-                count += np.float32(1) if a > 0 else np.float32(0)
-                excesses[j] += np.float64(excess)
-                counts[j] += np.float64(count)
-
-
-@register_jitable(fastmath=FAST)
-def newton_step_1(slots, counts, v0, u0, limit, count, start, stop, axes):
-    """One Newton step for the thresholds of level 1, l1 of y; returns how many are still open."""
-    n1, n2, lanes = axes[1], axes[2], axes[10]
-    width = n2 // lanes
-    open_groups = 0
-    for g in range(start, stop):
-        if count[g] == -2:
-            continue
+def newton_1(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float32(goal)
         excess = 0.0
-        above = 0.0
-        lane = g // width * width * lanes + g % width
-        end = lane + lanes * width
-        for i in range(lane, end, width):
-            excess += slots[i]
-            above += counts[i]
-        t = limit[lane]
-        u = u0[g]
-        safe = (v0[g] - u) / (n1 * lanes)
-        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
-        if above == 0 and count[g] < 0 and t != np.float32(safe):
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float32(0)
+            part_count = np.float32(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float32(0)
+                part_count += np.float32(1) if above > 0 else np.float32(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
             goal = safe  # the guess was right of every value: from here Newton cannot fail
-            open_groups += 1
-        elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
-            goal = up(max(goal, 0.0))
-            count[g] = -2
-        else:
-            count[g] = above
-            open_groups += 1
-        for i in range(lane, end, width):
-            limit[i] = goal
-    return open_groups
-
-
-@register_jitable(fastmath=FAST)
-def thresholds_1(y, v0, u0, limit, slots, counts, count, first, last, axes):
-    """The thresholds of the groups of level 1, l1 of y."""
-    n0, n1, n2, lanes = axes[0], axes[1], axes[2], axes[10]
-    groups = v0.size // n0
-    width = n2 // lanes
-    # Of the last group: threshold and radius by value, and how many values were above.
-    ratio, share, above = 0.0, 0.0, 1.0
-    for i0 in range(first, last):
-        start, stop = i0 * groups, (i0 + 1) * groups
-        searching, searched = 0, start
-        for g in range(start, stop):
-            v = v0[g]
-            u = u0[g]
-            count[g] = -2
-            goal = 0.0 if u >= v else np.inf
-            if 0 < u < v:
-                goal = max((v - u) / (n1 * lanes), v * ratio - (u - v * share) / above)
-                count[g] = -1
-                searching += 1
-                searched = g
-            lane = g // width * width * lanes + g % width
-            end = lane + lanes * width
-            for i in range(lane, end, width):
-                limit[i] = goal
-        if searching == 0:
             continue
-        while searching > 0:
-            excess_1(y, limit, slots, counts, i0, i0 + 1, axes)
-            searching = newton_step_1(slots, counts, v0, u0, limit, count, start, stop, axes)
-        g = searched
-        v = v0[g]
-        lane = g // width * width * lanes + g % width
-        end = lane + lanes * width
-        above = 0.0
-        for i in range(lane, end, width):
-            above += counts[i]
-        ratio, share, above = limit[lane] / v, u0[g] / v, max(above, 1.0)
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return max(goal, 0.0), count
+        before = count
 
 
 @register_jitable(fastmath=FAST)
-def project_1(y, x, limit, first, last, axes):
+def project_1(y, x, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, l1 of y."""
-    n1, n2, s0, s1, t0, t1 = axes[1], axes[2], axes[3], axes[4], axes[6], axes[7]
+    n1, n2, s0, t0 = axes[1], axes[2], axes[3], axes[6]
+    memory = scratch.view(np.float32)
+    limits = memory[:576]
+    group = memory[576 : 576 + n1]
+    # Of the last group: threshold and radius by value, and how many values were above.
+    ratio, share, above = 0.0, 0.0, 1
     for i0 in range(first, last):
-        limits = limit[i0 * n2 : i0 * n2 + n2]
-        for i1 in range(0, n1):
-            at = i0 * s0 + i1 * s1
-            to = i0 * t0 + i1 * t1
-            row = y[at : at + n2]
-            out = x[to : to + n2]
-            for j in range(limits.size):
+        at = i0 * s0
+        run = y[at : at + 9 * group.size]
+        to = i0 * t0
+        out = x[to : to + run.size]
+        g = i0 * n2
+        for j in range(9):
+            v = v0[g + j]
+            u = u0[g + j]
+            if u >= v:
+                limits[j] = 0
+            elif u <= 0:
+                limits[j] = np.inf
+            else:
+                for i in range(group.size):
+                    group[i] = run[9 * i + j]
+                goal, count = newton_1(group, v, u, v * ratio - (u - v * share) / above)
+                ratio, share, above = goal / v, u / v, count
+                limits[j] = up(goal)
+        known = 9
+        while known < min(576, run.size):
+            for j in range(known):
+                limits[known + j] = limits[j]
+            known *= 2
+        for start in range(0, run.size, 576):
+            part = run[start : start + 576]
+            part_out = out[start : start + 576]
+            for j in range(part.size):
                 t = limits[j]
-                out[j] = row[j] - min(max(row[j], -t), t)
+                part_out[j] = part[j] - min(max(part[j], -t), t)
 
 
 @cfunc(
@@ -422,15 +303,12 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 48)
+    cells = carray(geometry, 42)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[24]
     step_1 = cells[25]
     end_1 = cells[26]
-    tile_blocks_1 = cells[27]
-    tile_step_1 = cells[28]
-    tile_end_1 = cells[29]
     radius_at = cells[30]
     radius_end = cells[31]
     total_at = cells[32]
@@ -439,18 +317,12 @@ def project(y_at, x_at, geometry, work, desk):
     v0_end = cells[35]
     u0_at = cells[36]
     u0_end = cells[37]
-    slots_1_at = cells[38]
-    slots_1_end = cells[39]
-    limit_1_at = cells[40]
-    limit_1_end = cells[41]
-    counts_1_at = cells[42]
-    counts_1_end = cells[43]
-    count_1_at = cells[44]
-    count_1_end = cells[45]
-    seats = cells[46]
-    memory_size = cells[47]
+    scratch_at = cells[38]
+    scratch_size = cells[39]
+    seats = cells[40]
+    memory_size = cells[41]
     axes_0 = cells[2 : 6]
-    axes_1 = cells[13 : 24]
+    axes_1 = cells[13 : 23]
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
@@ -462,10 +334,7 @@ def project(y_at, x_at, geometry, work, desk):
     total = memory[total_at : total_end]
     v0 = memory[v0_at : v0_end]
     u0 = memory[u0_at : u0_end]
-    slots_1 = memory[slots_1_at : slots_1_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
-    counts_1 = memory[counts_1_at : counts_1_end]
-    count_1 = memory[count_1_at : count_1_end]
+    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
     # sweep 1: aggregate level 1, l1 of y
     last_one = seat == 0
     if not resumes:
@@ -476,11 +345,10 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            aggregate_1(y, slots_1, first, last, axes_1)
+            aggregate_1(y, v0, scratch, first, last, axes_1)
             done += 1
         last_one = complete(desk, 1, done, blocks_1)
         if last_one:  # the levels above, up to the root
-            combine_1(slots_1, 1, v0, axes_1)
             aggregate_0(v0, total, axes_0)
     if last_one:
         status = check(total, radius)
@@ -490,25 +358,12 @@ def project(y_at, x_at, geometry, work, desk):
     status = wait(desk, 1)
     if status != 0:
         return status
-    # the thresholds of level 1, l1 of y
-    done = 0
-    while True:
-        block = draw(desk, seat, seats, 2, tile_blocks_1)
-        if block < 0:
-            break
-        first = block * tile_step_1
-        last = min(first + tile_step_1, tile_end_1)
-        thresholds_1(y, v0, u0, limit_1, slots_1, counts_1, count_1, first, last, axes_1)
-        done += 1
-    if complete(desk, 2, done, tile_blocks_1):
-        release(desk, 2, 0)
-    wait(desk, 2)
     # sweep 2: project level 1, l1 of y
     while True:
-        block = draw(desk, seat, seats, 3, blocks_1)
+        block = draw(desk, seat, seats, 2, blocks_1)
         if block < 0:
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        project_1(y, x, limit_1, first, last, axes_1)
+        project_1(y, x, v0, u0, scratch, first, last, axes_1)
     return 0

@@ -179,7 +179,7 @@ CANON = (
     Exhibit("columns that share cache lines, thresholds by tiles", "l2(l1(axis=0))", (1024, 1024)),
     Exhibit("one group, thresholds by sweeps", "l1", (4000, 4000), "float64"),
     Exhibit("columns, thresholds by sweeps", "linf(l1(axis=0))", (100_000, 40)),
-    Exhibit("few columns at a time, thresholds by blocks", "l1(l1(axis=1))", (512, 512, 9)),
+    Exhibit("few columns at a time, each copied", "l1(l1(axis=1))", (512, 512, 9)),
     Exhibit("a convolution's filters", "l1(linf(axis=(1, 2, 3)))", (64, 32, 3, 3)),
     Exhibit("its input channels", "l1(linf(axis=(0, 2, 3)))", (64, 32, 3, 3)),
     Exhibit("interleaved axes and a batch", "l1(linf(axis=(0, 2)), axis=3)", (50, 20, 30, 40)),

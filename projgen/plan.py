@@ -110,10 +110,14 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     bundle = _bundle(axes, longest) if leaf and not joint else 1
     if bundle > 1:
         axes = _untangled(axes)
+    turned = False
     if not searches:
         lanes = _lanes(axes, 2 * WIDE) if leaf else 1
-    else:  # fewer columns than a vector has
-        few = leaf and not joint and axes[-1].extent < 16 and not _few_rows(axes)
+    else:
+        columns = axes[-1].extent if leaf and not joint and not _few_rows(axes) else 0
+        turned = 0 < columns <= 16 and _turns(axes, ITEMSIZE[arithmetic(dtype)])
+        bundle = columns if turned else bundle
+        few = 0 < columns < 16 and not turned  # than a vector has
         lanes = _lanes(axes, NARROW) if few else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
@@ -125,18 +129,20 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     short = 0 if joint else longest if bundle > 1 else SORTED if searches else SHORT
     walk = _walk(axes, leaf, unit, short)
     shared = leaf or math.prod(axis.extent for axis in axes) > SHARED_VALUES
-    loop = _loop_to_cut(axes, walk)
-    cut = _cut(axes, loop, itemsize, bundle) if shared else UNCUT
+    loop = _longest(axes[:-2]) if turned else _loop_to_cut(axes, walk)
+    cut = _cut(axes, loop, itemsize, 1 if turned else bundle) if shared else UNCUT
     alone = sum(axis.reduced for axis in axes) == 1
     whole = not (shared and axes[loop].reduced)
-    direct = walk is not Walk.COLUMNS and alone and whole
+    direct = turned or (walk is not Walk.COLUMNS and alone and whole)
     threshold, tiles, crossing = None, UNCUT, False
     if searches:
         threshold = _threshold(axes, walk, cut, direct, itemsize)
         if joint:
             threshold = Threshold.JOINT
+        elif turned:
+            threshold = Threshold.TURN
         elif lanes > 1:
-            threshold = Threshold.BLOCK if _near(axes, cut, itemsize) else Threshold.SWEEP
+            threshold = Threshold.SWEEP
         elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
             threshold = Threshold.SORT
         if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
@@ -145,7 +151,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
-        if walk is Walk.PACKED or threshold is Threshold.BLOCK:
+        if walk is Walk.PACKED:
             tiles = cut
         elif threshold in searched:
             crossing = _crosses(axes)
@@ -308,6 +314,10 @@ def _loop_to_cut(axes: Sequence[Axis], walk: Walk) -> int:
     return enough[0] if enough else max(candidates, key=lambda i: _most_blocks(axes, i))
 
 
+def _longest(axes: Sequence[Axis]) -> int:
+    return max(range(len(axes)), key=lambda i: axes[i].extent)
+
+
 def _most_blocks(axes: Sequence[Axis], loop: int) -> int:
     """Into how many blocks a loop can well be cut."""
     extent = axes[loop].extent
@@ -376,10 +386,15 @@ def _threshold(
     return Threshold.SWEEP
 
 
-def _near(axes: Sequence[Axis], cut: Cut, itemsize: int) -> bool:
-    """Whether a turn of the loop that is cut, the outermost, has whole groups of few values."""
-    turn = math.prod(axis.extent for axis in axes[1:]) * itemsize
-    return cut.loop == 0 and not axes[0].reduced and turn <= SCRATCH_BYTES
+def _turns(axes: Sequence[Axis], itemsize: int) -> bool:
+    """Whether dense blocks of columns, which caches have room for, lie one after the other."""
+    if len(axes) < 3 or sum(axis.reduced for axis in axes) > 1 or not axes[-2].reduced:
+        return False
+    rows, columns = axes[-2:]
+    dense = (columns.stride, columns.out_stride) == (1, 1) and _dense(
+        replace(rows, reduced=False), columns
+    )
+    return dense and rows.extent * columns.extent * itemsize <= FAR_SCRATCH_BYTES
 
 
 def _stays(axes: Sequence[Axis], itemsize: int) -> bool:

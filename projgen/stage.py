@@ -21,7 +21,7 @@ class Threshold(str, Enum):
     ROW = "row"  # one group after the other, each in cache
     STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
     TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
-    BLOCK = "block"  # Newton sweeps over a few whole groups at a time, which stay in cache
+    TURN = "turn"  # a few columns side by side, each turned into a row to be searched in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
     SORT = "sort"  # a few values each: sorted, many groups at once, in a copy
     JOINT = "joint"  # one search for all groups of a batch entry, by sweeps: see `plan`
@@ -62,8 +62,9 @@ class Stage:
     kernel, else 0. ``shared``: its blocks are shared among the threads; a small level is done by
     one of them. ``lanes``: so many rows of few columns are taken as one wide row, so each
     group has as many accumulators. ``together``: so many adjacent columns are one group.
-    ``bundle``: so many packed groups' values alternate; axes are those of the same groups, as if
-    they lay one after the other, which is the same memory for whole bundles.
+    ``bundle``: so many groups' values alternate, and the kernel is made for this number. Axes of
+    packed ones are those of the same groups, as if they lay one after the other, which is the same
+    memory for whole bundles.
     ``crossing``: its tiles take the columns of several turns of the loop around a group's, as few
     lie side by side. ``vector``: a GPU takes so many adjacent elements in one access.
     """

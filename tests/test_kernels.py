@@ -157,7 +157,8 @@ def test_groups_that_alternate(norm: str, dtype: str) -> None:
         ((20, 20, 9), "sort"),  # few rows and columns, too many values to be a bundle
         ((9, 40, 20), "tile"),
         ((700, 3), "sweep"),  # few columns
-        ((5, 300, 7), "block"),
+        ((5, 300, 7), "turn"),
+        ((6, 40, 16), "turn"),
     ],
 )
 def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dtype: str) -> None:

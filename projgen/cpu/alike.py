@@ -45,6 +45,6 @@ def _search(s: StageCode) -> Hashable:
     """Equal for levels that can use the same search."""
     if s.abreast:
         return "abreast", s.dtype
-    if s.threshold == "row" or s.sampled:
+    if s.by_rows:
         return "row", s.dtype, s.sum_dtype
     return s.level

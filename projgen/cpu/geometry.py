@@ -55,7 +55,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             if not stages[-1].joint:
                 found.append(Segment(f"u{s.level}", "float64", stage.size))
         slots = stage.columns * (stage.cut.blocks if s.partial else 1)
-        if not stage.direct or s.steps:
+        if not stage.direct or s.threshold == "sweep":
             found.append(Segment(f"slots_{s.level}", s.accumulator, slots))
         if s.joint:
             found += [Segment(f"{n}_{s.level}", "float64", slots) for n in ("excesses", "counts")]
@@ -66,7 +66,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
         if s.abreast:
             found.append(Segment(f"hints_{s.level}", "float64", 8))
-        if s.steps:
+        if s.threshold == "sweep":
             found.append(Segment(f"counts_{s.level}", "float64", slots))
             found.append(Segment(f"count_{s.level}", "float64", stage.groups))
     return found
@@ -82,6 +82,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
             sizes.append(4096 * itemsize // 8)
         if s.copied:
             sizes.append(-(-rows * itemsize // 8))
+        if s.turned:
+            sizes += [s.pattern, -(-(4 * s.pattern + rows) * itemsize // 8)]
         if s.gathered:
             sizes.append(rows)
         if s.abreast:

@@ -46,7 +46,7 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
         elif s.abreast:
             actions += [("hint", s)] if s.stage.shared else []
             actions.append(("thresholds", s))
-        elif s.sorted_aside or s.threshold == "block":
+        elif s.sorted_aside:
             actions.append(("thresholds", s))
         elif s.limited:
             actions.append(("limits", s))

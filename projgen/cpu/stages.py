@@ -166,12 +166,9 @@ class StageCode:
     @property
     def limited(self) -> bool:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
+        if self.turned:
+            return False
         return self.threshold in ("sweep", "joint", "tile") or self.walk == "columns"
-
-    @property
-    def steps(self) -> bool:
-        """Whether thresholds are searched for by sweeps over many groups, and steps between."""
-        return self.threshold in ("sweep", "block")
 
     @property
     def joint(self) -> bool:
@@ -184,6 +181,16 @@ class StageCode:
         return self.threshold == "row" and self.walk == "columns"
 
     @property
+    def turned(self) -> bool:
+        """Whether a few columns, which are a dense run, are turned into rows for the search."""
+        return self.threshold == "turn"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether thresholds, or guesses of them, are searched for in one row after the other."""
+        return self.threshold in ("row", "turn") or self.sampled
+
+    @property
     def copied(self) -> bool:
         """Whether halves are widened to scratch memory for a search, which reads them often."""
         ways = ("sort", "packed"), ("row", "rows")
@@ -192,7 +199,7 @@ class StageCode:
     @property
     def scratches(self) -> bool:
         """Whether its sweeps need scratch memory."""
-        return self.walk == "packed" or self.copied
+        return self.walk == "packed" or self.turned or self.copied
 
     @property
     def abreast(self) -> bool:
@@ -273,6 +280,12 @@ class StageCode:
         """Whether packed groups become vectors by shuffles of our own: for a few values the
         compiler finds them itself."""
         return self.walk == "packed" and self.bundled >= 8
+
+    @property
+    def pattern(self) -> int:
+        """How many values several rows of columns that are turned have: whole vectors."""
+        columns = self.stage.bundle
+        return (16 if columns >= 8 else 32) * columns
 
     @property
     def block(self) -> str:
