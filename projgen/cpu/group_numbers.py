@@ -105,7 +105,7 @@ class GroupNumbers:
         return {"float32": 4e-4 * steep, "float64": 2e-7 * steep}
 
     @property
-    def steepness(self) -> float:
+    def _steepness(self) -> float:
         """How much faster one term of an element's equation may change than the other."""
         assert self.ball.p is not None
         return max(self.ball.p - 1, 1 / (self.ball.p - 1))
@@ -114,13 +114,13 @@ class GroupNumbers:
     def wrongs(self) -> Mapping[str, float]:
         """By type, how wrong an element's equation may be before a last step, which leaves about
         the third power of that, and more for a sharp bend."""
-        bend = 1 + self.steepness / 10
+        bend = 1 + self._steepness / 10
         return {name: (e / bend) ** (1 / 3) for name, e in (("float32", 3e-8), ("float64", 1e-14))}
 
     @property
     def sharp(self) -> float:
         """How wrong it may be for the series of a step to be exact."""
-        return 0.2 / self.steepness
+        return 0.2 / self._steepness
 
     @property
     def leap(self) -> float:
@@ -131,7 +131,7 @@ class GroupNumbers:
     @property
     def evaluations(self) -> int:
         """How many steps make an equation less wrong than that, where ever they begin."""
-        return 1 + sum(self.steepness > limit for limit in (5, 60, 150))
+        return 1 + sum(self._steepness > limit for limit in (5, 60, 150))
 
     @property
     def factorials(self) -> tuple[str, ...]:
