@@ -15,6 +15,7 @@ from projgen.arrays import Array
 from projgen.bind import Binding
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
+from projgen.cpu.load import making
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import is_half, put
 from projgen.operands import (
@@ -115,7 +116,12 @@ def ready(
     strides = None if out is None else out.strides
     key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides
     call = projection._calls.get(key)
-    if call is None:
+    if call is not None:
+        return call
+    with making:  # once, for whichever threads ask
+        call = projection._calls.get(key)
+        if call is not None:
+            return call
         size = y.itemsize
         compiled = compile_binding(
             binding,
@@ -130,7 +136,7 @@ def ready(
         if len(projection._calls) >= REMEMBERED:
             projection._calls.clear()
         projection._calls[key] = call
-    return call
+        return call
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
