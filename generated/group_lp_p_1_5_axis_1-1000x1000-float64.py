@@ -118,7 +118,10 @@ def powers(row, top):
     """The sum of the powers of a group's finite values, the largest of which is top, by that one's."""
     total = 0.0
     for j in range(row.size):
-        total += exp(P * log(abs(np.float64(row[j])) / top))
+        a = abs(np.float64(row[j])) / top
+        power = np.sqrt(a)
+        power *= a
+        total += power
     return total
 
 
@@ -306,7 +309,7 @@ def solve(row, target, spare, v, u, guess):
         if lengths[j] > longest:
             longest, first = lengths[j], shifts[j]
     goal = math.log(u) + math.log(scale)
-    t = height - first + guess
+    t = height - first
     low, high = -1e300, 1e300
     moved, top = 0.0, longest + P * min(ratio, 0.0)
     for turn in range(TURNS):
@@ -336,7 +339,7 @@ def solve(row, target, spare, v, u, guess):
         t += moved
     for j in range(min(n, depths.size, slopes.size)):
         target[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
-    return t + first - height, 0.0
+    return 0.0, 0.0
 
 
 @cfunc(

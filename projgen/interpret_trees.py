@@ -54,6 +54,8 @@ def project(
     """
     walk = Walk(bound, arrays, given, labels)
     radii = np.broadcast_to(np.asarray(radius, np.float64), bound.batch).reshape(-1)
+    if bound.tree.root.norm == "simplex":  # whose radius may be far above its values
+        walk.exponent = np.maximum(walk.exponent, np.frexp(radii)[1] - _TOP)
     scaled = radii if is_counted(bound) else np.ldexp(radii, -walk.exponent)
     results: dict[Key, Array] = {}
     walk.project(bound.place, 0, scaled, results)

@@ -615,3 +615,40 @@ def test_a_simplex_far_above_its_values(size: int) -> None:
             x = projgen.build("simplex(axis=1)")(y, radius)
             # Rehearsals add up one value after the other: machine code is a hundred times as near.
             assert np.abs(x.sum(axis=1, dtype=np.float64) / radius - 1).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_simplex_near_the_end_of_its_types_range(dtype: str) -> None:
+    top = float(np.finfo(dtype).max)
+    ys = [
+        np.array([1, 2, 3, -4], dtype),
+        np.array([0.9, 0.3, -0.9, 0.6], dtype) * np.array(top, dtype),
+    ]
+    with rehearsals():
+        for y in ys:
+            for part in (1e-3, 0.05, 0.9):
+                x = projgen.build("simplex")(y, part * top)
+                exact = np.array(y, np.longdouble)
+                ends = np.sort(exact)[::-1]
+                counts = np.arange(1, y.size + 1)
+                t = ((np.cumsum(ends) - np.longdouble(part * top)) / counts).max()
+                wanted = np.maximum(exact - t, 0)
+                assert np.abs(x - wanted).max() <= 4 * np.finfo(dtype).eps * top * part
+                oracle = projgen.build("simplex", backend="numpy")(y, part * top)
+                assert np.abs(oracle - wanted).max() <= 4 * np.finfo(dtype).eps * top * part
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("p", [1.003, 1.2, 2.2, 7.0, 300.0])
+def test_lp_without_a_formula_is_as_near(p: float, dtype: str) -> None:
+    rng = np.random.default_rng(int(100 * p))
+    y = rng.standard_normal((3, 40)).astype(dtype)
+    w = rng.uniform(0.1, 2, y.shape).astype(dtype)
+    near = 1e-6 if dtype == "float32" else 1e-12
+    with rehearsals():
+        for spec, given in ((f"lp(p={p}, axis=1)", {}), (f"lp(p={p}, axis=1, w=w)", {"w": w})):
+            kernel, oracle = projgen.build(spec), projgen.build(spec, backend="numpy")
+            for part in (0.01, 0.4, 0.97):
+                radius = part * np.asarray(oracle.norm(y.astype(np.float64), **given))
+                wanted = oracle(y.astype(np.float64), radius, **given)
+                assert np.abs(kernel(y, radius, **given) - wanted).max() <= near * np.abs(y).max()

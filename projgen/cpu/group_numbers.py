@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from projgen.cpu.ball import Ball
@@ -77,6 +78,60 @@ class GroupNumbers:
         """The step of lp's outer search that needs no other one after it."""
         assert self.ball.p is not None
         return f"{3e-7 * min(1.0, self.ball.p - 1):.1e}"
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The lines that find the ``power`` of a by a few products, if these will do."""
+        assert self.ball.p is not None
+        twice = 2 * self.ball.p
+        if twice != int(twice) or twice > 200:
+            return ()
+        whole, lines = int(twice) // 2, ["power = np.sqrt(a)"] * (int(twice) % 2)
+        begun = bool(lines)
+        while whole:
+            if whole % 2:
+                lines.append("power *= a" if begun else "power = a")
+                begun = True
+            whole //= 2
+            if whole:
+                lines.append("a *= a")
+        return tuple(lines)
+
+    @property
+    def nears(self) -> Mapping[str, float]:
+        """By type, the step of lp's search for log t that needs no other one after it."""
+        assert self.ball.p is not None
+        steep = math.sqrt(min(1.0, self.ball.p - 1))
+        return {"float32": 4e-4 * steep, "float64": 2e-7 * steep}
+
+    @property
+    def _steepness(self) -> float:
+        """How much faster one term of an element's equation may change than the other."""
+        assert self.ball.p is not None
+        return max(self.ball.p - 1, 1 / (self.ball.p - 1))
+
+    @property
+    def wrongs(self) -> Mapping[str, float]:
+        """By type, how wrong an element's equation may be before a last step, which leaves about
+        the third power of that, and more for a sharp bend."""
+        bend = 1 + self._steepness / 10
+        return {name: (e / bend) ** (1 / 3) for name, e in (("float32", 3e-8), ("float64", 1e-14))}
+
+    @property
+    def sharp(self) -> float:
+        """How wrong it may be for the series of a step to be exact."""
+        return 0.2 / self._steepness
+
+    @property
+    def leap(self) -> float:
+        """How far log t may go for the same."""
+        assert self.ball.p is not None
+        return 0.1 * min(1.0, self.ball.p - 1)
+
+    @property
+    def evaluations(self) -> int:
+        """How many steps make an equation less wrong than that, where ever they begin."""
+        return 1 + sum(self._steepness > limit for limit in (5, 60, 150))
 
     @property
     def factorials(self) -> tuple[str, ...]:
