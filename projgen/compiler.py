@@ -66,13 +66,15 @@ def compile_binding(
     out_strides: Sequence[int] | None = None,
     in_place: bool = False,
     exact: bool = False,
+    positive: bool = False,
 ) -> Compiled:
-    """Stages 2 to 5. `strides` are in elements, by default those of C order."""
+    """Stages 2 to 5. `strides` are in elements, by default those of C order. `positive`: negative
+    values count as 0, and become 0."""
     strides = c_strides(shape) if strides is None else strides
     began = perf_counter()
     layout = simplify(binding, shape, strides, out_strides)
     planned = plan(binding.tree.spec, layout, dtype, in_place, exact)
-    kernel = lower(planned)
+    kernel = lower(planned, positive)
     source = render(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
     return Compiled(planned, kernel, source)

@@ -41,12 +41,11 @@ class Chain:
         out_strides: tuple[int, ...] | None,
         threads: int,
         warm: bool,
+        positive: bool = False,
     ) -> None:
         self._binding = bind(chain_of(part, tuple(axes)), len(shape))
-        in_place = out_strides is None
-        compiled = compile_binding(
-            self._binding, shape, dtype, strides, out_strides, in_place=in_place
-        )
+        ways = strides, out_strides, out_strides is None
+        compiled = compile_binding(self._binding, shape, dtype, *ways, positive=positive)
         self._call = Call(compiled, threads, warm)
         self._shape = shape
         batch = self._call.plan.layout.batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from projgen.cpu.pool import default_threads
 from projgen.cpu.pull_trees import TreePull
 from projgen.dtypes import put
 from projgen.operands import same_directions, same_memory, walkable
-from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key
 from projgen.trees import BoundTree
 from projgen.weights import Given
@@ -26,31 +25,6 @@ if TYPE_CHECKING:
     from projgen.reading import Ready
 
 Array = NDArray[Any]
-
-
-Copier = Callable[[Array], Array]
-
-
-class Positive:
-    """Makes arrays like one without its negative values, in memory that is used again."""
-
-    def __init__(self) -> None:
-        self._idle: list[Array] = []
-
-    def __call__(self, y: Array) -> Array:
-        try:
-            positive = self._idle.pop()
-        except IndexError:
-            positive = np.empty_like(y)
-        with np.errstate(invalid="ignore"):
-            np.maximum(y, y.dtype.type(0), out=positive)
-            if np.min(y, initial=y.dtype.type(0)) == -np.inf:
-                positive[y == -np.inf] = np.nan  # to be noticed
-        return positive
-
-    def take_back(self, positive: Array) -> None:
-        """What it has given is no longer needed."""
-        self._idle.append(positive)
 
 
 @dataclass(slots=True)
@@ -65,7 +39,7 @@ class Made:
     composition: Composition
     keys: tuple[Key, ...]
     in_place: tuple[int, ...]
-    copies: tuple[tuple[int, Copier], ...]
+    copies: tuple[int, ...]
     pulls: TreePull | None = None
 
     def operands(
@@ -78,17 +52,11 @@ class Made:
         return self.sources(arrays), targets
 
     def sources(self, arrays: Mapping[Key, Array]) -> list[Array]:
-        """What kernels read, to be given back by `release`."""
+        """What kernels read."""
         ys = [arrays[key] for key in self.keys]
-        for number, copy in self.copies:
-            ys[number] = copy(ys[number])
+        for number in self.copies:
+            ys[number] = _copy(ys[number])
         return ys
-
-    def release(self, ys: list[Array]) -> None:
-        """What `sources` has made is no longer needed."""
-        for number, copy in self.copies:
-            if isinstance(copy, Positive):
-                copy.take_back(ys[number])
 
 
 def project(
@@ -161,13 +129,9 @@ def _project(
     except OutOfRangeError:
         _rescue(projection, ready.bound, arrays, outs, radii, given)
         return None
-    else:
-        for number, _ in made.copies:
-            if targets[number] is None:
-                np.copyto(outs[made.keys[number]], ys[number])
-        return tape
-    finally:
-        made.release(ys)
+    for number in made.copies:
+        np.copyto(outs[made.keys[number]], ys[number])
+    return tape
 
 
 def norms(
@@ -188,8 +152,6 @@ def norms(
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
-    finally:
-        made.release(ys)
 
 
 def root_values(
@@ -206,8 +168,6 @@ def root_values(
         return made.composition.root_values(ys, given.arrays)
     except OutOfRangeError:
         return None
-    finally:
-        made.release(ys)
 
 
 def _made(
@@ -225,19 +185,10 @@ def _made(
     keys = tuple(arm.key for arm in bound.arms)
     if outs is None:
         outs = {key: np.empty_like(array) for key, array in arrays.items()}
-    leaves = {part.arm.key: part for part in cut_into_parts(bound).walk() if part.arm is not None}
-    copiers = [_copier(leaves[key], arrays[key], outs[key]) for key in keys]
-    copies = tuple((number, copy) for number, copy in enumerate(copiers) if copy is not None)
-    ys = [
-        arrays[key] if copy is None else copy(arrays[key])
-        for key, copy in zip(keys, copiers, strict=True)
-    ]
+    copies = tuple(n for n, key in enumerate(keys) if _is_copied(arrays[key], outs[key]))
+    ys = [_copy(arrays[key]) if n in copies else arrays[key] for n, key in enumerate(keys)]
     in_place = tuple(
-        number
-        for number, (key, copy) in enumerate(zip(keys, copiers, strict=True))
-        if same_memory(ys[number], outs[key])
-        or copy is _copied
-        or not (walkable(outs[key]) and same_directions(ys[number], outs[key]))
+        n for n, key in enumerate(keys) if n in copies or same_memory(ys[n], outs[key])
     )
     targets = [None if number in in_place else outs[key] for number, key in enumerate(keys)]
     threads = projection._threads or default_threads()
@@ -248,17 +199,14 @@ def _made(
     return made
 
 
-def _copier(part: Part, y: Array, out: Array) -> Copier | None:
-    """How arrays like these are copied for the kernels; None if they are walked as they are."""
-    nodes = part.arm.arm.nodes if part.arm else ()
-    if part.kind == "chain" and any(node.nonneg for node in nodes):
-        return Positive()
+def _is_copied(y: Array, out: Array) -> bool:
+    """Whether arrays like these are copied for the kernels; else they are walked as they are."""
     if not (walkable(y) and walkable(out)):
-        return _copied
-    return None if same_memory(y, out) or same_directions(y, out) else _copied
+        return True
+    return not (same_memory(y, out) or same_directions(y, out))
 
 
-def _copied(y: Array) -> Array:
+def _copy(y: Array) -> Array:
     return np.array(y, order="C")
 
 
