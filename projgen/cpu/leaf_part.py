@@ -81,8 +81,8 @@ class LeafPart:
         ]
         nonneg = any(node.nonneg for node in self.arm.arm.nodes)
         if part.kind == "chain":
-            ways = piece.shape, strides, out_strides
-            return Chain(part, axes, y.dtype.name, *ways, threads, warm, nonneg)
+            lie = piece.shape, strides, out_strides
+            return Chain(part, axes, y.dtype.name, *lie, threads, warm, nonneg)
         own = None if weights is None else piece.strides(_in_elements(weights))
         ball = ball_of(part, nonneg)
         ways = piece.shape, strides, out_strides, own

@@ -46,18 +46,18 @@ class Chain:
         self._binding = bind(chain_of(part, tuple(axes)), len(shape))
         ways = strides, out_strides, out_strides is None
         compiled = compile_binding(self._binding, shape, dtype, *ways, positive=positive)
-        self._call = Call(compiled, threads, warm)
+        self.call = Call(compiled, threads, warm)
         self._shape = shape
-        batch = self._call.plan.layout.batch
+        batch = self.call.plan.layout.batch
         self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)
 
     @property
     def step(self) -> Step | None:
-        return self._call.step
+        return self.call.step
 
     @property
     def plan(self) -> Plan:
-        return self._call.plan
+        return self.call.plan
 
     def by_axis(self, values: Radii) -> Radii:
         """Values of the batch as the kernel has them: by axis, or if `orderly` as they come."""
@@ -73,10 +73,10 @@ class Chain:
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         """What to end with, and the norms of the batch, `by_axis`."""
-        begun = self._call.begin(y)
+        begun = self.call.begin(y)
         if begun is None:
             raise OutOfRangeError
-        return begun, self.by_axis(self._call.norms_of(begun))
+        return begun, self.by_axis(self.call.norms_of(begun))
 
     def end(
         self,
@@ -91,7 +91,7 @@ class Chain:
 
         Its tape goes to the end of `tapes`.
         """
-        written = self._call.end(begun, y, out, self.as_they_lie(radii), tapes) == Call.PROJECTED
+        written = self.call.end(begun, y, out, self.as_they_lie(radii), tapes) == Call.PROJECTED
         if tapes is not None and not written:
             self.inside(tapes[-1])
         return written
@@ -102,7 +102,7 @@ class Chain:
             radii[:] = np.inf
 
     def abandon(self, begun: Any) -> None:
-        self._call.abandon(begun)
+        self.call.abandon(begun)
 
 
 class Group:

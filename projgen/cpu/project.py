@@ -127,10 +127,15 @@ def ready(
             exact=projection.is_joint,
         )
         call = Call(compiled, projection._threads or default_threads(), projection._warm_start)
-        if len(projection._calls) >= REMEMBERED:
-            projection._calls.clear()
-        projection._calls[key] = call
+        remember(projection, key, call)
     return call
+
+
+def remember(projection: Projection, key: tuple[Any, ...], call: Call) -> None:
+    """For arrays of this dtype, shape, strides and strides of the result; of None in place."""
+    if len(projection._calls) >= REMEMBERED:
+        projection._calls.clear()
+    projection._calls[key] = call
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range

@@ -13,6 +13,7 @@ from projgen import interpret_trees
 from projgen.cpu.compose import Composition, TreeTape
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
+from projgen.cpu.project import remember
 from projgen.cpu.pull_trees import TreePull
 from projgen.dtypes import put
 from projgen.operands import same_directions, same_memory, walkable
@@ -196,6 +197,10 @@ def _made(
         bound, ys, targets, given.arrays, given.labels, threads, projection._warm_start
     )
     ready.made = made = Made(composition, keys, in_place, copies)
+    if composition.alone and not copies:
+        (y,), (target,) = ys, targets
+        form = y.dtype, y.shape, y.strides, None if target is None else target.strides
+        remember(projection, form, composition.alone)
     return made
 
 
