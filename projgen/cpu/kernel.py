@@ -203,6 +203,11 @@ class Kernel:
         return self.leaf.dtype == "float32" and bool(self.leaf.threshold)
 
     @property
+    def largest(self) -> str:
+        """The largest norm that it takes."""
+        return "1e34" if self.sums_in_float32 else "1.7976931348623157e308"
+
+    @property
     def reads_positive(self) -> bool:
         """Whether values that are not checked yet are read as 0 where they are below."""
         return self.positive and not self.leaf.bitwise

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import bind
-from projgen.compiler import compile_binding
+from projgen.compiler import c_strides, compile_binding
 from projgen.cpu.ball import Ball
 from projgen.cpu.call import Call, Step
 from projgen.cpu.group_pull import GroupPullCall
@@ -133,11 +133,18 @@ class Group:
     def step(self) -> Step | None:
         return self._call.step
 
-    def pull(self, depth: int, threads: int) -> GroupPullCall | None:
-        """What takes gradients back, with `depth` levels of the tree above; None if it is empty."""
-        if 0 in self._pulled[2] or 0 in self.values_shape:
+    def pull(self, depth: int, threads: int, rescaled: bool = False) -> GroupPullCall | None:
+        """What takes gradients back, with `depth` levels of the tree above; None if it is empty.
+
+        `rescaled`: by weights of float64 in C order.
+        """
+        ball, dtype, shape, strides, axes, own, labels = self._pulled
+        if 0 in shape or 0 in self.values_shape:
             return None
-        return GroupPullCall(*self._pulled, self._weight_dtype, depth, threads)
+        form = self._weight_dtype
+        if rescaled:
+            own, form = c_strides(shape), "float64"
+        return GroupPullCall(ball, dtype, shape, strides, axes, own, labels, form, depth, threads)
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         begun = self._call.begin(y, weights)

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen import interpret_trees
+from projgen.cpu.call import Call
 from projgen.cpu.compose import Composition, TreeTape
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
 from projgen.cpu.project import remember
 from projgen.cpu.pull_trees import TreePull
 from projgen.dtypes import put
+from projgen.interpret_trees import finite_entries, spread
 from projgen.operands import same_directions, same_memory, walkable
 from projgen.structure import Key
 from projgen.trees import BoundTree
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from projgen.reading import Ready
 
 Array = NDArray[Any]
+
+# Magnitudes below these can be added up, and squared, whatever the kernel.
+TAME = {"float16": np.inf, "bfloat16": 1e30, "float32": 1e30, "float64": 1e140}
 
 
 @dataclass(slots=True)
@@ -128,7 +133,7 @@ def _project(
     try:
         tape = made.composition.project(ys, targets, radii.reshape(-1), given.arrays, taped)
     except OutOfRangeError:
-        _rescue(projection, ready.bound, arrays, outs, radii, given)
+        _rescue(projection, ready.bound, made, arrays, outs, radii, given)
         return None
     for number in made.copies:
         np.copyto(outs[made.keys[number]], ys[number])
@@ -219,15 +224,68 @@ def _copy(y: Array) -> Array:
 def _rescue(
     projection: Projection,
     bound: BoundTree,
+    made: Made,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     radii: Array,
     given: Given,
 ) -> None:
     """Values that are not finite, or whose sums leave the range of float64: the reference's way,
-    which scales them. Rare, and not fast."""
+    which scales them. Rare, and not fast. Entries of the batch that have none go by the kernels."""
     for arm in bound.arms:
         projection._finite(arrays[arm.key], arm.arm.label)
     results = interpret_trees.project_any(bound, arrays, radii, given.arrays, given.labels)
-    for key, x in results.items():
-        put(outs[key], x)
+    tame = _tame_entries(bound, arrays, radii)
+    spared = _project_tame(bound, made, arrays, outs, radii, given, tame)
+    for arm in bound.arms:
+        put(outs[arm.key], results[arm.key])
+        if spared is not None:
+            np.copyto(outs[arm.key], spared[arm.key], where=spread(arm, tame))
+
+
+def _tame_entries(bound: BoundTree, arrays: Mapping[Key, Array], radii: Array) -> Array:
+    """The entries of the batch whose values are neither too large nor too small to be added up."""
+    tame = finite_entries(bound, arrays)
+    if not bound.batch or any(
+        cut.axis in arm.arm.batch for arm in bound.arms for cut in arm.arm.cuts
+    ):
+        return np.zeros_like(tame)
+    small = radii < Call.VANISHING
+    for arm in bound.arms:
+        array = arrays[arm.key]
+        axes = tuple(axis for axis in range(array.ndim) if axis not in arm.arm.batch)
+        top = np.abs(array).max(axis=axes, initial=0).astype(np.float64)
+        tame &= top < TAME[array.dtype.name]
+        small &= top < Call.VANISHING
+    return tame & ~small
+
+
+def _project_tame(
+    bound: BoundTree,
+    made: Made,
+    arrays: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    radii: Array,
+    given: Given,
+    tame: Array,
+) -> dict[Key, Array] | None:
+    """The projection where all other entries of the batch are zeros; None if there is none."""
+    if not tame.any() or tame.all():
+        return None
+    ys = {key: array.copy("K") for key, array in arrays.items()}
+    results = {key: np.empty_like(out) for key, out in outs.items()}
+    for arm in bound.arms:
+        zeros = ~np.broadcast_to(spread(arm, tame), ys[arm.key].shape)
+        np.copyto(ys[arm.key], ys[arm.key].dtype.type(0), where=zeros)
+    for before, after in ((arrays, ys), (outs, results)):
+        if any(before[key].strides != after[key].strides for key in after):
+            return None  # kernels are made for gaps
+    sources, targets = made.operands(ys, results)
+    own = np.where(tame, radii, 1.0).reshape(-1)
+    try:
+        made.composition.project(sources, targets, own, given.arrays)
+    except OutOfRangeError:  # of weights
+        return None
+    for number in made.in_place:
+        np.copyto(results[made.keys[number]], sources[number])
+    return results
