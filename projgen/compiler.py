@@ -80,13 +80,16 @@ def compile_binding(
     return Compiled(planned, kernel, source)
 
 
-def compile_pull(spec: str, layout: Layout, dtype: str, top: int = 0) -> PullKernel:
+def compile_pull(
+    spec: str, layout: Layout, dtype: str, top: int = 0, positive: bool = False
+) -> PullKernel:
     """Stages 3 to 5 of the way back through projections of arrays with this layout.
 
-    ``top``: how many levels of a tree stand above these, done by other kernels.
+    ``top``: how many levels of a tree stand above these, done by other kernels. ``positive``: as in
+    `compile_binding`.
     """
     began = perf_counter()
-    kernel = lower_pull(spec, layout, arithmetic(dtype), top)
+    kernel = lower_pull(spec, layout, arithmetic(dtype), top, positive)
     made = 1e3 * (perf_counter() - began)
     logger.debug("%s: the stages of its gradients took %.1f ms", spec, made)
     return kernel

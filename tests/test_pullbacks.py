@@ -660,3 +660,24 @@ def test_each_group_has_weights_of_its_own_size(norm: str, backend: Any) -> None
         found, own = p.vjp(y, np.ldexp(radius, powers), w=far)[1](g)
     np.testing.assert_allclose(found, expected, atol=1e-11)
     np.testing.assert_allclose(np.ldexp(own, powers), slope, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(40, 7), (70, 40), (12, 300), (200, 3, 2)])
+@pytest.mark.parametrize("leaf", NORMS)
+def test_chains_without_negative_values(leaf: str, shape: tuple[int, ...], order: Any) -> None:
+    """Whose kernels read y as it is: nothing comes to values below 0, inside the ball either."""
+    y, g = (np.array(normal(*shape), order=order) for _ in range(2))
+    y[0] = -np.abs(y[0])
+    for spec, share in itertools.product(
+        (f"l1({leaf}, nonneg=True)", f"l2({leaf}(axis=0), nonneg=True)", f"{leaf}(nonneg=True)"),
+        (0.3, 1.5, 0.0),
+    ):
+        p = projgen.build(spec, threads=1)
+        radius = share * np.asarray(projgen.build(spec, backend="numpy").norm(y))
+        expected, slope = projgen.build(spec, backend="numpy").vjp(y, radius)[1](g)
+        with rehearsals():
+            found, own = p.vjp(y, radius)[1](g)
+        np.testing.assert_allclose(found, expected, atol=1e-11)
+        np.testing.assert_allclose(own, slope, atol=1e-10)
+        assert not np.any(np.asarray(found)[y < 0])

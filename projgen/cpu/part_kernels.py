@@ -47,7 +47,7 @@ class Chain:
         ways = strides, out_strides, out_strides is None
         compiled = compile_binding(self._binding, shape, dtype, *ways, positive=positive)
         self.call = Call(compiled, threads, warm)
-        self._shape = shape
+        self._shape, self.positive = shape, positive
         batch = self.call.plan.layout.batch
         self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)
 

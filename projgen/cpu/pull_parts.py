@@ -41,7 +41,8 @@ class ChainPull:
     def __init__(self, chain: Chain, top: int, threads: int) -> None:
         """`top`: how many levels of the tree stand above these."""
         self._chain, self._plan = chain, chain.plan
-        kernel = compile_pull(self._plan.spec, self._plan.layout, self._plan.dtype, top)
+        plan = self._plan
+        kernel = compile_pull(plan.spec, plan.layout, plan.dtype, top, chain.positive)
         self._call = PullCall(kernel, threads)
         self._parted = kernel.parted
 
