@@ -6,10 +6,12 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from projgen.check import parse_tree
+from projgen.forks import wholly
 from projgen.projection import Backend, Projection, Unmatched
 from projgen.tree import NormTree
 
 
+@wholly
 def build(
     spec: str | NormTree,
     *,

@@ -12,6 +12,7 @@ from projgen.bind import Binding, bind, bind_shape
 from projgen.check import parse_tree
 from projgen.dtypes import put
 from projgen.exact import exact_tree, is_joint
+from projgen.forks import wholly
 from projgen.operands import check_out, check_radius, in_shards, require_finite
 from projgen.tree import NormTree
 
@@ -172,9 +173,7 @@ class Projection:
             ImportError, RuntimeError: `y` is on a GPU, and CuPy or a driver is missing.
         """
         if return_info:
-            from projgen.compare import with_info
-
-            return with_info(self, y, radius, out, arrays)
+            return self._with_info(y, radius, out, arrays)
         if shards := in_shards(y, arrays):
             return shards.project(self, y, radius, out, arrays)
         if arrays or not self._is_plain:
@@ -182,9 +181,7 @@ class Projection:
                 done = self._like_before(y, radius, out)
                 if done is not None:
                     return done
-            from projgen import calls
-
-            return calls.project(self, y, radius, out, arrays)
+            return self._project_tree(y, radius, out, arrays)
         if radius is None:
             raise TypeError("a radius is missing: the call is p(y, radius)")
         if gpu := self._gpu(y):
@@ -195,15 +192,33 @@ class Projection:
             done = self._again(source, radius, given)
             if done is not None:
                 return wrap(done) if out is None else written(out)
-        check_dtype(source)
-        binding = self._bind(source)
-        radii = check_radius(radius, binding, source.shape)
-        target = np.empty_like(source) if given is None else given
-        if given is not None:
-            check_out(source, given)
-        if source.size:
-            self._project(binding, source, target, radii)
-        return wrap(target) if out is None else written(out)
+        done = self._project_array(source, radius, given)
+        return wrap(done) if out is None else written(out)
+
+    @wholly
+    def _with_info(self, y: Any, radius: Any, out: Any, arrays: dict[str, Any]) -> Any:
+        from projgen.compare import with_info
+
+        return with_info(self, y, radius, out, arrays)
+
+    @wholly
+    def _project_tree(self, y: Any, radius: Any, out: Any, arrays: dict[str, Any]) -> Any:
+        from projgen import calls
+
+        return calls.project(self, y, radius, out, arrays)
+
+    @wholly
+    def _project_array(self, y: Array, radius: Any, out: Array | None) -> Array:
+        """The long way: everything is checked, and made where it does not exist yet."""
+        check_dtype(y)
+        binding = self._bind(y)
+        radii = check_radius(radius, binding, y.shape)
+        target = np.empty_like(y) if out is None else out
+        if out is not None:
+            check_out(y, out)
+        if y.size:
+            self._project(binding, y, target, radii)
+        return target
 
     def _like_before(self, y: Any, radius: Any, out: Any) -> Any:
         """The short way of a tree that is one kernel over one array; None, and nothing done, if
@@ -244,6 +259,7 @@ class Projection:
             np.copyto(target, y)
         return target
 
+    @wholly
     def vjp(self, /, y: Any = None, radius: Any = None, **arrays: Any) -> tuple[Any, Pullback]:
         """The projection x of `y`, and the way back: a `Pullback`.
 
@@ -255,6 +271,7 @@ class Projection:
 
         return pullback.vjp(self, y, radius, arrays)
 
+    @wholly
     def norm(self, /, y: Any = None, **arrays: Any) -> Any:
         """The tree's norm of `y`: a float, or an array over the batch axes if there are any."""
         if shards := in_shards(y, arrays):
@@ -280,6 +297,7 @@ class Projection:
             norms = project.norms(self, binding, source)
         return wrap(norms) if binding.batch else float(norms)
 
+    @wholly
     def active(self, x: Any = None, /, **arrays: Any) -> Any:
         """Which groups of the leaf level are not all zero: bool, of `x`'s shape less its axes.
 
@@ -299,6 +317,7 @@ class Projection:
         active = np.any(source != 0, axis=axes)
         return wrap(active) if isinstance(active, np.ndarray) else bool(active)
 
+    @wholly
     def plan(
         self, shape: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any
     ) -> Plan | TreePlan:
@@ -312,6 +331,7 @@ class Projection:
             return self._plan_tree(shape, dtype, arrays)
         return self._compile(tuple(shape), dtype).plan
 
+    @wholly
     def source(self, shape_or_rank: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any) -> str:
         """The source that is compiled for C-ordered arrays of this shape, or of this rank.
 

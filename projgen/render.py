@@ -118,4 +118,5 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        auto_reload=False,  # else each import in a macro looks at its file again
     )

@@ -44,6 +44,17 @@ def test_one_interrupted_call_changes_nothing() -> None:
     assert not any(not sharing.choose() for _ in range(10))
 
 
+def test_an_interruption_does_not_decide_a_trial() -> None:
+    """Neither of the last shared call, nor of the one before it; and the first wakes threads."""
+    for times in ([9.0, 0.6, 500.0], [9.0, 500.0, 0.6]):
+        sharing = Sharing()
+        for seconds in times:
+            assert sharing.choose()
+            sharing.learn(True, seconds)
+        simulate(sharing, 1.0, 0.6, TRIES - len(times))
+        assert sharing.pays
+
+
 def test_it_settles_in_noise() -> None:
     """With times that vary by a third the better way is taken nearly always."""
     rng = random.Random(0)

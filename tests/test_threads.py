@@ -232,7 +232,7 @@ def test_a_child_forked_while_another_thread_compiles() -> None:
         FORK
         + """
 import threading, time, numpy as np, projgen
-from projgen.cpu.load import _lock
+from projgen.cpu.load import making
 z = np.ones((20, 30), np.float32)
 projgen.project(z, "l1(axis=1)", 1.0)  # all modules are there
 
@@ -242,8 +242,8 @@ def compile_all():
 
 worker = threading.Thread(target=compile_all)
 worker.start()
-while worker.is_alive() and _lock.acquire(blocking=False):
-    _lock.release()
+while worker.is_alive() and making.acquire(blocking=False):
+    making.release()
     time.sleep(0.001)
 assert worker.is_alive()  # and compiles
 for _ in range(3):
@@ -255,6 +255,76 @@ worker.join()
 
     with tempfile.TemporaryDirectory() as cache:
         run_python(code, PROJGEN_CACHE_DIR=cache)
+
+
+@forks
+@pytest.mark.parametrize("moment", [0, 0.1])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_child_forked_while_others_are_in_their_first_call(threads: int, moment: float) -> None:
+    """Whatever they import and make just then."""
+    code = (
+        FORK
+        + f"""
+import threading, time, numpy as np, projgen
+z = np.ones((20, 30), np.float32)
+
+def first():
+    p = projgen.build("l1(linf(axis=1))")
+    assert np.allclose(p(z, 2.0), 0.1)
+
+workers = [threading.Thread(target=first) for _ in range({threads})]
+for worker in workers:
+    worker.start()
+time.sleep({moment})
+join(child(first))
+for worker in workers:
+    worker.join()
+"""
+    )
+    run_python(code)
+
+
+@forks
+def test_forks_wait_for_calls_in_other_threads_but_not_for_their_own() -> None:
+    code = (
+        FORK
+        + """
+import threading, time
+from projgen import forks
+inside, go_on = threading.Event(), threading.Event()
+
+def call():
+    with forks.whole, forks.whole:
+        inside.set()
+        go_on.wait()
+
+worker = threading.Thread(target=call)
+worker.start()
+inside.wait()
+began = time.monotonic()
+threading.Timer(0.3, go_on.set).start()
+join(child(lambda: None))
+assert time.monotonic() - began >= 0.3
+worker.join()
+with forks.whole:
+    join(child(lambda: None))
+
+def again():
+    with forks.whole:
+        pass
+
+forks.PATIENCE = 0.2  # what never ends is not waited for for ever
+go_on.clear()
+worker = threading.Thread(target=call)
+worker.start()
+while not forks._calling:
+    time.sleep(0.001)
+join(child(again))
+go_on.set()
+worker.join()
+"""
+    )
+    run_python(code)
 
 
 def process_code(method: str) -> str:

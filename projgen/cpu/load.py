@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -27,6 +26,7 @@ from typing import ClassVar, TypeAlias
 
 from projgen import cache
 from projgen.cpu import machine_code
+from projgen.forks import whole
 
 # The settings of numba that change machine code, and what they are if nobody has changed them.
 _SETTINGS = {
@@ -51,13 +51,7 @@ _log = logging.getLogger(__name__)
 Module: TypeAlias = "ModuleType | machine_code.Linked"
 
 _loaded: dict[str, Module] = {}
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child forked in the middle of a compilation would wait for numba's lock for ever. Hooks run
-    # last in, first out, so ours waits before logging's takes a lock that a compilation needs.
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+making = threading.RLock()  # held while kernels are made, by whoever makes them: one at a time
 
 
 def load(source: str, persist: bool = True) -> Module:
@@ -69,7 +63,7 @@ def load(source: str, persist: bool = True) -> Module:
     key = cache.key_of(source)
     module = _loaded.get(key)
     if module is None:
-        with _lock:
+        with whole, making:
             module = _loaded.get(key)
             if module is None:
                 with _no_interrupts():
@@ -161,7 +155,6 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     module = ModuleType(name)
     module.__file__ = file
     # For tracebacks and inspect.getsource, also when the file was cleared away or never existed.
-    import_module("numpy.ma")  # numba would at the first call, where no lock keeps forks away
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
     code = compile(source, file, "exec", dont_inherit=True, optimize=0)
     sys.modules[name] = module

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from projgen.cpu.load import load
+from projgen.cpu.load import load, making
+from projgen.forks import whole
 from projgen.render import render_team
 
 PATIENCE = 200_000  # looks at a silent bell before a follower sleeps: some 200 microseconds
@@ -89,16 +90,15 @@ class Team:
 
 
 _team: Team | None = None
-_making = threading.RLock()  # a finaliser that runs meanwhile may call a projection
 
 
 def team() -> Team:
     """The process's team."""
     global _team
     if _team is None:
-        with _making:
+        with whole, making:
             if _team is None:
-                made = Team()
+                made = Team()  # a finaliser that runs meanwhile may call a projection
                 _team = _team or made
     return _team
 
@@ -114,8 +114,8 @@ def default_threads() -> int:
 
 def _forget() -> None:
     """In a forked child: the parent's threads do not exist here."""
-    global _team, _making
-    _team, _making = None, threading.RLock()
+    global _team
+    _team = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,6 +16,7 @@ from projgen.arrays import Array, address
 from projgen.bind import Binding
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
+from projgen.cpu.load import making
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import is_half, put
 from projgen.operands import (
@@ -116,7 +117,12 @@ def ready(
     strides = None if out is None else out.strides
     key = y.dtype, y.shape, y.strides, "norm" if only_norm else strides
     call = projection._calls.get(key)
-    if call is None:
+    if call is not None:
+        return call
+    with making:  # once, for whichever threads ask
+        call = projection._calls.get(key)
+        if call is not None:
+            return call
         size = y.itemsize
         compiled = compile_binding(
             binding,
@@ -129,7 +135,7 @@ def ready(
         )
         call = Call(compiled, projection._threads or default_threads(), projection._warm_start)
         remember(projection, key, call)
-    return call
+        return call
 
 
 def remember(projection: Projection, key: tuple[Any, ...], call: Call) -> None:

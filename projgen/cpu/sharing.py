@@ -6,7 +6,7 @@ may come alone or be one of many in a row. Results are the same either way, to t
 
 from __future__ import annotations
 
-RUN = 3  # calls of one kind in a row: the first ones wake threads, and move values between caches
+RUN = 3  # calls of one kind in a row: the first wakes threads, and moves values between caches
 TRIES = 2 * RUN  # calls that try both ways at first
 PATIENT = 16  # calls from one look at the slower way to the next; doubles while nothing changes
 PATIENCE = 1024  # and stops doubling here
@@ -16,11 +16,12 @@ WEIGHT = 0.25  # of the latest call in the running average of its kind
 class Sharing:
     """What is known of the calls of one kernel. Not exact if threads learn at once; never wrong."""
 
-    __slots__ = ("_calls", "_look", "_other", "_pause", "_seconds")
+    __slots__ = ("_calls", "_look", "_nth", "_other", "_pause", "_seconds")
 
     def __init__(self) -> None:
         self._seconds: dict[bool, float] = {}
         self._calls = 0
+        self._nth = 0  # of a run: which call this is
         self._pause = PATIENT
         self._look = TRIES + PATIENT  # the call that looks at the slower way again
         self._other = True
@@ -29,12 +30,14 @@ class Sharing:
         """Whether to share the next call."""
         self._calls += 1
         if self._calls <= TRIES:
+            self._nth = (self._calls - 1) % RUN
             return self._calls <= RUN
         since = self._calls - self._look
         if since < 0:
             return self.pays
         if since == 0:
             self._other = not self.pays
+        self._nth = since
         if since >= RUN - 1:
             self._pause = min(2 * self._pause, PATIENCE)
             self._look = self._calls + self._pause
@@ -45,7 +48,9 @@ class Sharing:
         paid = self.pays
         known = self._seconds.get(shared)
         if known is None or shared != paid or self._calls <= TRIES:
-            self._seconds[shared] = seconds  # the latest of a run is all there is to go by
+            # An interruption must not decide: of a run's later calls the quickest counts.
+            quickest = seconds if known is None or self._nth <= 1 else min(seconds, known)
+            self._seconds[shared] = quickest
         else:
             # A thread that was interrupted says little: several in a row do.
             self._seconds[shared] = known + WEIGHT * (min(seconds, 2 * known) - known)

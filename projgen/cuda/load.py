@@ -18,6 +18,7 @@ from typing import Any
 from projgen import cache
 from projgen.cuda import nvrtc
 from projgen.cuda.cupy import cupy
+from projgen.forks import whole
 
 CUBIN = "kernel.cubin"
 
@@ -90,7 +91,7 @@ def load(source: str, device: int) -> Any:
     key = cache.key_of(source), device
     module = _loaded.get(key)
     if module is None:
-        with _lock:
+        with whole, _lock:
             module = _loaded.get(key)
             if module is None:
                 module = _loaded[key] = _load(source, device)
