@@ -281,6 +281,9 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
             target[to + pitch * side[:, None] + side] = source[at + step * side + side[:, None]]
 
         return turn
+    magnitude = (
+        partial(np.maximum, 0) if "Values below 0 count as 0" in str(made.__doc__) else np.abs
+    )
     name, *numbers = made.__name__.split("_")
     size, bundle = map(int, (*numbers, 1)[:2])
 
@@ -296,7 +299,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
 
     def survey(values: Array, at: int, step: int, rows: int, limits: Array, found: Array) -> None:
         cells = at + step * np.arange(rows)[:, None] + np.arange(16)
-        above = np.abs(values[np.minimum(cells, values.size - 1)]) - limits
+        above = magnitude(values[np.minimum(cells, values.size - 1)]) - limits
         above = np.where(above > 0, above, 0)
         least = np.sort(np.where(above > 0, above, np.inf), axis=0)
         least = np.concatenate([least, np.full((2, 16), np.inf)])
@@ -307,7 +310,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         lanes = np.arange((64 if size < 16 else 32) // tile.itemsize)
         pitch = bundle * max(64, 2048 // (size * bundle) // 16 * 16)
         cells = at + pitch * np.arange(size + 1)[:, None] + lanes
-        descending = -np.sort(-np.abs(np.asarray(tile[cells[:-1]])), axis=0)
+        descending = -np.sort(-magnitude(np.asarray(tile[cells[:-1]])), axis=0)
         radii, counts = (
             np.asarray(tile[cells[-1]]),
             np.arange(1, size + 1, dtype=tile.dtype)[:, None],
