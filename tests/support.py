@@ -281,6 +281,16 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
             target[to + pitch * side[:, None] + side] = source[at + step * side + side[:, None]]
 
         return turn
+    if made.__name__ == "copy_16":
+
+        def copy(source: Array, at: int, target: Array, to: int) -> None:
+            target[to : to + 16] = source[at : at + 16]
+
+        return copy
+    if made.__name__ == "project_16":
+        return partial(_project_16, made.__doc__ or "")
+    if made.__name__.startswith(("exceed_", "shrink_")):
+        return partial(_survey, made.__doc__ or "", np.dtype(f"float{made.__name__[-2:]}"))
     magnitude = (
         partial(np.maximum, 0) if "Values below 0 count as 0" in str(made.__doc__) else np.abs
     )
@@ -326,6 +336,51 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         tile[cells[-1]] = t
 
     return {"spread": spread, "deal": deal, "survey": survey, "sort": sort}[name]
+
+
+def _project_16(
+    doc: str,
+    rows: Array,
+    at: int,
+    weights: Array,
+    own_at: int,
+    level: Array,
+    level_at: int,
+    target: Array,
+    to: int,
+) -> None:
+    """What a kernel of weights does with a row of 16 groups."""
+    y, t = rows[at : at + 16], level[level_at : level_at + 16]
+    w = weights[own_at : own_at + (1 if "the weight w" in doc else 16)].astype(np.float64)
+    y = np.maximum(y, 0) if "max(y, 0)" in doc or "max(y - w t, 0)" in doc else y
+    if "(1 + (w t)^2)" in doc:
+        x = np.where(w > 0, y / (1 + np.square(w * t)), y)
+    else:
+        least = np.where(w > 0, w * t, 0.0)
+        x = y - np.clip(y, -least, least)
+    target[to : to + 16] = x
+
+
+def _survey(
+    doc: str, dtype: Any, rows: Array, weights: Array, n: int, level: Array, sums: Array
+) -> None:
+    """What it adds up of 16 groups."""
+    y = rows[: 16 * n].reshape(n, 16).astype(dtype)
+    one = "the weight w" in doc
+    w = (weights[:n, None] if one else weights[: 16 * n].reshape(n, 16)).astype(dtype)
+    t = level[:16].astype(dtype)
+    y = np.abs(y) if "|y|" in doc else np.maximum(y, 0) if "max(y, 0)" in doc else y
+    if "w^2 t" in doc:
+        g = w * w / (1 + w * w * t)
+        b = np.square(w * y / (1 + w * w * t))
+        terms = [b, b * g, b * g * g]
+        if "no squares" in doc and dtype == np.float64:
+            terms.append(np.where((w > 0) & ~((w * w > 1e-300) & (w * w < 1e300)), 1.0, 0.0))
+    else:
+        above = y - w * t
+        terms = [np.where(above > 0, w * above, 0), np.where(above > 0, w * w, 0)]
+    for i, term in enumerate(terms):
+        sums[16 * i : 16 * i + 16] += np.broadcast_to(term, (n, 16)).sum(axis=0, dtype=np.float64)
 
 
 _ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
