@@ -14,6 +14,7 @@ import numpy as np
 
 from projgen.arrays import Array, detached, view, written
 from projgen.dtypes import put
+from projgen.forks import wholly
 from projgen.operands import check_radii, is_dense
 from projgen.reading import Reading, Ready, read
 from projgen.structure import Key, at, flat, rebuilt
@@ -45,6 +46,7 @@ class Taped:
         return self.ready.bound
 
 
+@wholly
 def taped(
     projection: Projection, y: Any, radius: Any, named: Mapping[str, Any]
 ) -> tuple[Any, Taped]:
@@ -73,6 +75,7 @@ def taped(
     return x, Taped(call.ready, arrays, radii, call.given, results, tape)
 
 
+@wholly
 def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mapping[str, Any]) -> Any:
     """`y`, a structure of arrays, projected as one: into `out`, or a new structure."""
     y, given = _split(projection, y, named)

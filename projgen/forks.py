@@ -3,7 +3,8 @@
 A forked child has the forking thread alone. What another thread was importing stays half imported
 there, its lock held for ever, and so does the compiler's. Between the first lines of a call and the
 last nothing is left half done: so calls are `whole`, and a fork waits until none is in progress
-and keeps new ones from beginning.
+and keeps new ones from beginning. A thread that forks may call meanwhile, in a signal's handler or
+in a finaliser: whoever waited for it would wait for ever.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import ParamSpec, TypeVar
 
 PATIENCE = 60.0  # seconds that a fork waits at most: a child that may hang beats a parent that does
 
-_gate = threading.Condition(threading.RLock())
+_lock = threading.RLock()
+_gate = threading.Condition(_lock)
 _calling: dict[int, int] = {}  # threads that are in a call, and how deep in calls within calls
-_forking = 0  # threads that want to fork
+_forking: set[int] = set()  # threads that want to fork
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,11 +35,13 @@ class Whole:
 
     def __enter__(self) -> None:
         me = threading.get_ident()
-        if me not in _calling:
-            with _gate:
-                _gate.wait_for(_nobody_forks)
-                _calling[me] = 0
-        _calling[me] += 1
+        if me in _calling:
+            _calling[me] += 1
+            return
+        with _lock:
+            if _forking:
+                _gate.wait_for(_nobody_else_forks)
+            _calling[me] = 1
 
     def __exit__(
         self,
@@ -46,10 +50,12 @@ class Whole:
         trace: TracebackType | None,
     ) -> None:
         me = threading.get_ident()
-        _calling[me] -= 1
-        if not _calling[me]:
-            with _gate:
-                del _calling[me]
+        if _calling[me] > 1:
+            _calling[me] -= 1
+            return
+        with _lock:
+            del _calling[me]
+            if _forking:
                 _gate.notify_all()
 
 
@@ -67,8 +73,8 @@ def wholly(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _nobody_forks() -> bool:
-    return not _forking
+def _nobody_else_forks() -> bool:
+    return not _forking - {threading.get_ident()}
 
 
 def _nobody_else_calls() -> bool:
@@ -76,23 +82,23 @@ def _nobody_else_calls() -> bool:
 
 
 def _before() -> None:
-    global _forking
-    _gate.acquire()
-    _forking += 1
+    _lock.acquire()
+    _forking.add(threading.get_ident())
     _gate.wait_for(_nobody_else_calls, PATIENCE)
 
 
 def _in_parent() -> None:
-    global _forking
-    _forking -= 1
+    _forking.discard(threading.get_ident())
     _gate.notify_all()
-    _gate.release()
+    _lock.release()
 
 
 def _in_child() -> None:
     """Other threads, and what they hold and wait for, do not exist here."""
-    global _gate, _forking
-    _gate, _forking = threading.Condition(threading.RLock()), 0
+    global _lock, _gate
+    _lock = threading.RLock()
+    _gate = threading.Condition(_lock)
+    _forking.clear()
     for thread in _calling.keys() - {threading.get_ident()}:
         del _calling[thread]
 

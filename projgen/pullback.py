@@ -18,6 +18,7 @@ from projgen.arrays import Array, check_dtype, detached, view
 from projgen.bind import Binding
 from projgen.dtypes import put
 from projgen.errors import quote
+from projgen.forks import wholly
 from projgen.operands import check_radius, in_shards, is_dense
 from projgen.structure import Key, at, dotted, flat, rebuilt
 
@@ -73,6 +74,7 @@ def _vjp_chain(projection: Projection, y: Any, radius: Any) -> tuple[Any, Pullba
     return wrap(x), _ChainPullback(projection, binding, source, radii, x, tape)
 
 
+@wholly
 def project(
     projection: Projection, binding: Binding, y: Array, x: Array, radii: float | Array
 ) -> Array | None:
@@ -90,6 +92,7 @@ def project(
     return None
 
 
+@wholly
 def pull_back(
     projection: Projection,
     binding: Binding,
@@ -165,6 +168,7 @@ class _TreePullback(Pullback):
         return rebuilt(gradient, wrapped), wrap(slopes) if batch else float(slopes)
 
 
+@wholly
 def pull_back_tree(
     projection: Projection, call: Taped, gradients: Mapping[Key, Array]
 ) -> tuple[dict[Key, Array], Array]:

@@ -327,6 +327,56 @@ worker.join()
     run_python(code)
 
 
+@forks
+def test_a_thread_that_waits_to_fork_may_call() -> None:
+    """In a signal's handler, say."""
+    code = (
+        FORK
+        + """
+import threading
+from projgen import forks
+inside, go_on = threading.Event(), threading.Event()
+
+def call():
+    with forks.whole:
+        inside.set()
+        go_on.wait()
+
+def handle(*_):
+    with forks.whole:
+        go_on.set()
+
+signal.signal(signal.SIGUSR1, handle)
+worker = threading.Thread(target=call)
+worker.start()
+inside.wait()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+join(child(lambda: None))
+assert go_on.is_set()
+worker.join()
+"""
+    )
+    run_python(code)
+
+
+@forks
+@pytest.mark.parametrize("spec", ["l1(linf(axis=1))", "l1(lp(p=3, axis=1))"])
+def test_forks_wait_for_gradients(spec: str) -> None:
+    """Which import and compile as well."""
+    code = f"""
+import numpy as np, projgen
+from projgen import forks, pullback
+y = np.ones((20, 30), np.float32)
+_, pull = projgen.build({spec!r}, backend="numpy").vjp(y, 1.0)
+seen = []
+put, pullback.put = pullback.put, lambda *arrays: (seen.append(len(forks._calling)), put(*arrays))
+pull(y)
+assert seen == [1], seen
+assert not forks._calling
+"""
+    run_python(code)
+
+
 def process_code(method: str) -> str:
     """A script: a spawned child imports it again, from its file."""
     return f"""
