@@ -76,6 +76,9 @@ def match(tree: NormTree, y: Any, unmatched: str = "error") -> Match:
     """The arrays of `y` that `tree` means; errors are those of `places`."""
     place = places(tree, y, unmatched)
     numbers = {key: number for number, (key, _) in enumerate(_ends(y))}
+    for leaf in place.arms:
+        if leaf.key not in numbers:
+            raise _no_array(leaf.node, leaf.key, at(y, leaf.key))
     return Match(place, tuple(numbers[leaf.key] for leaf in place.arms))
 
 
@@ -91,9 +94,7 @@ def places(tree: NormTree, y: Any, unmatched: str = "error") -> Place:
 def _place(node: Node, y: Any, key: Key, lenient: bool) -> Place:
     if not node.children:
         if entries(y) is not None and type(y) not in (list, tuple):  # those may be arrays
-            raise TypeError(
-                f"{_subject(key)} is a {type(y).__name__}, and {quote(str(node))} takes an array"
-            )
+            raise _no_array(node, key, y)
         return Place(node, key)
     if not node.is_branch:
         (child,) = node.children
@@ -293,6 +294,12 @@ def _wanted(node: Node) -> str:
 def _listed(names: Sequence[str], most: int = 5) -> str:
     shown = ", ".join(quote(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _no_array(node: Node, key: Key, y: Any) -> TypeError:
+    return TypeError(
+        f"{_subject(key)} is a {type(y).__name__}, and {quote(str(node))} takes an array"
+    )
 
 
 def _wrong_kind(node: Node, key: Key, y: Any, wanted: str) -> TypeError:

@@ -44,6 +44,8 @@ def refusals() -> dict[str, Refusal]:
         "a sequence too long": lambda: pair([enc, dec, bias], 1.0),
         "a dict for a leaf": lambda: two({"enc": {"weight": enc}, "dec": dec}, 1.0),
         "a dict for one array": lambda: weighted({"a": enc}, 1.0, importance=bias),
+        "a list for one array": lambda: weighted([enc], 1.0, importance=bias),
+        "a list for a leaf": lambda: two({"enc": enc.tolist(), "dec": dec}, 1.0),
         "an array for patterns": lambda: model(enc, 1.0),
         "nothing matches": lambda: model({"fc.weights": enc, "fc.bias": bias}, 1.0),
         "something is left": lambda: model({**params, "scale": bias}, 1.0),
