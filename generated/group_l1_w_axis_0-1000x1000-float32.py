@@ -282,7 +282,6 @@ def project_16(typing_context, rows, at, weights, own_at, level, level_at, targe
         y, w, level, target = (
             context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4, 6)
         )
-        word, lane = ir.IntType(64), ir.IntType(32)
         vector, wide = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(ir.DoubleType(), 16)
 
         def each(x):
@@ -302,9 +301,6 @@ def project_16(typing_context, rows, at, weights, own_at, level, level_at, targe
             x = builder.load(place(w, index, stored), align=8)
             return x
 
-        def add(a, b):
-            return builder.fadd(a, b, flags=("contract",))
-
         def times(a, b):
             return builder.fmul(a, b, flags=("contract",))
 
@@ -317,7 +313,7 @@ def project_16(typing_context, rows, at, weights, own_at, level, level_at, targe
         def more(a, b):
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        zero, one = each(0.0), each(1.0)
+        zero = each(0.0)
 
         t = builder.load(place(level, args[5], wide), align=8)
         x, b = load_y(args[1]), load_w(args[3])
@@ -395,7 +391,7 @@ def exceed_32(typing_context, rows, weights, n, level, sums):
         y, w, level, sums = (
             context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3, 4)
         )
-        word, lane = ir.IntType(64), ir.IntType(32)
+        word = ir.IntType(64)
         vector, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.DoubleType(), 16)
 
         def each(x):
@@ -415,11 +411,11 @@ def exceed_32(typing_context, rows, weights, n, level, sums):
             x = builder.fptrunc(x, vector)
             return x
 
-        def add(a, b):
-            return builder.fadd(a, b, flags=("contract",))
-
         def times(a, b):
             return builder.fmul(a, b, flags=("contract",))
+
+        def add(a, b):
+            return builder.fadd(a, b, flags=("contract",))
 
         def where(x, then):  # x is above 0, and else 0
             return builder.select(builder.fcmp_ordered(">", x, zero), then, zero)
@@ -429,7 +425,7 @@ def exceed_32(typing_context, rows, weights, n, level, sums):
             but_sign = ir.Constant(integers, [0x7FFFFFFF] * 16)
             return builder.bitcast(builder.and_(builder.bitcast(x, integers), but_sign), vector)
 
-        zero, one = each(0.0), each(1.0)
+        zero = each(0.0)
 
         t = builder.load(place(level, word(0), wide), align=8)
         t = builder.fptrunc(t, vector)
@@ -477,7 +473,7 @@ def exceed_64(typing_context, rows, weights, n, level, sums):
         y, w, level, sums = (
             context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3, 4)
         )
-        word, lane = ir.IntType(64), ir.IntType(32)
+        word = ir.IntType(64)
         vector, wide = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(ir.DoubleType(), 16)
 
         def each(x):
@@ -497,11 +493,11 @@ def exceed_64(typing_context, rows, weights, n, level, sums):
             x = builder.load(place(w, index, stored), align=8)
             return x
 
-        def add(a, b):
-            return builder.fadd(a, b, flags=("contract",))
-
         def times(a, b):
             return builder.fmul(a, b, flags=("contract",))
+
+        def add(a, b):
+            return builder.fadd(a, b, flags=("contract",))
 
         def where(x, then):  # x is above 0, and else 0
             return builder.select(builder.fcmp_ordered(">", x, zero), then, zero)
@@ -511,7 +507,7 @@ def exceed_64(typing_context, rows, weights, n, level, sums):
             but_sign = ir.Constant(integers, [0x7FFFFFFFFFFFFFFF] * 16)
             return builder.bitcast(builder.and_(builder.bitcast(x, integers), but_sign), vector)
 
-        zero, one = each(0.0), each(1.0)
+        zero = each(0.0)
 
         t = builder.load(place(level, word(0), wide), align=8)
         at = alloca_once_value(builder, word(0))  # a row
@@ -558,6 +554,8 @@ def exceed(rows, weights, n, level, sums, fine):
 def search(rows, weights, n, v, u, level, before, sums, hint):
     """The thresholds of 16 groups, as in `solve`; where `before` is -2 they need that.
 
+    `before` has the squares of the last pass, and below 0 is why none follows: -1 for a threshold
+    that is found, -2 for sums out of range, -3 for sums that have to be of float64.
     `hint` has what was found of the last ones: thresholds by value, radii by value, and how the former
     fall with the latter.
     """

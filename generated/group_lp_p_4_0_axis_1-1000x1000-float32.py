@@ -360,8 +360,8 @@ def search_float32(row, spare, t, unit, v, ratio):
             break
         length = (math.log(total) - t) / P - math.log(v)
         moved = aim(length, ratio, slope / total)
-        if wrong <= 0.0028470338722008043:
-            if abs(moved) <= 0.0004:
+        if wrong <= 0.0028470338722008043:  # the steps that were taken leave nothing to see
+            if abs(moved) <= 0.0004:  # nor would another one for t
                 return t + moved, moved, slope / total, True
             low, high = (t, high) if length > ratio else (low, t)
             if not low < t + moved < high and high - low < 1e300:
@@ -510,8 +510,8 @@ def search_float64(row, spare, t, unit, v, ratio):
             break
         length = (math.log(total) - t) / P - math.log(v)
         moved = aim(length, ratio, slope / total)
-        if wrong <= 1.9740230337485722e-05:
-            if abs(moved) <= 2e-07:
+        if wrong <= 1.9740230337485722e-05:  # the steps that were taken leave nothing to see
+            if abs(moved) <= 2e-07:  # nor would another one for t
                 return t + moved, moved, slope / total, True
             low, high = (t, high) if length > ratio else (low, t)
             if not low < t + moved < high and high - low < 1e300:

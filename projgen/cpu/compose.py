@@ -181,8 +181,9 @@ class Composition:
     def alone(self) -> Call | None:
         """What does all there is to do, if that is one kernel of a chain."""
         work = self.runs[0].work
-        whole = len(self.runs) == 1 and isinstance(work, LeafPart) and work.straight
-        kernel = work.walks[0].kernel if whole and isinstance(work, LeafPart) else None
+        if len(self.runs) > 1 or not isinstance(work, LeafPart) or not work.straight:
+            return None
+        kernel = work.walks[0].kernel
         return kernel.call if isinstance(kernel, Chain) else None
 
     @staticmethod

@@ -17,7 +17,7 @@ Loop: TypeAlias = "tuple[int, dict[str, int]]"  # its extent, and its step in ea
 
 LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
-STRIP = 1 << 17  # elements, at most, of groups that are copied together
+COPIED = 1 << 17  # elements, about, of groups that are copied together
 CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 LONG = 64  # elements: groups of so many are worth turning into rows
@@ -230,7 +230,7 @@ def _form(
         long = direct and searches and labels is None and size >= LONG
         surveyed = 0
         if long and weighted and not halves:
-            surveyed = min(ABREAST, max(LANES, STRIP // size // LANES * LANES))
+            surveyed = min(ABREAST, max(LANES, COPIED // size // LANES * LANES))
         stripped = (long and not surveyed) or (direct and ball.norm == "simplex")
         lanes = ABREAST if direct else LANES
         way = Form(lanes, beside, direct, stripped=stripped, tiled=True, beside=beside)
