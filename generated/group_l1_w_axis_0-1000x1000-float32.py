@@ -308,9 +308,9 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
 
 
 @intrinsic
-def turn_16(typing_context, source, at, step, target, to, pitch):
-    """target[to + pitch * c + r] = source[at + step * r + c] for 16 values c of 16 rows r: rounds of
-    shuffles, each of which interleaves halves.
+def turn_float32(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
+    within pairs, fours and eights.
     """
 
     def codegen(context, builder, signature, args):
@@ -318,17 +318,17 @@ def turn_16(typing_context, source, at, step, target, to, pitch):
             context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
         )
         word, lane = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(context.get_value_type(types.float32), 16)
-        lanes = ir.VectorType(lane, 16)
-        halves = [ir.Constant(lanes, [h + i // 2 + 16 * (i % 2) for i in range(16)]) for h in (0, 8)]
+        vector = ir.VectorType(context.get_value_type(types.float32), 8)
+        lanes = ir.VectorType(lane, 8)
 
         def row(array, start, step, r):
             at = builder.add(start, builder.mul(step, word(r)))
             return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
 
-        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(16)]
-        for turn in range(4):
-            pairs = [(parts[i // 2], parts[i // 2 + 8], halves[i % 2]) for i in range(16)]
+        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(8)]
+        for near in (1, 2, 4):
+            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
             parts = [builder.shuffle_vector(*pair) for pair in pairs]
         for c, part in enumerate(parts):
             builder.store(part, row(target, args[4], args[5], c), align=4)
@@ -339,9 +339,9 @@ def turn_16(typing_context, source, at, step, target, to, pitch):
 
 
 @intrinsic
-def turn_8(typing_context, source, at, step, target, to, pitch):
-    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: rounds of
-    shuffles, each of which interleaves halves.
+def turn_float64(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
+    within pairs, fours and eights.
     """
 
     def codegen(context, builder, signature, args):
@@ -351,15 +351,15 @@ def turn_8(typing_context, source, at, step, target, to, pitch):
         word, lane = ir.IntType(64), ir.IntType(32)
         vector = ir.VectorType(context.get_value_type(types.float64), 8)
         lanes = ir.VectorType(lane, 8)
-        halves = [ir.Constant(lanes, [h + i // 2 + 8 * (i % 2) for i in range(8)]) for h in (0, 4)]
 
         def row(array, start, step, r):
             at = builder.add(start, builder.mul(step, word(r)))
             return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
 
         parts = [builder.load(row(source, args[1], args[2], r), align=8) for r in range(8)]
-        for turn in range(3):
-            pairs = [(parts[i // 2], parts[i // 2 + 4], halves[i % 2]) for i in range(8)]
+        for near in (1, 2, 4):
+            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
             parts = [builder.shuffle_vector(*pair) for pair in pairs]
         for c, part in enumerate(parts):
             builder.store(part, row(target, args[4], args[5], c), align=8)
@@ -381,17 +381,17 @@ def gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index,
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        turned = run - run % 16 if width % 16 == 0 else 0
-        for i in range(0, turned, 16):
-            for c in range(0, width, 16):
-                turn_16(y, at_y + i * y_step + c, y_step, rows, c * pitch + j + i, pitch)
+        turned = run - run % 8 if width % 8 == 0 else 0
+        for i in range(0, turned, 8):
+            for c in range(0, width, 8):
+                turn_float32(y, at_y + i * y_step + c, y_step, rows, c * pitch + j + i, pitch)
         for i in range(turned, run):
             for c in range(width):
                 rows[c * pitch + j + i] = y[at_y + i * y_step + c]
         turned = run - run % 8 if width % 8 == 0 else 0
         for i in range(0, turned, 8):
             for c in range(0, width, 8):
-                turn_8(w, at_w + i * w_step + c, w_step, weights, c * pitch + j + i, pitch)
+                turn_float64(w, at_w + i * w_step + c, w_step, weights, c * pitch + j + i, pitch)
         for i in range(turned, run):
             for c in range(width):
                 weights[c * pitch + j + i] = w[at_w + i * w_step + c]
@@ -408,10 +408,10 @@ def scatter(x, rows, begin, end, base_x, width, pitch, index, axes):
     j = 0
     for o in range(begin, end):
         at_x = base_x + x_offsets[o]
-        turned = run - run % 16 if width % 16 == 0 else 0
-        for i in range(0, turned, 16):
-            for c in range(0, width, 16):
-                turn_16(rows, c * pitch + j + i, pitch, x, at_x + i * x_step + c, x_step)
+        turned = run - run % 8 if width % 8 == 0 else 0
+        for i in range(0, turned, 8):
+            for c in range(0, width, 8):
+                turn_float32(rows, c * pitch + j + i, pitch, x, at_x + i * x_step + c, x_step)
         for i in range(turned, run):
             for c in range(width):
                 x[at_x + i * x_step + c] = rows[c * pitch + j + i]
