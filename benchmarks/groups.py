@@ -2,7 +2,8 @@
 
     python benchmarks/groups.py [--quick] [--best] [--only TEXT]
 
-A group level has weights, labels, `nonneg=True`, or another norm than `l1`, `l2` and `linf`.
+A group level has weights, labels, or another norm than `l1`, `l2` and `linf`; what `nonneg=True`
+costs a chain is there as well.
 Entries are Gaussian, weights between 0.1 and 1 and of the array's dtype, there are 50 labels, the
 radius is a tenth of the norm, `out` exists already, one thread. The copy, the chain and the tree
 take turns in one run. The last column is what a group level costs: its time in times of the chain.

@@ -1,6 +1,6 @@
 """l1(w): groups of float32 arrays.
 
-    groups lie side by side in memory: 256 are measured together, where they lie, and 16 turned into rows
+    groups lie side by side in memory: 256 are measured together, where they lie, 128 copied, and 16 of these searched together
 
 A group's elements are read for its value, and in a second call to project it.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
@@ -13,16 +13,14 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, types
+from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
-STRIP = 16  # of these, how many are turned into rows together
+STRIP = 128  # of these, how many are copied together
 FEW = 1e-6  # of a group's value: a radius below that takes care
-TURNS = 20  # of a draft, at most; some four are usual
-PART = 512  # elements, whose sums are short enough for float32
-LONG = 65536  # elements: of so many some parts say first where to start
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
@@ -123,39 +121,6 @@ def heaviest(row, w, t):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def draft(row, w, u, t, skip):
-    """The threshold, from a guess, by sums of float32; the squares of the weights above it; and
-    whether that is good enough: it is where the sums' errors are small beside both u and t.
-
-    Each part begins `skip` elements after the last. For numbers of ordinary sizes.
-    """
-    before, times = 0.0, max(skip / PART, 1.0)
-    for turn in range(TURNS):
-        level = np.float32(min(t, 1e30))
-        excess, squares = 0.0, 0.0
-        for start in range(0, row.size, skip):
-            part, own = row[start : start + PART], w[start : start + PART]
-            part_excess, part_squares = np.float32(0), np.float32(0)
-            for j in range(part.size):
-                b = np.float32(own[j])
-                above = np.float32(abs(part[j])) - b * level
-                part_excess += b * above if above > 0 else np.float32(0)
-                part_squares += b * b if above > 0 else np.float32(0)
-            excess += times * np.float64(part_excess)
-            squares += times * np.float64(part_squares)
-        if not squares > 0:
-            if before > 0 or t == 0:
-                return 0.0, 0.0, False
-            t = 0.0  # the guess was right of every value
-            continue
-        t = max(np.float64(level) + (excess - u) / squares, 0.0)
-        if squares == before or (before > 0 and t <= np.float64(level)):
-            return t, squares, 0.125 * t * squares < u < 4.0 * t * squares
-        before = squares if 2.0 * t > np.float64(level) else 0.0  # a long step is none to end with
-    return t, 0.0, False
-
-
-@register_jitable(fastmath=FINITE, error_model="numpy")
 def solve(row, w, v, u, guess):
     """Project a group with value v on radius u < v; the threshold t, by v, and how t falls with u.
 
@@ -168,20 +133,13 @@ def solve(row, w, v, u, guess):
         return 0.0, 1.0
     bits = np.int64(0)
     for j in range(w.size):
-        bits = max(bits, np.float64(w[j]).view(np.int64) & MAGNITUDE)
+        bits = np.int64(max(bits, np.int64(np.float64(w[j]).view(np.int64) & MAGNITUDE)))
     unit = unit_of(np.float64(np.int64(bits).view(np.float64)))
     scale = math.ldexp(1.0, unit)
     goal, safe = u * scale, 0.0
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
-    settled, squares = False, 0.0
-    if 1e-15 < scale < 1e15 and 1e-25 < u and v < 1e25:
-        t *= scale
-        if row.size >= LONG:
-            t = draft(row, w, u, t, row.size // 16)[0]
-        t, squares, settled = draft(row, w, u, t, PART)
-        t, squares = t / scale, squares * scale * scale
     before = 0.0
-    while not settled:
+    while True:
         excess, squares = 0.0, 0.0
         for j in range(row.size):
             b = np.float64(w[j]) * scale
@@ -206,16 +164,8 @@ def solve(row, w, v, u, guess):
         if not squares > 0 or squares == before or (before > 0 and not excess > goal):
             break
         last, t = t, max(t + (excess - goal) / squares, safe)
-        if last <= t <= last + NEAR * last:
-            break
         # A long step from the right is rounded by too much: what follows is as if it were the first.
         before = squares if 2.0 * t > last else 0.0
-    if settled:
-        level = np.float32(t * scale * (1.0 + 6e-8))  # not below
-        for j in range(row.size):
-            least = np.float32(w[j]) * level
-            row[j] = row[j] - min(max(row[j], -least), least)
-        return t / v * scale, scale * scale / squares
     factor = 1.0
     if u < FEW * v:  # what is left of some values is little more than their rounding: it is put right
         sure, vague = 0.0, 0.0
@@ -308,114 +258,362 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
 
 
 @intrinsic
-def turn_float32(typing_context, source, at, step, target, to, pitch):
-    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
-    within pairs, fours and eights.
-    """
+def copy_16(typing_context, source, at, target, to):
+    """Copy 16 values."""
 
     def codegen(context, builder, signature, args):
         source, target = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2)
         )
-        word, lane = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(context.get_value_type(types.float32), 8)
-        lanes = ir.VectorType(lane, 8)
-
-        def row(array, start, step, r):
-            at = builder.add(start, builder.mul(step, word(r)))
-            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
-
-        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(8)]
-        for near in (1, 2, 4):
-            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
-            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
-            parts = [builder.shuffle_vector(*pair) for pair in pairs]
-        for c, part in enumerate(parts):
-            builder.store(part, row(target, args[4], args[5], c), align=4)
+        values = ir.VectorType(context.get_value_type(signature.args[0].dtype), 16).as_pointer()
+        size = signature.args[0].dtype.bitwidth // 8
+        here = builder.load(builder.bitcast(builder.gep(source, [args[1]]), values), align=size)
+        builder.store(here, builder.bitcast(builder.gep(target, [args[3]]), values), align=size)
         return context.get_dummy_value()
 
-    index = types.int64
-    return types.void(source, index, index, target, index, index), codegen
+    return types.void(source, types.int64, target, types.int64), codegen
 
 
 @intrinsic
-def turn_float64(typing_context, source, at, step, target, to, pitch):
-    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
-    within pairs, fours and eights.
-    """
+def project_16(typing_context, rows, at, weights, own_at, level, level_at, target, to):
+    """Write the projection of a row y of 16 groups, with weights w of that row: y - min(max(y, -w t), w t)."""
 
     def codegen(context, builder, signature, args):
-        source, target = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        y, w, level, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4, 6)
         )
         word, lane = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(context.get_value_type(types.float64), 8)
-        lanes = ir.VectorType(lane, 8)
+        vector, wide = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(ir.DoubleType(), 16)
 
-        def row(array, start, step, r):
-            at = builder.add(start, builder.mul(step, word(r)))
-            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
+        def each(x):
+            return ir.Constant(vector, [x] * 16)
 
-        parts = [builder.load(row(source, args[1], args[2], r), align=8) for r in range(8)]
-        for near in (1, 2, 4):
-            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
-            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
-            parts = [builder.shuffle_vector(*pair) for pair in pairs]
-        for c, part in enumerate(parts):
-            builder.store(part, row(target, args[4], args[5], c), align=8)
+        def place(array, index, kind):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def load_y(index):
+            stored = ir.VectorType(context.get_value_type(types.float32), 16)
+            x = builder.load(place(y, index, stored), align=4)
+            x = builder.fpext(x, vector)
+            return x
+
+        def load_w(index):
+            stored = ir.VectorType(context.get_value_type(types.float64), 16)
+            x = builder.load(place(w, index, stored), align=8)
+            return x
+
+        def add(a, b):
+            return builder.fadd(a, b, flags=("contract",))
+
+        def times(a, b):
+            return builder.fmul(a, b, flags=("contract",))
+
+        def where(x, then):  # x is above 0, and else 0
+            return builder.select(builder.fcmp_ordered(">", x, zero), then, zero)
+
+        def less(a, b):
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        def more(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        zero, one = each(0.0), each(1.0)
+
+        t = builder.load(place(level, args[5], wide), align=8)
+        x, b = load_y(args[1]), load_w(args[3])
+        least = where(b, times(b, t))
+        x = builder.fsub(x, less(more(x, builder.fneg(least)), least))
+        x = builder.fptrunc(x, ir.VectorType(ir.FloatType(), 16))
+        builder.store(x, place(target, args[7], x.type), align=4)
         return context.get_dummy_value()
 
     index = types.int64
-    return types.void(source, index, index, target, index, index), codegen
+    return types.void(rows, index, weights, index, level, index, target, index), codegen
 
 
 @register_jitable
-def gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes):
-    """The elements of adjacent groups, group by group; how many each has."""
+def take(y, w, begin, end, base_y, base_w, width, pitch, index, axes, rows, weights):
+    """Copy a strip of groups, 16 side by side; how many elements each has."""
+    j, whole = 0, width - width % 16
     y_offsets = index[axes[31] : axes[32]]
     y_step = axes[21]
     w_offsets = index[axes[35] : axes[36]]
     w_step = axes[23]
     run = axes[20]
-    j = 0
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
-        turned = run - run % 8 if width % 8 == 0 else 0
-        for i in range(0, turned, 8):
-            for c in range(0, width, 8):
-                turn_float32(y, at_y + i * y_step + c, y_step, rows, c * pitch + j + i, pitch)
-        for i in range(turned, run):
-            for c in range(width):
-                rows[c * pitch + j + i] = y[at_y + i * y_step + c]
-        turned = run - run % 8 if width % 8 == 0 else 0
-        for i in range(0, turned, 8):
-            for c in range(0, width, 8):
-                turn_float64(w, at_w + i * w_step + c, w_step, weights, c * pitch + j + i, pitch)
-        for i in range(turned, run):
-            for c in range(width):
-                weights[c * pitch + j + i] = w[at_w + i * w_step + c]
-        j += run
-    return j
+        for i in range(run):
+            for c in range(0, whole, 16):
+                copy_16(y, at_y + c, rows, c * pitch + j)
+                copy_16(w, at_w + c, weights, c * pitch + j)
+            for c in range(whole, width):
+                rows[whole * pitch + j + c - whole] = y[at_y + c]
+                weights[whole * pitch + j + c - whole] = w[at_w + c]
+            j += 16
+            at_y += y_step
+            at_w += w_step
+    return j // 16
 
 
 @register_jitable
-def scatter(x, rows, begin, end, base_x, width, pitch, index, axes):
-    """Write projected groups."""
+def lone(rows, weights, c, n, pitch, line, own):
+    """Copy one group of a strip."""
+    at = (c - c % 16) * pitch + c % 16
+    for j in range(n):
+        line[j] = rows[at + 16 * j]
+        own[j] = weights[at + 16 * j]
+
+
+@register_jitable
+def put(x, begin, end, base_x, width, pitch, index, axes, rows, weights, level, line):
+    """Write the projection of a strip, whose levels are found."""
+    j, whole = 0, width - width % 16
     x_offsets = index[axes[33] : axes[34]]
     x_step = axes[22]
     run = axes[20]
-    j = 0
     for o in range(begin, end):
         at_x = base_x + x_offsets[o]
-        turned = run - run % 8 if width % 8 == 0 else 0
-        for i in range(0, turned, 8):
-            for c in range(0, width, 8):
-                turn_float32(rows, c * pitch + j + i, pitch, x, at_x + i * x_step + c, x_step)
-        for i in range(turned, run):
-            for c in range(width):
-                x[at_x + i * x_step + c] = rows[c * pitch + j + i]
-        j += run
+        for i in range(run):
+            for c in range(0, whole, 16):
+                project_16(rows, c * pitch + j, weights, c * pitch + j, level, c, x, at_x + c)
+            if whole < width:
+                project_16(rows, whole * pitch + j, weights, whole * pitch + j, level, whole, line, 0)
+                for c in range(whole, width):
+                    x[at_x + c] = line[c - whole]
+            j += 16
+            at_x += x_step
+
+
+@intrinsic
+def exceed_32(typing_context, rows, weights, n, level, sums):
+    """Add to `sums`, over n rows y of 16 groups and weights w of each,
+    with b = |y| - w t, the sum of w b where b is above 0; and that of w^2.
+    """
+
+    def codegen(context, builder, signature, args):
+        y, w, level, sums = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3, 4)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.DoubleType(), 16)
+
+        def each(x):
+            return ir.Constant(vector, [x] * 16)
+
+        def place(array, index, kind):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def load_y(index):
+            stored = ir.VectorType(context.get_value_type(types.float32), 16)
+            x = builder.load(place(y, index, stored), align=4)
+            return x
+
+        def load_w(index):
+            stored = ir.VectorType(context.get_value_type(types.float64), 16)
+            x = builder.load(place(w, index, stored), align=8)
+            x = builder.fptrunc(x, vector)
+            return x
+
+        def add(a, b):
+            return builder.fadd(a, b, flags=("contract",))
+
+        def times(a, b):
+            return builder.fmul(a, b, flags=("contract",))
+
+        def where(x, then):  # x is above 0, and else 0
+            return builder.select(builder.fcmp_ordered(">", x, zero), then, zero)
+
+        def magnitude(x):
+            integers = ir.VectorType(ir.IntType(32), 16)
+            but_sign = ir.Constant(integers, [0x7FFFFFFF] * 16)
+            return builder.bitcast(builder.and_(builder.bitcast(x, integers), but_sign), vector)
+
+        zero, one = each(0.0), each(1.0)
+
+        t = builder.load(place(level, word(0), wide), align=8)
+        t = builder.fptrunc(t, vector)
+        at = alloca_once_value(builder, word(0))  # a row
+        parts = [alloca_once_value(builder, zero) for i in range(2)]
+
+        def add_row():
+            row = builder.load(at)
+            builder.store(builder.add(row, word(1)), at)
+            start = builder.mul(row, word(16))
+            x, b = load_y(start), load_w(start)
+            x = magnitude(x)
+            above = builder.fsub(x, times(b, t), flags=("contract",))
+            own = where(above, b)
+            terms = times(own, where(above, above)), times(own, own)
+            for part, term in zip(parts, terms):
+                builder.store(add(builder.load(part), term), part)
+
+        def flush():
+            for i, part in enumerate(parts):
+                total = place(sums, word(16 * i), wide)
+                new = builder.fpext(builder.load(part), wide)
+                builder.store(builder.fadd(builder.load(total, align=8), new), total, align=8)
+                builder.store(zero, part)
+
+        with for_range(builder, builder.udiv(args[2], word(64))):  # so that sums in float32 stay short
+            with for_range(builder, word(64)):
+                add_row()
+            flush()
+        with for_range(builder, builder.urem(args[2], word(64))):
+            add_row()
+        flush()
+        return context.get_dummy_value()
+
+    return types.void(rows, weights, types.int64, level, sums), codegen
+
+
+@intrinsic
+def exceed_64(typing_context, rows, weights, n, level, sums):
+    """Add to `sums`, over n rows y of 16 groups and weights w of each,
+    with b = |y| - w t, the sum of w b where b is above 0; and that of w^2.
+    """
+
+    def codegen(context, builder, signature, args):
+        y, w, level, sums = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3, 4)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector, wide = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(ir.DoubleType(), 16)
+
+        def each(x):
+            return ir.Constant(vector, [x] * 16)
+
+        def place(array, index, kind):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def load_y(index):
+            stored = ir.VectorType(context.get_value_type(types.float32), 16)
+            x = builder.load(place(y, index, stored), align=4)
+            x = builder.fpext(x, vector)
+            return x
+
+        def load_w(index):
+            stored = ir.VectorType(context.get_value_type(types.float64), 16)
+            x = builder.load(place(w, index, stored), align=8)
+            return x
+
+        def add(a, b):
+            return builder.fadd(a, b, flags=("contract",))
+
+        def times(a, b):
+            return builder.fmul(a, b, flags=("contract",))
+
+        def where(x, then):  # x is above 0, and else 0
+            return builder.select(builder.fcmp_ordered(">", x, zero), then, zero)
+
+        def magnitude(x):
+            integers = ir.VectorType(ir.IntType(64), 16)
+            but_sign = ir.Constant(integers, [0x7FFFFFFFFFFFFFFF] * 16)
+            return builder.bitcast(builder.and_(builder.bitcast(x, integers), but_sign), vector)
+
+        zero, one = each(0.0), each(1.0)
+
+        t = builder.load(place(level, word(0), wide), align=8)
+        at = alloca_once_value(builder, word(0))  # a row
+        parts = [alloca_once_value(builder, zero) for i in range(2)]
+
+        def add_row():
+            row = builder.load(at)
+            builder.store(builder.add(row, word(1)), at)
+            start = builder.mul(row, word(16))
+            x, b = load_y(start), load_w(start)
+            x = magnitude(x)
+            above = builder.fsub(x, times(b, t), flags=("contract",))
+            own = where(above, b)
+            terms = times(own, where(above, above)), times(own, own)
+            for part, term in zip(parts, terms):
+                builder.store(add(builder.load(part), term), part)
+
+        def flush():
+            for i, part in enumerate(parts):
+                total = place(sums, word(16 * i), wide)
+                new = builder.load(part)
+                builder.store(builder.fadd(builder.load(total, align=8), new), total, align=8)
+                builder.store(zero, part)
+
+        with for_range(builder, args[2]):
+            add_row()
+        flush()
+        return context.get_dummy_value()
+
+    return types.void(rows, weights, types.int64, level, sums), codegen
+
+
+@register_jitable
+def exceed(rows, weights, n, level, sums, fine):
+    """The same in float64 if `fine`, else in float32."""
+    sums[:] = 0.0
+    if fine:
+        exceed_64(rows, weights, n, level, sums)
+    else:
+        exceed_32(rows, weights, n, level, sums)
+
+
+@register_jitable(fastmath=FAST, error_model="numpy")
+def search(rows, weights, n, v, u, level, before, sums, hint):
+    """The thresholds of 16 groups, as in `solve`; where `before` is -2 they need that.
+
+    `hint` has what was found of the last ones: thresholds by value, radii by value, and how the former
+    fall with the latter.
+    """
+    excesses, squares = sums[:16], sums[16:32]
+    searching = 0
+    for c in range(v.size):
+        before[c] = -1.0  # nothing to be searched for
+        level[c] = 0.0 if u[c] >= v[c] else np.inf
+        if 0 < u[c] < FEW * v[c]:
+            level[c], before[c] = 0.0, -2.0
+        elif 0 < u[c] < v[c]:
+            before[c] = 0.0
+            level[c] = max(v[c] * (hint[0] - (u[c] / v[c] - hint[1]) * hint[2]), 0.0)
+            searching += 1
+    fine = False
+    while searching > 0:
+        exceed(rows, weights, n, level, sums, fine)
+        searching = 0
+        for c in range(v.size):  # without branches
+            t, last, square = level[c] if fine else np.float64(np.float32(level[c])), before[c], squares[c]
+            searches = last >= 0
+            none = (square == 0) & (last == 0) & (t > 0)  # the guess was right of every value
+            under = (last > 0) & (excesses[c] <= u[c])
+            settled = (square == last) | under
+            step = max(t + (excesses[c] - u[c]) / max(square, 1e-300), 0.0)
+            settled |= fine & (t <= step) & (step <= t + NEAR * t)
+            aim = 0.0 if none else t if under else step
+            far = (t > 0) & (2.0 * step <= t)  # a step that is rounded by too much to end with
+            state = 0.0 if none else -1.0 if settled else 0.0 if far else square
+            lost = (not none) & (not settled) & (not (1e-250 < square < 1e250))
+            # Sums of float32 will do where their errors are small beside both u and t.
+            near = (1e-25 < square) & (square < 1e25) & (u[c] < 1e25)
+            near &= (not settled) | ((0.125 * aim * square < u[c]) & (u[c] < 4.0 * aim * square))
+            vague = (not fine) & (not none) & (not near)
+            state = -3.0 if vague else state
+            lost &= fine
+            aim, state = 0.0 if lost else aim, -2.0 if lost else state
+            level[c] = aim if searches else level[c]
+            before[c] = state if searches else last
+            searching += 1 if searches & (state >= 0) else 0
+        waiting = 0
+        for c in range(v.size):
+            waiting += 1 if before[c] == -3 else 0
+        if searching == 0 and waiting > 0:
+            fine, searching = True, waiting
+            for c in range(v.size):
+                before[c] = 0.0 if before[c] == -3 else before[c]
+    found = thresholds = radii = falls = 0.0
+    for c in range(v.size):
+        if 0 < u[c] < v[c] and before[c] == -1:
+            found += 1.0
+            thresholds += level[c] / v[c]
+            radii += u[c] / v[c]
+            falls += 1.0 / max(squares[c], 1e-300)
+    if found > 0 and thresholds < 1e300 and falls < 1e300:
+        hint[0], hint[1], hint[2] = thresholds / found, radii / found, falls / found
 
 
 @cfunc(
@@ -471,9 +669,18 @@ def project(y_at, x_at, geometry, work, desk):
     at = 2 * groups + seat * scratch_size
     sums_lanes = memory[at : at + LANES]
     at += LANES
-    rows = memory[at : at + 8 * pitch].view(np.float32)
-    at += 8 * pitch
-    weights = memory[at : at + 16 * pitch].view(np.float64)
+    # Of the groups of a strip; of 16 groups; of the last ones.
+    v = memory[at : at + STRIP]
+    u = memory[at + STRIP : at + 2 * STRIP]
+    level = memory[at + 2 * STRIP : at + 3 * STRIP]
+    before = memory[at + 3 * STRIP : at + 4 * STRIP]
+    at += 4 * STRIP
+    found, hint = memory[at : at + 64], memory[at + 64 : at + 72]
+    line, own = memory[at + 72 : at + 72 + pitch].view(np.float32), memory[at + 72 + pitch : at + 72 + 2 * pitch].view(np.float64)
+    at += 72 + 2 * pitch
+    rows = memory[at : at + 64 * pitch].view(np.float32)
+    at += 64 * pitch
+    weights = memory[at : at + 128 * pitch].view(np.float64)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -482,8 +689,7 @@ def project(y_at, x_at, geometry, work, desk):
         if block < 0:
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
-        # Of the last group: what its search found, for which radius by value, and how it falls with that.
-        found, share, fall = 0.0, 0.0, 1.0
+        hint[:] = 0.0  # nothing has been found
         for item in range(block * block_size, min((block + 1) * block_size, items)):
             # A tile: groups side by side.
             tile, m = item // labels, item % labels
@@ -500,20 +706,19 @@ def project(y_at, x_at, geometry, work, desk):
                     value = sums[c]
                     values[(first + c) * labels + m], highest = value, max(highest, bits_of(value))
                 continue
-            tile_end = first + width
-            while first < tile_end:
-                width = min(STRIP, tile_end - first)
-                n = gather(y, w, rows, weights, begin, end, base_y, base_w, width, pitch, index, axes)
-                for c in range(width):
-                    group = (first + c) * labels + m
-                    row = rows[c * pitch : c * pitch + n]
-                    own = weights[c * pitch : c * pitch + n]
-                    if values[group] > radii[group * radius_step]:
-                        v, u = values[group], radii[group * radius_step]
-                        found, fall = solve(row, own, v, u, found - (u / v - share) * fall)
-                        share = u / v
-                scatter(x, rows, begin, end, base_x, width, pitch, index, axes)
-                first += STRIP
-                base_y += STRIP
-                base_x += STRIP
-                base_w += STRIP
+            for strip in range(0, width, STRIP):
+                number = min(STRIP, width - strip)
+                n = take(y, w, begin, end, base_y + strip, base_w + strip, number, pitch, index, axes, rows, weights)
+                v[:], u[:] = 0.0, 0.0  # of columns that there are not
+                for c in range(number):
+                    group = (first + strip + c) * labels + m
+                    v[c], u[c] = values[group], radii[group * radius_step]
+                for c in range(0, number, 16):
+                    search(rows[c * pitch :], weights[c * pitch :], n, v[c : c + 16], u[c : c + 16], level[c : c + 16], before[c : c + 16], found, hint)
+                for c in range(number):
+                    if before[c] == -2:  # what the sums have no range for is worked on alone
+                        lone(rows, weights, c, n, pitch, line, own)
+                        solve(line[:n], own[:n], v[c], u[c], 0.0)
+                        for j in range(n):
+                            rows[(c - c % 16) * pitch + 16 * j + c % 16] = line[j]
+                put(x, begin, end, base_x + strip, number, pitch, index, axes, rows, weights, level, line)

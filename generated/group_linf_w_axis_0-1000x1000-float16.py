@@ -155,6 +155,12 @@ def bits_of(value):
     return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
+@register_jitable
+def unless_free(limit, w, infinity):
+    """A limit, for a weight above 0; it is found first, so that the compiler finds vectors."""
+    return limit if w > 0 else infinity
+
+
 @register_jitable(fastmath=FAST)
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
     """The bits of the largest of the groups of a tile."""
@@ -249,7 +255,7 @@ def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level
                 t = level[c]
                 y_c = widen(row_0[c])
                 w_c = np.float64(own_0[c])
-                limit = np.float32(t / w_c * (1.0 - 2.0**-24) - 7e-46) if w_c > 0 else np.float32(np.inf)
+                limit = np.float32(unless_free(t / w_c * (1.0 - 2.0**-24) - 7e-46, w_c, np.inf))
                 target[c] = narrow(np.float32(min(max(y_c, -limit), limit)))
             at_y += y_step
             at_x += x_step

@@ -66,25 +66,30 @@ def compile_binding(
     out_strides: Sequence[int] | None = None,
     in_place: bool = False,
     exact: bool = False,
+    positive: bool = False,
 ) -> Compiled:
-    """Stages 2 to 5. `strides` are in elements, by default those of C order."""
+    """Stages 2 to 5. `strides` are in elements, by default those of C order. `positive`: negative
+    values count as 0, and become 0."""
     strides = c_strides(shape) if strides is None else strides
     began = perf_counter()
     layout = simplify(binding, shape, strides, out_strides)
     planned = plan(binding.tree.spec, layout, dtype, in_place, exact)
-    kernel = lower(planned)
+    kernel = lower(planned, positive)
     source = render(kernel)
     logger.debug("%s: stages 2 to 5 took %.1f ms", planned.spec, 1e3 * (perf_counter() - began))
     return Compiled(planned, kernel, source)
 
 
-def compile_pull(spec: str, layout: Layout, dtype: str, top: int = 0) -> PullKernel:
+def compile_pull(
+    spec: str, layout: Layout, dtype: str, top: int = 0, positive: bool = False
+) -> PullKernel:
     """Stages 3 to 5 of the way back through projections of arrays with this layout.
 
-    ``top``: how many levels of a tree stand above these, done by other kernels.
+    ``top``: how many levels of a tree stand above these, done by other kernels. ``positive``: as in
+    `compile_binding`.
     """
     began = perf_counter()
-    kernel = lower_pull(spec, layout, arithmetic(dtype), top)
+    kernel = lower_pull(spec, layout, arithmetic(dtype), top, positive)
     made = 1e3 * (perf_counter() - began)
     logger.debug("%s: the stages of its gradients took %.1f ms", spec, made)
     return kernel

@@ -72,16 +72,18 @@ class Showing:
 
 @dataclass(frozen=True, slots=True)
 class Exhibit(Showing):
-    """A kernel of the canon."""
+    """A kernel of the canon; ``positive``: its ball has no negative values."""
+
+    positive: bool = False
 
     @property
     def name(self) -> str:
         """The file's name: ``l1_linf_axis_0-1000x1000-float32.py``."""
-        return f"{self.stem}.py"
+        return f"{self.stem}{'-positive' if self.positive else ''}.py"
 
     def compiled(self) -> Compiled:
         """What the compiler makes of it, up to the source."""
-        return compile_binding(*self.call, exact=self.exact)
+        return compile_binding(*self.call, exact=self.exact, positive=self.positive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,10 @@ CANON = (
     Exhibit("half precision, packed and sorted", "l1(l1)", (100_000, 9), "bfloat16", in_place=True),
     Exhibit("the nearest point, of rows", "l1(linf)", (1000, 1000), exact=True),
     Exhibit("of columns and a batch", "l1(linf(axis=1), axis=2)", (8, 1000, 300), exact=True),
-)
+    Exhibit("without negative values, of which bits tell", "l1(linf)", (1000, 1000), positive=True),
+    Exhibit("without negative values, columns in place", "l1(l2(axis=0))", (1000, 1000),
+            in_place=True, positive=True),
+)  # fmt: skip
 
 GROUP_CANON = (
     GroupExhibit("2:4 sparsity, many groups at a time", Ball("l0"), (4096, 1024, 4), (2,)),

@@ -8,7 +8,7 @@ value on to its values. And of a value that is 0 it says what part would be left
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +96,12 @@ def shared_out(rule: Rule, groups: Groups, g: Array, budding: Array) -> tuple[Ar
     outside = groups.value > groups.radius
     if rule.everywhere:
         outside = np.ones_like(outside)
-    direct, slope = rule.shared_out(groups, g)
+    if groups.weights is None:
+        direct, slope = rule.shared_out(groups, g)
+    else:
+        unit = units(groups)
+        direct, slope = rule.shared_out(in_units(groups, unit), g)
+        slope = np.ldexp(slope, -unit)
     alive = outside & (groups.radius > 0)
     direct = np.where(groups.each(outside), np.where(groups.each(alive), direct, 0.0), g)
     if not rule.everywhere and not groups.value.all():
@@ -105,6 +110,21 @@ def shared_out(rule: Rule, groups: Groups, g: Array, budding: Array) -> tuple[Ar
     if groups.weights is not None:  # a weight of 0 leaves its values as they are
         direct = np.where(groups.w == 0, g, direct)
     return direct, np.where(alive, slope, 0.0)
+
+
+def units(groups: Groups) -> Array:
+    """For each group the power of 2 that makes the heaviest weight of what is left of it about 1:
+    so the squares of its weights have room in float64."""
+    heaviest = groups.most(np.where(groups.u != 0, groups.w, 0.0))
+    exponents: Array = np.frexp(heaviest)[1]
+    return exponents
+
+
+def in_units(groups: Groups, unit: Array) -> Groups:
+    """The same groups with such weights, which their values and radii go with."""
+    weights = np.ldexp(groups.weights, -groups.each(unit))
+    value, radius = np.ldexp(groups.value, -unit), np.ldexp(groups.radius, -unit)
+    return replace(groups, weights=weights, value=value, radius=radius)
 
 
 def kept(rule: Rule, value: Array, radius: Array, budding: Array, p: float | None = None) -> Array:

@@ -272,12 +272,9 @@ class Planner:
         groups: int,
         positive: bool = False,
     ) -> Sweep:
-        """A run of levels on an array that lies so; `out_strides` of None is in place, but for what
-        has no negative values: that goes from a copy without them to its place."""
-        if positive:
-            out_strides = strides
-        in_place = out_strides is None
-        compiled = compile_binding(binding, shape, dtype, strides, out_strides, in_place=in_place)
+        """A run of levels on an array that lies so; `out_strides` of None is in place."""
+        ways = strides, out_strides, out_strides is None
+        compiled = compile_binding(binding, shape, dtype, *ways, positive=positive)
         return ChainSweep(shape, dtype, groups, compiled)
 
     def level(

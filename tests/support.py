@@ -283,6 +283,19 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         return turn
     if made.__name__ in _SQUARES:
         return _SQUARES[made.__name__]
+    if made.__name__ == "copy_16":
+
+        def copy(source: Array, at: int, target: Array, to: int) -> None:
+            target[to : to + 16] = source[at : at + 16]
+
+        return copy
+    if made.__name__ == "project_16":
+        return partial(_project_16, made.__doc__ or "")
+    if made.__name__.startswith(("exceed_", "shrink_")):
+        return partial(_survey, made.__doc__ or "", np.dtype(f"float{made.__name__[-2:]}"))
+    magnitude = (
+        partial(np.maximum, 0) if "Values below 0 count as 0" in str(made.__doc__) else np.abs
+    )
     name, *numbers = made.__name__.split("_")
     size, bundle = map(int, (*numbers, 1)[:2])
 
@@ -298,7 +311,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
 
     def survey(values: Array, at: int, step: int, rows: int, limits: Array, found: Array) -> None:
         cells = at + step * np.arange(rows)[:, None] + np.arange(16)
-        above = np.abs(values[np.minimum(cells, values.size - 1)]) - limits
+        above = magnitude(values[np.minimum(cells, values.size - 1)]) - limits
         above = np.where(above > 0, above, 0)
         least = np.sort(np.where(above > 0, above, np.inf), axis=0)
         least = np.concatenate([least, np.full((2, 16), np.inf)])
@@ -309,7 +322,7 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         lanes = np.arange((64 if size < 16 else 32) // tile.itemsize)
         pitch = bundle * max(64, 2048 // (size * bundle) // 16 * 16)
         cells = at + pitch * np.arange(size + 1)[:, None] + lanes
-        descending = -np.sort(-np.abs(np.asarray(tile[cells[:-1]])), axis=0)
+        descending = -np.sort(-magnitude(np.asarray(tile[cells[:-1]])), axis=0)
         radii, counts = (
             np.asarray(tile[cells[-1]]),
             np.arange(1, size + 1, dtype=tile.dtype)[:, None],
@@ -351,6 +364,53 @@ _SQUARES: dict[str, Callable[..., None]] = {
     "clip_square": _writing(lambda a, t: min(max(a, -t), t)),
     "scale_square": _writing(lambda a, t: a * t),
 }
+
+
+def _project_16(
+    doc: str,
+    rows: Array,
+    at: int,
+    weights: Array,
+    own_at: int,
+    level: Array,
+    level_at: int,
+    target: Array,
+    to: int,
+) -> None:
+    """What a kernel of weights does with a row of 16 groups."""
+    y, t = rows[at : at + 16], level[level_at : level_at + 16]
+    w = weights[own_at : own_at + (1 if "the weight w" in doc else 16)].astype(np.float64)
+    y = np.maximum(y, 0) if "max(y, 0)" in doc or "max(y - w t, 0)" in doc else y
+    if "(1 + (w t)^2)" in doc:
+        x = np.where(w > 0, y / (1 + np.square(w * t)), y)
+    else:
+        least = np.where(w > 0, w * t, 0.0)
+        x = y - np.clip(y, -least, least)
+    target[to : to + 16] = x
+
+
+def _survey(
+    doc: str, dtype: Any, rows: Array, weights: Array, n: int, level: Array, sums: Array
+) -> None:
+    """What it adds up of 16 groups."""
+    y = rows[: 16 * n].reshape(n, 16).astype(dtype)
+    one = "the weight w" in doc
+    w = (weights[:n, None] if one else weights[: 16 * n].reshape(n, 16)).astype(dtype)
+    t = level[:16].astype(dtype)
+    y = np.abs(y) if "|y|" in doc else np.maximum(y, 0) if "max(y, 0)" in doc else y
+    if "w^2 t" in doc:
+        g = w * w / (1 + w * w * t)
+        b = np.square(w * y / (1 + w * w * t))
+        terms = [b, b * g, b * g * g]
+        if "no squares" in doc and dtype == np.float64:
+            terms.append(np.where((w > 0) & ~((w * w > 1e-300) & (w * w < 1e300)), 1.0, 0.0))
+    else:
+        above = y - w * t
+        terms = [np.where(above > 0, w * above, 0), np.where(above > 0, w * w, 0)]
+    for i, term in enumerate(terms):
+        sums[16 * i : 16 * i + 16] += np.broadcast_to(term, (n, 16)).sum(axis=0, dtype=np.float64)
+
+
 _ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
 _TYPES = {name: _Type(name) for name in ("float32", "float64", "int16", "int64")}
 # A processor that converts float16.

@@ -138,6 +138,26 @@ def test_any_projection(problem: Problem, tiny: bool) -> None:
         np.testing.assert_allclose(p.norm(y), norm(spec, y), rtol=1e-12)
 
 
+def restricted(spec: str) -> str:
+    """The chain with a ball that has no negative values."""
+    return f"{spec[:-1]}, nonneg=True)"
+
+
+@settings(max_examples=300)
+@given(problems(), st.booleans(), st.booleans())
+def test_negative_values_count_as_zeros(problem: Problem, tiny: bool, in_place: bool) -> None:
+    """Wherever they lie, and where the projection goes."""
+    spec, y, radius = problem.spec, problem.y, problem.radius
+    assume(not in_place or (y.flags.writeable and walkable(y)))
+    kept = y.copy("K")
+    np.maximum(kept, 0, out=kept)
+    p = projgen.build(restricted(spec))
+    with rehearsals(**TINY if tiny else {}):
+        np.testing.assert_allclose(p.norm(y), norm(spec, kept), rtol=1e-12)
+        x = p(y, radius, out=y) if in_place else p(y, radius)
+        assert_projected(spec, kept, radius, x)
+
+
 @settings(max_examples=100)
 @given(problems(), st.booleans())
 def test_in_place(problem: Problem, tiny: bool) -> None:

@@ -604,3 +604,80 @@ def test_kernels_stay_in_their_memory(norm: str) -> None:
     for work in Guarded.made:
         work.check()
     Guarded.made.clear()
+
+
+FAR = [-1000, -700, -250, 250, 600, 1000]  # powers of 2 beyond which, or soon, squares have no room
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(f"{norm}, axis={axis}, w=w)" for norm in ("l1(", "l2(", "lp(p=1.5", "lp(p=3", "linf(")
+          for axis in (0, 1)),
+        "l1(linf(axis=1), w=v)",
+        "l2(l1(axis=1, w=w))",
+        "l1(l2(axis=0, w=w))",
+        "l1(linf(axis=1, w=w))",
+        "l1(l1(axis=1, w=w, groups=q))",
+        "l2(l2(axis=1, w=w, groups=q))",
+    ],
+)  # fmt: skip
+def test_weights_whose_squares_have_no_room(spec: str, backend: Any) -> None:
+    """All weights times a power of 2: the radius goes with them, and its gradient against them."""
+    spec = spec.replace("(,", "(")
+    rng = np.random.default_rng(7)
+    y, g = rng.standard_normal((2, 6, 9))
+    arrays = {"w": 0.2 + rng.random((6, 9)), "v": 0.2 + rng.random(6), "q": np.arange(9) % 3}
+    names = projgen.build(spec).tree.bound_names
+    given = {name: arrays[name] for name in names}
+    p = projgen.build(spec, backend=backend, threads=1)
+    with rehearsals():
+        radius = 0.4 * np.asarray(p.norm(y, **given))
+        x, back = p.vjp(y, radius, **given)
+        expected, slope = back(g)
+        for power in FAR:
+            far = {n: a if n == "q" else np.ldexp(a, power) for n, a in given.items()}
+            z, back = p.vjp(y, np.ldexp(radius, power), **far)
+            found, own = back(g)
+            np.testing.assert_allclose(z, x, atol=1e-12)
+            np.testing.assert_allclose(found, expected, atol=1e-11)
+            np.testing.assert_allclose(np.ldexp(own, power), slope, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("norm", ["l1(", "l2(", "lp(p=3, "])
+def test_each_group_has_weights_of_its_own_size(norm: str, backend: Any) -> None:
+    rng = np.random.default_rng(8)
+    y, g = rng.standard_normal((2, 6, 9))
+    w = 0.2 + rng.random((6, 9))
+    p = projgen.build(f"{norm}axis=1, w=w)", backend=backend, threads=1)
+    powers = np.array([-400, -300, 0, 260, 300, 400])
+    with rehearsals():
+        radius = 0.4 * p.norm(y, w=w)
+        expected, slope = p.vjp(y, radius, w=w)[1](g)
+        far = np.ldexp(w, powers[:, None])
+        found, own = p.vjp(y, np.ldexp(radius, powers), w=far)[1](g)
+    np.testing.assert_allclose(found, expected, atol=1e-11)
+    np.testing.assert_allclose(np.ldexp(own, powers), slope, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(40, 7), (70, 40), (12, 300), (200, 3, 2)])
+@pytest.mark.parametrize("leaf", NORMS)
+def test_chains_without_negative_values(leaf: str, shape: tuple[int, ...], order: Any) -> None:
+    """Whose kernels read y as it is: nothing comes to values below 0, inside the ball either."""
+    y, g = (np.array(normal(*shape), order=order) for _ in range(2))
+    y[0] = -np.abs(y[0])
+    for spec, share in itertools.product(
+        (f"l1({leaf}, nonneg=True)", f"l2({leaf}(axis=0), nonneg=True)", f"{leaf}(nonneg=True)"),
+        (0.3, 1.5, 0.0),
+    ):
+        p = projgen.build(spec, threads=1)
+        radius = share * np.asarray(projgen.build(spec, backend="numpy").norm(y))
+        expected, slope = projgen.build(spec, backend="numpy").vjp(y, radius)[1](g)
+        with rehearsals():
+            found, own = p.vjp(y, radius)[1](g)
+        np.testing.assert_allclose(found, expected, atol=1e-11)
+        np.testing.assert_allclose(own, slope, atol=1e-10)
+        assert not np.any(np.asarray(found)[y < 0])

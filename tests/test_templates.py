@@ -39,7 +39,9 @@ TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
-PARTS = ("groups", "abreast", "gather", "lp_steps", "powers", "ranks", "scales", "spread")
+PARTS = (
+    "groups", "abreast", "gather", "lp_steps", "powers", "ranks", "scales", "spread", "survey",
+)  # fmt: skip
 GROUPS = {*(f"cpu/{part}.py.j2" for part in PARTS), *BALLS}
 GROUP_PULLS = {name for name in NAMES if name.startswith("cpu/group_pull")}  # of their way back
 PULLS = {name for name in NAMES if name.startswith("cpu/pull")}  # of the way back
@@ -336,8 +338,11 @@ def test_every_way_of_a_level_goes_with_every_way_of_another(leaf: str, in_place
     for above, order in itertools.product(CHAINED, itertools.permutations(range(3))):
         spec = "linf({}({}(axis={}), axis={}), axis={})".format(above, leaf, *order)
         binding = bind(parse_tree(spec), 3)
-        for shape in ((1000, 1000, 9), (100_000, 3, 40), (2000, 3000, 3)):
-            compiled = compile_binding(binding, shape, "float32", in_place=in_place)
+        shapes = ((1000, 1000, 9), (100_000, 3, 40), (2000, 3000, 3))
+        for shape, positive in itertools.product(shapes, (False, True)):
+            compiled = compile_binding(
+                binding, shape, "float32", in_place=in_place, positive=positive
+            )
             _, _, code = compiled.source.split('"""', 2)  # of many shapes alike, but for the notes
             if code in seen:
                 continue
@@ -441,7 +446,7 @@ def test_the_spec_is_all_that_tells_two_spellings_of_axes_apart() -> None:
 @pytest.mark.parametrize("exhibit", CANON, ids=IDS)
 def test_lowering_is_a_function_of_the_plan(exhibit: Exhibit) -> None:
     compiled = exhibit.compiled()
-    assert lower(compiled.plan) == compiled.kernel
+    assert lower(compiled.plan, exhibit.positive) == compiled.kernel
     assert render(compiled.kernel) == compiled.source
 
 

@@ -205,3 +205,49 @@ def test_the_reference_spoils_the_batch_entry_alone(value: float) -> None:
     for name, x in p(y, 1.0).items():
         assert np.isnan(x[1]).all()
         np.testing.assert_array_equal(x[::2], expected[name][::2])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "l1(axis=1)",
+        "l2(axis=1)",
+        "l1(axis=1, nonneg=True)",
+        "linf(l1(axis=2), axis=1)",
+        "l1(linf(axis=2), axis=1, nonneg=True)",
+        "simplex(axis=1)",
+        "lp(p=1.5, axis=1)",
+        "l1(axis=1, w=w)",
+        "l2(axis=1, w=w)",
+    ],
+)
+def test_what_spoils_a_batch_entry_is_zeros_to_the_others(
+    spec: str, dtype: str, order: Any
+) -> None:
+    """To the bit: they go by the kernels, whatever is beside them."""
+    shape = (4, 5, 6) if "axis=2" in spec else (4, 30)
+    y = np.array(_normal(*shape), dtype, order=order)
+    given = {"w": 0.1 + np.abs(_normal(*shape))} if "w=w" in spec else {}
+    p = projgen.build(spec, check_finite=False, threads=1)
+    y[1] = 0
+    expected = p(y, 1.0, **given)
+    for value in (np.nan, np.inf, -np.inf):
+        y[1].flat[3] = value
+        for x in (p(y, 1.0, **given), p(z := y.copy("K"), 1.0, out=z, **given)):
+            assert np.isnan(x[1]).all()
+            np.testing.assert_array_equal(np.delete(x, 1, 0), np.delete(expected, 1, 0))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("spec", ["l1(axis=1, w=w)", "l2(axis=1, w=w)", "lp(p=3, axis=1, w=w)"])
+def test_a_group_beside_a_far_larger_one(spec: str, order: Any) -> None:
+    """Whose threshold is no guess for the other's."""
+    y = np.array(_normal(6, 37), order=order)
+    w = 0.1 + np.abs(_normal(6, 37))
+    for large in (1e30, 1e100, 1e150, 1e200, 1e300):
+        y[2, 5] = large
+        expected = projgen.build(spec, backend="numpy")(y, 1.0, w=w)
+        x = projgen.project(y, spec, 1.0, w=w)
+        np.testing.assert_allclose(np.delete(x, 2, 0), np.delete(expected, 2, 0), atol=1e-12)

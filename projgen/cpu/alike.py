@@ -10,14 +10,16 @@ from projgen.plan import Plan
 from projgen.stage import Cut
 
 
-def stage_codes(plan: Plan) -> tuple[StageCode, ...]:
-    """Above the leaf, levels work on dense vectors of float64."""
+def stage_codes(plan: Plan, positive: bool = False) -> tuple[StageCode, ...]:
+    """Above the leaf, levels work on dense vectors of float64, none of them below 0."""
     codes = []
     for stage in plan.stages:
         own = (stage.level,)
         stored = plan.dtype if stage.leaf else "float64"
         in_place, streamed = stage.leaf and plan.in_place, stage.leaf and plan.streamed
-        code = StageCode(stage, arithmetic(stored), in_place, streamed, own, own, stored)
+        reads_positive = stage.leaf and positive
+        ways = in_place, streamed, own, own, stored, reads_positive
+        code = StageCode(stage, arithmetic(stored), *ways)
         codes.append(code)
     alike, searching = _levels_by(_form, codes), _levels_by(_search, codes)
     return tuple(replace(s, levels=alike[_form(s)], searchers=searching[_search(s)]) for s in codes)
@@ -46,5 +48,5 @@ def _search(s: StageCode) -> Hashable:
     if s.abreast:
         return "abreast", s.dtype
     if s.by_rows:
-        return "row", s.dtype, s.sum_dtype
+        return "row", s.dtype, s.sum_dtype, s.positive
     return s.level

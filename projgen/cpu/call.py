@@ -189,6 +189,18 @@ class Call:
             return None
         return work
 
+    def lost(self, y: int, radius: float | Array) -> Array:
+        """Of the batch entries of an array that the kernel finds out of range, in memory order,
+        which ones are."""
+        work = self._borrow()
+        work.memory[: self._batch] = -1.0
+        self._run(y, y, work, self._sharing_norms)
+        norms = self.norms_of(work).copy()
+        self._idle.append(work)
+        vanishing = (norms < self.VANISHING) & (np.asarray(radius) < self.VANISHING)
+        beyond = ~(norms <= float(self.compiled.kernel.largest))
+        return beyond | vanishing if self.compiled.kernel.vanishes else beyond
+
     def norms_of(self, begun: Workspace) -> Array:
         """The norm of each batch entry, in memory order; good until `begun` is ended."""
         return begun.memory[self._total]

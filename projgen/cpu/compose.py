@@ -146,6 +146,7 @@ class Composition:
         self.bound = bound
         nodes = bound.tree.levels
         self._moves = bound.tree.root.norm == "simplex" or any(node.nonneg for node in nodes)
+        self._vanishes = any(y.dtype == np.float64 for y in ys)  # squares may be 0, values not
         numbers = {arm.key: number for number, arm in enumerate(bound.arms)}
         self.joined: list[JoinedPart] = []
         self.runs: list[Run] = []  # parents first
@@ -176,6 +177,14 @@ class Composition:
         self.series = Series([self._track(run) for run in self.in_series], self.starts[-1])
         self._idle: list[_Call] = []
 
+    @property
+    def alone(self) -> Call | None:
+        """What does all there is to do, if that is one kernel of a chain."""
+        work = self.runs[0].work
+        whole = len(self.runs) == 1 and isinstance(work, LeafPart) and work.straight
+        kernel = work.walks[0].kernel if whole and isinstance(work, LeafPart) else None
+        return kernel.call if isinstance(kernel, Chain) else None
+
     @staticmethod
     def _is_serial(run: Run) -> bool:
         leaf = isinstance(run.work, LeafPart) and run.work.step is not None
@@ -200,7 +209,10 @@ class Composition:
         """The norm of each index of the batch."""
         call = self._borrow()
         try:
-            return call.up(ys, given).copy()  # what it gives lies in a workspace
+            found = call.up(ys, given).copy()  # what it gives lies in a workspace
+            if self._vanishes and np.any(found < Call.VANISHING):
+                raise OutOfRangeError
+            return found
         finally:
             self._give_back(call)
 

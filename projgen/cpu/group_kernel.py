@@ -28,8 +28,9 @@ class GroupKernel(GroupNumbers):
     where they are so few that all are compared with each other, in many groups at a time.
     ``spread``: labelled elements are read in the array's order, of ``lanes`` rows
     together. ``stripped``: the groups of a tile, whose values are found where they lie, are
-    projected as rows. ``crossed``: labelled elements lie in rows, which are turned into a tile's
-    columns and back. ``weight_dtype``: how weights are read.
+    projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
+    their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
+    tile's columns and back. ``weight_dtype``: how weights are read.
     """
 
     in_place: bool
@@ -39,6 +40,7 @@ class GroupKernel(GroupNumbers):
     ranked: int = 0
     spread: bool = False
     stripped: bool = False
+    surveyed: int = 0
     crossed: bool = False
     weight_dtype: str = "float64"
 
@@ -79,6 +81,11 @@ class GroupKernel(GroupNumbers):
             return (
                 f"groups lie side by side in memory: {self.lanes} are measured together, "
                 f"where they lie, and {self.strip} turned into rows",
+            )
+        if self.surveyed:
+            return (
+                f"groups lie side by side in memory: {self.lanes} are measured together, "
+                f"where they lie, {self.strip} copied, and 16 of these searched together",
             )
         if self.abreast:
             return (
@@ -214,7 +221,9 @@ class GroupKernel(GroupNumbers):
 
     @property
     def strip(self) -> int:
-        """How many groups are gathered together."""
+        """How many groups are copied together."""
+        if self.surveyed:
+            return self.surveyed
         return LANES if self.gathers and self.lanes > 1 else 1
 
     def room(self, dtype: str) -> str:
@@ -265,7 +274,7 @@ class GroupKernel(GroupNumbers):
     def drafts(self) -> bool:
         """Whether searches begin in the array's type: in float32, whose vectors hold twice as many,
         they may end in it as well; those of long groups begin with some parts of them."""
-        return self.ball.weighted and self.guesses and not self.searches
+        return self.ball.weighted and self.guesses and not self.searches and self.surveyed == 0
 
     @property
     def weight_bits(self) -> str:
@@ -275,18 +284,28 @@ class GroupKernel(GroupNumbers):
     @property
     def searches(self) -> bool:
         """Whether the levels of a tile are searched for together."""
-        return self.guesses and self.abreast and not self.stripped
+        return self.guesses and self.abreast and not self.stripped and self.surveyed == 0
+
+    @property
+    def single(self) -> bool:
+        """Whether searches begin in float32."""
+        return self.dtype == "float32" and (self.drafts or self.surveyed > 0)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """The types of a search's sums, in bits."""
+        return (32, 64) if self.single else (64,)
 
     @property
     def rescues(self) -> bool:
         """Whether some of a tile's groups may be worked on alone."""
-        return self.abreast and (self.ball.norm == "l2" or self.searches)
+        return self.abreast and (self.ball.norm == "l2" or self.searches) and not self.surveyed
 
     @property
     def lane_vectors(self) -> tuple[str, ...]:
         """What is known of each group of a tile."""
         if not self.searches:
-            return ("sums",) if self.stripped else ("sums", "level")
+            return ("sums",) if self.stripped or self.surveyed else ("sums", "level")
         if self.climbs:
             sketches = ("sketches",) if self.sketches else ()
             return ("sums", "level", "v", "u", "excesses", "squares", "before", *sketches)
@@ -325,8 +344,14 @@ class GroupKernel(GroupNumbers):
         return f"down({x})" if self.dtype == "float32" and self.scales else x
 
     @property
+    def quick(self) -> bool:
+        """Whether most limits of a weighted linf are found in float32."""
+        weighted = self.ball.norm == "linf" and self.ball.weighted
+        return weighted and self.dtype == self.weight_dtype == "float32"
+
+    @property
     def guesses(self) -> bool:
-        """Whether `solve` starts from a guess, which the last group gives."""
+        """Whether searches start from a guess, which the last group gives."""
         norm = self.ball.norm
         found = norm in ("l1", "lp") or (norm == "l0" and not self.ranked)
         return found or (norm == "l2" and self.ball.weighted)
@@ -352,7 +377,9 @@ class GroupKernel(GroupNumbers):
             levels = longest  # one for each label
             return levels + (self.lanes * longest if self.lanes > 1 else 0)
         room = len(self.lane_vectors) * self.lanes if self.abreast else 0
-        if self.gathers or self.rescues:
+        if self.surveyed:
+            room += 4 * self.strip + 72 + 2 * pitch
+        if self.gathers or self.rescues or self.surveyed:
             dtypes = [self.dtype] + [self.weight_dtype] * self.ball.weighted
             room += sum(self.strip * pitch * ITEMSIZE[dtype] // 8 for dtype in dtypes)
         if self.crossed:

@@ -37,7 +37,7 @@ def walk_groups(
 
     def kernel(form: Form) -> GroupKernel:
         way = form.lanes, form.contiguous, form.direct, form.ranked, form.spread
-        turned = form.stripped, form.crossed
+        turned = form.stripped, form.surveyed, form.crossed
         own = weight_dtype if ball.weighted else "float64"
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 

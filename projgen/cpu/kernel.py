@@ -86,6 +86,7 @@ class Kernel:
     dtype: str
     notes: tuple[str, ...]
     in_place: bool
+    positive: bool
     stages: tuple[StageCode, ...]
     phases: tuple[Phase, ...]
     segments: tuple[tuple[str, str], ...]  # (name, dtype)
@@ -151,7 +152,7 @@ class Kernel:
         if self.leaf.dealt:
             names |= {"get_or_insert_function"}
         if self.sorts:
-            names |= {"get_or_insert_function", "ir"}
+            names |= {"ir"} if self.positive else {"get_or_insert_function", "ir"}
         if self.surveyors:
             names |= {"alloca_once_value", "for_range", "ir"}
         return tuple(sorted(names))
@@ -164,7 +165,7 @@ class Kernel:
     @property
     def masks(self) -> tuple[int, ...]:
         """The sizes in bits of what largest magnitudes are found among."""
-        found = {s.wide if s.dealt else s for s in self.stages if s.bitwise}
+        found = {s.measured_as for s in self.stages if s.bitwise}
         return tuple(sorted(8 * ITEMSIZE[s.stored] for s in found))
 
     @property
@@ -193,12 +194,23 @@ class Kernel:
 
     @property
     def surveyors(self) -> tuple[StageCode, ...]:
-        """Levels that survey 16 groups at a time: one for each type."""
+        """Levels that survey 16 groups at a time: one for each type, the leaf if it is one of them,
+        whose reading will do for values above it."""
         return tuple({s.dtype: s for s in self.stages if s.abreast}.values())
 
     @property
     def sums_in_float32(self) -> bool:
         return self.leaf.dtype == "float32" and bool(self.leaf.threshold)
+
+    @property
+    def largest(self) -> str:
+        """The largest norm that it takes."""
+        return "1e34" if self.sums_in_float32 else "1.7976931348623157e308"
+
+    @property
+    def reads_positive(self) -> bool:
+        """Whether values that are not checked yet are read as 0 where they are below."""
+        return self.positive and not self.leaf.bitwise
 
     @property
     def squares(self) -> bool:

@@ -79,10 +79,12 @@ class LeafPart:
             tuple(i for i, axis in enumerate(piece.axes) if self.arm.arm.owners[axis] == level)
             for level in part.levels
         ]
+        nonneg = any(node.nonneg for node in self.arm.arm.nodes)
         if part.kind == "chain":
-            return Chain(part, axes, y.dtype.name, piece.shape, strides, out_strides, threads, warm)
+            lie = piece.shape, strides, out_strides
+            return Chain(part, axes, y.dtype.name, *lie, threads, warm, nonneg)
         own = None if weights is None else piece.strides(_in_elements(weights))
-        ball = ball_of(part, nonneg=any(node.nonneg for node in self.arm.arm.nodes))
+        ball = ball_of(part, nonneg)
         ways = piece.shape, strides, out_strides, own
         form = "float64" if weights is None else weights.dtype.name
         return Group(ball, axes[0], y.dtype.name, *ways, labels, threads, form)

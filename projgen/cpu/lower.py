@@ -11,15 +11,19 @@ from projgen.plan import Plan
 VERSION = 2  # of the generated code
 
 
-def lower(plan: Plan) -> Kernel:
-    """The kernel of `plan`. Plans that differ only in extents, strides and blocks share it."""
-    stages = stage_codes(plan)
+def lower(plan: Plan, positive: bool = False) -> Kernel:
+    """The kernel of `plan`. Plans that differ only in extents, strides and blocks share it.
+
+    `positive`: it projects on the part of the ball that has no negative values.
+    """
+    stages = stage_codes(plan, positive)
     phases = tuple(_phases(stages))
     return Kernel(
         title=plan.spec,
         dtype=plan.dtype,
         notes=tuple(_notes(plan)),
         in_place=plan.in_place,
+        positive=positive,
         stages=stages,
         phases=phases,
         segments=tuple((segment.name, segment.dtype) for segment in segments(plan, stages)),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.bind import bind
-from projgen.compiler import compile_binding
+from projgen.compiler import c_strides, compile_binding
 from projgen.cpu.ball import Ball
 from projgen.cpu.call import Call, Step
 from projgen.cpu.group_pull import GroupPullCall
@@ -41,24 +41,23 @@ class Chain:
         out_strides: tuple[int, ...] | None,
         threads: int,
         warm: bool,
+        positive: bool = False,
     ) -> None:
         self._binding = bind(chain_of(part, tuple(axes)), len(shape))
-        in_place = out_strides is None
-        compiled = compile_binding(
-            self._binding, shape, dtype, strides, out_strides, in_place=in_place
-        )
-        self._call = Call(compiled, threads, warm)
-        self._shape = shape
-        batch = self._call.plan.layout.batch
+        ways = strides, out_strides, out_strides is None
+        compiled = compile_binding(self._binding, shape, dtype, *ways, positive=positive)
+        self.call = Call(compiled, threads, warm)
+        self._shape, self.positive = shape, positive
+        batch = self.call.plan.layout.batch
         self.orderly = [*batch] == sorted(batch) and not any(turned for _, turned in batch)
 
     @property
     def step(self) -> Step | None:
-        return self._call.step
+        return self.call.step
 
     @property
     def plan(self) -> Plan:
-        return self._call.plan
+        return self.call.plan
 
     def by_axis(self, values: Radii) -> Radii:
         """Values of the batch as the kernel has them: by axis, or if `orderly` as they come."""
@@ -74,10 +73,10 @@ class Chain:
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         """What to end with, and the norms of the batch, `by_axis`."""
-        begun = self._call.begin(y)
+        begun = self.call.begin(y)
         if begun is None:
             raise OutOfRangeError
-        return begun, self.by_axis(self._call.norms_of(begun))
+        return begun, self.by_axis(self.call.norms_of(begun))
 
     def end(
         self,
@@ -92,7 +91,7 @@ class Chain:
 
         Its tape goes to the end of `tapes`.
         """
-        written = self._call.end(begun, y, out, self.as_they_lie(radii), tapes) == Call.PROJECTED
+        written = self.call.end(begun, y, out, self.as_they_lie(radii), tapes) == Call.PROJECTED
         if tapes is not None and not written:
             self.inside(tapes[-1])
         return written
@@ -103,7 +102,7 @@ class Chain:
             radii[:] = np.inf
 
     def abandon(self, begun: Any) -> None:
-        self._call.abandon(begun)
+        self.call.abandon(begun)
 
 
 class Group:
@@ -134,11 +133,18 @@ class Group:
     def step(self) -> Step | None:
         return self._call.step
 
-    def pull(self, depth: int, threads: int) -> GroupPullCall | None:
-        """What takes gradients back, with `depth` levels of the tree above; None if it is empty."""
-        if 0 in self._pulled[2] or 0 in self.values_shape:
+    def pull(self, depth: int, threads: int, rescaled: bool = False) -> GroupPullCall | None:
+        """What takes gradients back, with `depth` levels of the tree above; None if it is empty.
+
+        `rescaled`: by weights of float64 in C order.
+        """
+        ball, dtype, shape, strides, axes, own, labels = self._pulled
+        if 0 in shape or 0 in self.values_shape:
             return None
-        return GroupPullCall(*self._pulled, self._weight_dtype, depth, threads)
+        form = self._weight_dtype
+        if rescaled:
+            own, form = c_strides(shape), "float64"
+        return GroupPullCall(ball, dtype, shape, strides, axes, own, labels, form, depth, threads)
 
     def begin(self, y: int, weights: int) -> tuple[Any, Radii]:
         begun = self._call.begin(y, weights)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from projgen import interpret, measure
-from projgen.arrays import Array
+from projgen.arrays import Array, address
 from projgen.bind import Binding
 from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
@@ -133,21 +134,43 @@ def ready(
             exact=projection.is_joint,
         )
         call = Call(compiled, projection._threads or default_threads(), projection._warm_start)
-        if len(projection._calls) >= REMEMBERED:
-            projection._calls.clear()
-        projection._calls[key] = call
+        remember(projection, key, call)
         return call
+
+
+def remember(projection: Projection, key: tuple[Any, ...], call: Call) -> None:
+    """For arrays of this dtype, shape, strides and strides of the result; of None in place."""
+    if len(projection._calls) >= REMEMBERED:
+        projection._calls.clear()
+    projection._calls[key] = call
+
+
+def _lost(
+    projection: Projection, binding: Binding, y: Array, out: Array, each: Array
+) -> NDArray[np.bool_]:
+    """Which entries are out of the kernel's range, by batch axis."""
+    call = ready(projection, binding, y, None if same_memory(y, out) else out)
+    found = call.lost(address(y), memory_order(each, binding, call.plan))
+    return axis_order(found, binding, call.plan, y.shape)
 
 
 @np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
 def rescue(
     projection: Projection, binding: Binding, y: Array, out: Array, radii: float | Array
 ) -> None:
-    """Entries that are not finite, or whose sums leave the range of float64: one by one."""
+    """Entries that are not finite, or whose sums leave the range of float64: one by one. The others
+    go together, as if these were zeros."""
     projection._finite(y)
     shape = tuple(y.shape[axis] for axis in binding.batch)
     each = np.broadcast_to(radii, shape)
-    for index in np.ndindex(*shape):
+    lost = _lost(projection, binding, y, out, each)
+    if not lost.all():
+        spared = lost.reshape([n if a in binding.batch else 1 for a, n in enumerate(y.shape)])
+        tame = y.copy("K")
+        np.copyto(tame, y.dtype.type(0), where=spared)
+        project(projection, binding, tame, tame, np.where(lost, 1.0, each))
+        np.copyto(out, tame, where=~spared)
+    for index in zip(*np.nonzero(lost), strict=True) if shape else [()]:
         entry: list[Any] = [slice(None)] * y.ndim
         for axis, i in zip(binding.batch, index, strict=True):
             entry[axis] = slice(i, i + 1)

@@ -86,6 +86,14 @@ class PullCode:
     def one(self) -> str:
         return f"np.{self.code.dtype}(1)"
 
+    def read(self, y: str) -> str:
+        """What counts of a value."""
+        return f"max({y}, {self.zero})" if self.code.positive else y
+
+    def passed(self, gradient: str) -> str:
+        """What a value of ``y_row`` gets of a gradient: nothing where it is as good as 0."""
+        return f"chosen(y_row[j] > 0, {gradient}, {self.zero})" if self.code.positive else gradient
+
     @property
     def gathered(self) -> str:
         """The type of what a value adds to its group's sum: products leave the range of float32."""
@@ -323,10 +331,13 @@ class PullKernel:
         return render_pull(self)
 
 
-def lower_pull(spec: str, layout: Layout, dtype: str, top: int = 0) -> PullKernel:
+def lower_pull(
+    spec: str, layout: Layout, dtype: str, top: int = 0, positive: bool = False
+) -> PullKernel:
     """The kernel for arrays of one layout, which y, x, g and the result share.
 
-    ``top``: how many levels of a tree stand above these, done by other kernels.
+    ``top``: how many levels of a tree stand above these, done by other kernels. ``positive``: the
+    projection was on the part of the ball that has no negative values.
     """
     levels = []
     for level in range(len(layout.norms)):
@@ -340,6 +351,7 @@ def lower_pull(spec: str, layout: Layout, dtype: str, top: int = 0) -> PullKerne
             levels=(level,),
             searchers=(level,),
             stored=stored,
+            positive=leaf and positive,
         )
         levels.append(PullCode(code, min(top + level, 2)))
     return PullKernel(spec, dtype, tuple(levels), top > 0)

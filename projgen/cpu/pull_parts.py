@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from projgen.arrays import address
 from projgen.compiler import compile_pull
 from projgen.cpu.budding import enlivened, of_values, thin_out
+from projgen.cpu.group_pull import GroupPullCall
 from projgen.cpu.part_kernels import Chain, Group, Radii
 from projgen.cpu.pull import Operands, PullCall, PullStep
 from projgen.dtypes import arithmetic
-from projgen.gradient_rules import Groups, kept, per_value, shared_out
+from projgen.gradient_rules import Groups, kept, per_value, shared_out, units
 from projgen.references import rule_of
 
 Array = NDArray[Any]
+
+FAINT = 1e-70  # a weight whose fourth power is in float64's range, as is that of one over it
 
 
 class Views(NamedTuple):
@@ -38,7 +41,8 @@ class ChainPull:
     def __init__(self, chain: Chain, top: int, threads: int) -> None:
         """`top`: how many levels of the tree stand above these."""
         self._chain, self._plan = chain, chain.plan
-        kernel = compile_pull(self._plan.spec, self._plan.layout, self._plan.dtype, top)
+        plan = self._plan
+        kernel = compile_pull(plan.spec, plan.layout, plan.dtype, top, chain.positive)
         self._call = PullCall(kernel, threads)
         self._parted = kernel.parted
 
@@ -87,7 +91,9 @@ class GroupPull:
         """`top`: how many levels of the tree stand above it."""
         self._group = group
         self._rule = rule_of(group.ball.norm)
+        self._top, self._threads = top, threads
         self._call = group.pull(top, threads)
+        self._rescaled: GroupPullCall | None = None
 
     def begin(
         self, operands: Views, tape: Radii, budding: Radii | None, weights: Array | None
@@ -101,16 +107,24 @@ class GroupPull:
             buds = self._own(radius, value, budding)
             radius = np.where(value > 0, radius, np.where(buds > 0, np.inf, 0.0))
             buds = np.where(value > 0, 1.0, buds)
-        at, own = Operands(*map(address, operands)), 0 if weights is None else address(weights)
-        work, slopes = self._call.begin(at, own, radius, value)
-        return (work, at, own, operands.out, buds, weights), slopes
+        at, call, scaled = Operands(*map(address, operands)), self._call, weights
+        unit = None if weights is None else self._units(operands.x, weights, value)
+        if unit is not None:
+            assert weights is not None
+            call, scaled = self._in_units(weights, unit)
+            radius, value = np.ldexp(radius, -unit), np.ldexp(value, -unit)
+        own = 0 if scaled is None else address(scaled)
+        work, slopes = call.begin(at, own, radius, value)
+        slopes = slopes if unit is None else np.ldexp(slopes, -unit)
+        return (call, work, at, scaled, operands.out, buds, unit), slopes
 
     def end(self, begun: Any, rise: Radii) -> None:
         """Write the gradients of the values, with what reaches those of their groups."""
         if self._call is None:
             return
-        work, at, own, out, buds, weights = begun
-        self._call.end(work, at, own, rise)
+        call, work, at, weights, out, buds, unit = begun
+        rise = rise if unit is None else np.ldexp(rise.reshape(unit.shape), unit)
+        call.end(work, at, 0 if weights is None else address(weights), rise)
         if buds is None or not np.any((buds > 0) & (buds < 1)):
             return
         moved = self._moved(out)
@@ -131,6 +145,33 @@ class GroupPull:
         y, x = np.abs(operands.y), np.abs(operands.x)
         groups = Groups(y, x, weights, value, radius, self._group.ball.p)
         return shared_out(self._rule, groups, (y == 0).astype(np.float64), own)[0]
+
+    def _units(self, x: Array, weights: Array, value: Radii) -> NDArray[np.int32] | None:
+        """See `projgen.gradient_rules.units`; None where powers of the weights have room."""
+        once = weights[tuple(slice(None) if step else slice(1) for step in weights.strides)]
+        if weights.dtype != np.float64 or not once.size:
+            return None
+        lightest, heaviest = once.min(), once.max()
+        if lightest < FAINT:
+            lightest = once.min(where=once > 0, initial=np.inf)
+        if lightest >= FAINT and heaviest <= 1 / FAINT:
+            return None
+        left = self._moved(np.where(x != 0, weights, 0.0))
+        rows = left.reshape(*left.shape[: left.ndim - len(self._group.axes)], -1)
+        values = value.reshape(*rows.shape[:-1], *value.shape[rows.ndim - 1 :])
+        found = units(Groups(rows, rows, rows, values, values, labels=self._group.labels))
+        return found.reshape(value.shape)
+
+    def _in_units(self, weights: Array, unit: NDArray[np.int32]) -> tuple[GroupPullCall, Array]:
+        """The kernel for weights in such units, and they."""
+        if self._rescaled is None:
+            self._rescaled = self._group.pull(self._top, self._threads, rescaled=True)
+        assert self._rescaled is not None
+        of_values = per_value(unit, self._group.labels)
+        of_values = of_values.reshape(*of_values.shape, *[1] * (weights.ndim - of_values.ndim))
+        axes = self._group.axes
+        natural = np.moveaxis(of_values, range(-len(axes), 0), axes)
+        return self._rescaled, np.ascontiguousarray(np.ldexp(weights, -natural))
 
     @staticmethod
     def _own(radius: Radii, value: Radii, budding: Radii | None) -> Radii:

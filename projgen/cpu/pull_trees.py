@@ -30,13 +30,12 @@ class LeafPull:
 
     def __init__(self, leaf: LeafPart, threads: int) -> None:
         self._leaf = leaf
-        self._nonneg = leaf.part.kind == "chain" and any(n.nonneg for n in leaf.arm.arm.nodes)
         self._pulls = [_pull_of(walk.kernel, leaf.part.top, threads) for walk in leaf.walks]
 
     @property
     def step(self) -> PullStep | None:
         """How to call its kernel in a series; None if that won't do."""
-        pull = self._pulls[0] if self._leaf.straight and not self._nonneg else None
+        pull = self._pulls[0] if self._leaf.straight else None
         return pull.step if isinstance(pull, ChainPull) else None
 
     def begin(
@@ -48,8 +47,6 @@ class LeafPull:
         if is_half(y.dtype):  # gradients overflow, and have to be seen to: in halves they may not
             y, x, g = (np.array(array, np.float32, order="K") for array in (y, x, g))
             result = np.empty_like(y)
-        if self._nonneg:
-            y = np.maximum(y, y.dtype.type(0))
         own = Views(y, x, laid_out_like(y, g), result)
         begun: list[Any] = []
         slopes: list[Radii] = []
@@ -71,7 +68,7 @@ class LeafPull:
     def end(self, begun: Any, rise: Radii) -> None:
         """Write the gradient of the array; `rise` is what reaches the groups' values."""
         states, own, out = begun
-        y, *_, result = own
+        result = own.out
         dealt = self._leaf.dealt(rise)
         for walk, pull, state, up in zip(self._leaf.walks, self._pulls, states, dealt, strict=True):
             if isinstance(pull, ChainPull):
@@ -79,8 +76,6 @@ class LeafPull:
                 pull.end(begun, at, up, view_of(walk.piece, result))
             else:
                 pull.end(state, up)
-        if self._nonneg:
-            result *= y > 0
         if result is not out:
             with np.errstate(over="ignore"):
                 np.copyto(out, result, casting="unsafe")

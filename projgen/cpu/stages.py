@@ -6,7 +6,7 @@ from functools import cached_property
 
 from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
-from projgen.dtypes import ITEMSIZE
+from projgen.dtypes import FRACTION_BITS, ITEMSIZE
 from projgen.norms import NORMS
 from projgen.plan import tile_width
 from projgen.stage import UNCUT, Stage
@@ -19,7 +19,8 @@ class StageCode:
     """The functions of one level, named after it: ``aggregate_1``, ``project_1``...
 
     ``dtype`` is the type of its arithmetic, ``stored`` that of its array, whose halves are widened
-    where they are read and narrowed where they are written.
+    where they are read and narrowed where they are written. ``positive``: it reads negative values
+    as 0, and writes them so.
 
     ``levels`` are those whose functions these are: levels above the leaf that are alike share
     theirs, whose arguments then have names that fit each of them (``generic``). ``searchers`` are
@@ -33,6 +34,7 @@ class StageCode:
     levels: tuple[int, ...]
     searchers: tuple[int, ...]
     stored: str
+    positive: bool = False
     generic: bool = False
 
     @property
@@ -120,6 +122,11 @@ class StageCode:
         """The same level on a copy of its values in the type of its arithmetic."""
         return replace(self, stored=self.dtype)
 
+    @property
+    def measured_as(self) -> "StageCode":
+        """The level on the values that are measured: where groups are dealt, on their copy."""
+        return self.wide if self.dealt else self
+
     def load(self, value: str) -> str:
         """A value of its array, to work with."""
         return f"widen({value})" if self.half else value
@@ -129,8 +136,33 @@ class StageCode:
         return f"narrow({value})" if self.half else value
 
     @property
+    def zero(self) -> str:
+        """In the type of its arithmetic."""
+        return f"np.{self.dtype}(0)"
+
+    def measured(self, value: str) -> str:
+        """What counts of a value that may not be finite, and then stays so."""
+        loaded = self.load(value)
+        return f"positive({loaded})" if self.positive else f"abs({loaded})"
+
+    def compared(self, value: str) -> str:
+        """What of a value may be above a threshold of 0 or more."""
+        return self.load(value) if self.positive else f"abs({self.load(value)})"
+
+    def kept(self, value: str) -> str:
+        """What a value of a group inside its ball becomes, as its array holds it: even of the bits
+        of halves, those below 0 are negative."""
+        stored = "int16" if self.half else self.stored
+        return f"max({value}, np.{stored}(0))" if self.positive else value
+
+    @property
     def bits(self) -> str:
         return f"int{8 * ITEMSIZE[self.stored]}"
+
+    @property
+    def fraction_bits(self) -> int:
+        """How many bits of a value in its array come after its exponent."""
+        return FRACTION_BITS[self.stored]
 
     @property
     def magnitude(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen import interpret_trees
+from projgen.cpu.call import Call
 from projgen.cpu.compose import Composition, TreeTape
 from projgen.cpu.part_kernels import OutOfRangeError
 from projgen.cpu.pool import default_threads
+from projgen.cpu.project import remember
 from projgen.cpu.pull_trees import TreePull
 from projgen.dtypes import put
+from projgen.interpret_trees import finite_entries, spread
 from projgen.operands import same_directions, same_memory, walkable
-from projgen.parts import Part, cut_into_parts
 from projgen.structure import Key
 from projgen.trees import BoundTree
 from projgen.weights import Given
@@ -27,30 +29,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-
-Copier = Callable[[Array], Array]
-
-
-class Positive:
-    """Makes arrays like one without its negative values, in memory that is used again."""
-
-    def __init__(self) -> None:
-        self._idle: list[Array] = []
-
-    def __call__(self, y: Array) -> Array:
-        try:
-            positive = self._idle.pop()
-        except IndexError:
-            positive = np.empty_like(y)
-        with np.errstate(invalid="ignore"):
-            np.maximum(y, y.dtype.type(0), out=positive)
-            if np.min(y, initial=y.dtype.type(0)) == -np.inf:
-                positive[y == -np.inf] = np.nan  # to be noticed
-        return positive
-
-    def take_back(self, positive: Array) -> None:
-        """What it has given is no longer needed."""
-        self._idle.append(positive)
+# Magnitudes below these can be added up, and squared, whatever the kernel.
+TAME = {"float16": np.inf, "bfloat16": 1e30, "float32": 1e30, "float64": 1e140}
 
 
 @dataclass(slots=True)
@@ -65,7 +45,7 @@ class Made:
     composition: Composition
     keys: tuple[Key, ...]
     in_place: tuple[int, ...]
-    copies: tuple[tuple[int, Copier], ...]
+    copies: tuple[int, ...]
     pulls: TreePull | None = None
 
     def operands(
@@ -78,17 +58,11 @@ class Made:
         return self.sources(arrays), targets
 
     def sources(self, arrays: Mapping[Key, Array]) -> list[Array]:
-        """What kernels read, to be given back by `release`."""
+        """What kernels read."""
         ys = [arrays[key] for key in self.keys]
-        for number, copy in self.copies:
-            ys[number] = copy(ys[number])
+        for number in self.copies:
+            ys[number] = _copy(ys[number])
         return ys
-
-    def release(self, ys: list[Array]) -> None:
-        """What `sources` has made is no longer needed."""
-        for number, copy in self.copies:
-            if isinstance(copy, Positive):
-                copy.take_back(ys[number])
 
 
 def project(
@@ -159,15 +133,11 @@ def _project(
     try:
         tape = made.composition.project(ys, targets, radii.reshape(-1), given.arrays, taped)
     except OutOfRangeError:
-        _rescue(projection, ready.bound, arrays, outs, radii, given)
+        _rescue(projection, ready.bound, made, arrays, outs, radii, given)
         return None
-    else:
-        for number, _ in made.copies:
-            if targets[number] is None:
-                np.copyto(outs[made.keys[number]], ys[number])
-        return tape
-    finally:
-        made.release(ys)
+    for number in made.copies:
+        np.copyto(outs[made.keys[number]], ys[number])
+    return tape
 
 
 def norms(
@@ -188,8 +158,6 @@ def norms(
         for arm in bound.arms:
             projection._finite(arrays[arm.key], arm.arm.label)
         return interpret_trees.norm(bound, arrays, given.arrays, given.labels)
-    finally:
-        made.release(ys)
 
 
 def root_values(
@@ -206,8 +174,6 @@ def root_values(
         return made.composition.root_values(ys, given.arrays)
     except OutOfRangeError:
         return None
-    finally:
-        made.release(ys)
 
 
 def _made(
@@ -225,19 +191,10 @@ def _made(
     keys = tuple(arm.key for arm in bound.arms)
     if outs is None:
         outs = {key: np.empty_like(array) for key, array in arrays.items()}
-    leaves = {part.arm.key: part for part in cut_into_parts(bound).walk() if part.arm is not None}
-    copiers = [_copier(leaves[key], arrays[key], outs[key]) for key in keys]
-    copies = tuple((number, copy) for number, copy in enumerate(copiers) if copy is not None)
-    ys = [
-        arrays[key] if copy is None else copy(arrays[key])
-        for key, copy in zip(keys, copiers, strict=True)
-    ]
+    copies = tuple(n for n, key in enumerate(keys) if _is_copied(arrays[key], outs[key]))
+    ys = [_copy(arrays[key]) if n in copies else arrays[key] for n, key in enumerate(keys)]
     in_place = tuple(
-        number
-        for number, (key, copy) in enumerate(zip(keys, copiers, strict=True))
-        if same_memory(ys[number], outs[key])
-        or copy is _copied
-        or not (walkable(outs[key]) and same_directions(ys[number], outs[key]))
+        n for n, key in enumerate(keys) if n in copies or same_memory(ys[n], outs[key])
     )
     targets = [None if number in in_place else outs[key] for number, key in enumerate(keys)]
     threads = projection._threads or default_threads()
@@ -245,20 +202,21 @@ def _made(
         bound, ys, targets, given.arrays, given.labels, threads, projection._warm_start
     )
     ready.made = made = Made(composition, keys, in_place, copies)
+    if composition.alone and not copies:
+        (y,), (target,) = ys, targets
+        form = y.dtype, y.shape, y.strides, None if target is None else target.strides
+        remember(projection, form, composition.alone)
     return made
 
 
-def _copier(part: Part, y: Array, out: Array) -> Copier | None:
-    """How arrays like these are copied for the kernels; None if they are walked as they are."""
-    nodes = part.arm.arm.nodes if part.arm else ()
-    if part.kind == "chain" and any(node.nonneg for node in nodes):
-        return Positive()
+def _is_copied(y: Array, out: Array) -> bool:
+    """Whether arrays like these are copied for the kernels; else they are walked as they are."""
     if not (walkable(y) and walkable(out)):
-        return _copied
-    return None if same_memory(y, out) or same_directions(y, out) else _copied
+        return True
+    return not (same_memory(y, out) or same_directions(y, out))
 
 
-def _copied(y: Array) -> Array:
+def _copy(y: Array) -> Array:
     return np.array(y, order="C")
 
 
@@ -266,15 +224,68 @@ def _copied(y: Array) -> Array:
 def _rescue(
     projection: Projection,
     bound: BoundTree,
+    made: Made,
     arrays: Mapping[Key, Array],
     outs: Mapping[Key, Array],
     radii: Array,
     given: Given,
 ) -> None:
     """Values that are not finite, or whose sums leave the range of float64: the reference's way,
-    which scales them. Rare, and not fast."""
+    which scales them. Rare, and not fast. Entries of the batch that have none go by the kernels."""
     for arm in bound.arms:
         projection._finite(arrays[arm.key], arm.arm.label)
     results = interpret_trees.project_any(bound, arrays, radii, given.arrays, given.labels)
-    for key, x in results.items():
-        put(outs[key], x)
+    tame = _tame_entries(bound, arrays, radii)
+    spared = _project_tame(bound, made, arrays, outs, radii, given, tame)
+    for arm in bound.arms:
+        put(outs[arm.key], results[arm.key])
+        if spared is not None:
+            np.copyto(outs[arm.key], spared[arm.key], where=spread(arm, tame))
+
+
+def _tame_entries(bound: BoundTree, arrays: Mapping[Key, Array], radii: Array) -> Array:
+    """The entries of the batch whose values are neither too large nor too small to be added up."""
+    tame = finite_entries(bound, arrays)
+    if not bound.batch or any(
+        cut.axis in arm.arm.batch for arm in bound.arms for cut in arm.arm.cuts
+    ):
+        return np.zeros_like(tame)
+    small = radii < Call.VANISHING
+    for arm in bound.arms:
+        array = arrays[arm.key]
+        axes = tuple(axis for axis in range(array.ndim) if axis not in arm.arm.batch)
+        top = np.abs(array).max(axis=axes, initial=0).astype(np.float64)
+        tame &= top < TAME[array.dtype.name]
+        small &= top < Call.VANISHING
+    return tame & ~small
+
+
+def _project_tame(
+    bound: BoundTree,
+    made: Made,
+    arrays: Mapping[Key, Array],
+    outs: Mapping[Key, Array],
+    radii: Array,
+    given: Given,
+    tame: Array,
+) -> dict[Key, Array] | None:
+    """The projection where all other entries of the batch are zeros; None if there is none."""
+    if not tame.any() or tame.all():
+        return None
+    ys = {key: array.copy("K") for key, array in arrays.items()}
+    results = {key: np.empty_like(out) for key, out in outs.items()}
+    for arm in bound.arms:
+        zeros = ~np.broadcast_to(spread(arm, tame), ys[arm.key].shape)
+        np.copyto(ys[arm.key], ys[arm.key].dtype.type(0), where=zeros)
+    for before, after in ((arrays, ys), (outs, results)):
+        if any(before[key].strides != after[key].strides for key in after):
+            return None  # kernels are made for gaps
+    sources, targets = made.operands(ys, results)
+    own = np.where(tame, radii, 1.0).reshape(-1)
+    try:
+        made.composition.project(sources, targets, own, given.arrays)
+    except OutOfRangeError:  # of weights
+        return None
+    for number in made.in_place:
+        np.copyto(results[made.keys[number]], sources[number])
+    return results

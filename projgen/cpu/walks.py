@@ -17,6 +17,7 @@ Loop: TypeAlias = "tuple[int, dict[str, int]]"  # its extent, and its step in ea
 
 LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
+STRIP = 1 << 17  # elements, at most, of groups that are copied together
 CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 BESIDE = 8  # rows of labelled elements that are read together, by squares
@@ -112,6 +113,7 @@ class Form(NamedTuple):
     ranked: int = 0
     spread: bool = False
     stripped: bool = False
+    surveyed: int = 0
     crossed: bool = False
     tiled: bool = False
     beside: frozenset[str] = frozenset()
@@ -171,8 +173,9 @@ def plan_walk(
     block_size = max(1, BLOCK // average)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
-    # Of what is gathered, an odd number of cache lines: so that rows have other sets of the cache.
+    # Of what is copied, an odd number of cache lines: so that rows have other sets of the cache.
     pitch = longest if form.direct and form.lanes == 1 else 16 * (-(-longest // 16) | 1)
+    pitch = longest | 1 if form.surveyed else pitch
     cells = {
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
@@ -228,10 +231,14 @@ def _form(
         if ranked:
             return Form(ABREAST, frozenset(), False, ranked, tiled=True, beside=beside)
         searches = ball.norm == "l1" or (ball.norm == "l2" and weighted)
-        stripped = direct and searches and labels is None and size >= LONG
-        stripped = stripped or (direct and ball.norm == "simplex")
+        long = direct and searches and labels is None and size >= LONG
+        surveyed = 0
+        if long and weighted and not halves:
+            surveyed = min(ABREAST, max(LANES, STRIP // size // LANES * LANES))
+        stripped = (long and not surveyed) or (direct and ball.norm == "simplex")
         lanes = ABREAST if direct else LANES
-        return Form(lanes, beside, direct, stripped=stripped, tiled=True, beside=beside)
+        way = Form(lanes, beside, direct, stripped=stripped, tiled=True, beside=beside)
+        return way._replace(surveyed=surveyed)
     contiguous = frozenset(name for name in step if step[name] == 1)
     along = contiguous == step.keys()
     if labels is not None and spreads:

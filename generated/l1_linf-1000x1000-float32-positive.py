@@ -1,0 +1,310 @@
+"""l1(linf): projects float32 arrays, to values of 0 and above.
+
+    level 0  l1    of v0: rows (reduced); threshold by row
+    level 1  linf  of y: rows (groups, reduced)
+
+Values are aggregated from the leaf to the root, then each level is projected, from the root to
+the leaf, on the radii that the level above leaves to its groups. The threads share a level's
+blocks, which depend on the shape alone: so results do not depend on the threads.
+Written by projgen, codegen 2.
+"""
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.extending import intrinsic, register_jitable
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+FINITE = FAST | {"nnan"}  # where input has passed the check
+LARGEST = 1.7976931348623157e308  # finite number
+MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
+MINUS_INFINITY = np.int32(-(1 << 23))  # its bits: finite values below 0 come before it
+
+
+# The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
+# one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
+# opens the next; each thread's share of the blocks has a counter.
+SHARES = 48
+
+
+@intrinsic
+def add(typing_context, cells, index, amount):
+    """Add to a cell, atomically; its old value."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "seq_cst")
+
+    return types.int64(cells, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typing_context, cells, index):
+    """A cell's value, atomically."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        return builder.load_atomic(cell, "seq_cst", 8)
+
+    return types.int64(cells, types.int64), codegen
+
+
+@intrinsic
+def swap(typing_context, cells, index, old, new):
+    """Make a cell `new` if it is `old`, atomically; what it was."""
+
+    def codegen(context, builder, signature, args):
+        cell = builder.gep(args[0], [args[1]])
+        found = builder.cmpxchg(cell, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 0)
+
+    return types.int64(cells, types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def draw(desk, seat, seats, phase, blocks):
+    """The next block of a phase for a thread: of its own share, which may still be in its cache,
+    then of the others'; -1 when all are drawn. A counter holds the phase, and how many were drawn.
+    """
+    for turn in range(seats):
+        share = (seat + turn) % seats
+        start = share * blocks // seats
+        size = (share + 1) * blocks // seats - start
+        cell = SHARES + 16 * share
+        found = read(desk, cell)
+        while found >> 32 <= phase:
+            drawn = found - (phase << 32) if found >> 32 == phase else 0
+            if drawn == size:
+                break
+            seen = swap(desk, cell, found, (phase << 32) + drawn + 1)
+            if seen == found:
+                return start + drawn
+            found = seen
+    return -1
+
+
+@register_jitable
+def complete(desk, phase, done, blocks):
+    """Count blocks of a phase as done; whether they were the last ones."""
+    return done > 0 and add(desk, 16 * phase, done) + done == blocks
+
+
+@register_jitable
+def release(desk, phase, status):
+    """Let the threads go on that wait for the end of a phase."""
+    add(desk, 16 * phase + 8, status + 1)
+
+
+@register_jitable
+def wait(desk, phase):
+    """Return at the end of a phase, with its status."""
+    while read(desk, 16 * phase + 8) == 0:
+        pass
+    return read(desk, 16 * phase + 8) - 1
+
+
+@register_jitable
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+
+
+@register_jitable(fastmath=FAST)
+def check(total, radius):
+    """What to do about norms `total`: 0 project, 1 nothing, 2 find out why they are out of range.
+
+    A negative radius asks for the norms alone.
+    """
+    for b in range(total.size):
+        if not total[b] <= LARGEST:
+            return 2
+    return 1 if radius[0] < 0 else 0  # even inside the ball, negative values change
+
+
+@register_jitable(fastmath=FAST)
+def aggregate_1(y, v0, first, last, axes):
+    """The values of the groups of level 1, linf of y."""
+    n1, s0 = axes[1], axes[2]
+    bits = y.view(np.int32)
+    for i0 in range(first, last):
+        at = i0 * s0
+        row = bits[at : at + n1]
+        a = np.int32(0)
+        for j in range(row.size):
+            a = max(a, (np.int32(row[j] & MAGNITUDE_32) if row[j] >= MINUS_INFINITY else np.int32(0)))
+        v0[i0] = np.float64(np.int32(a).view(np.float32))
+
+
+@register_jitable(fastmath=FAST)
+def aggregate_0(v0, total, axes):
+    """The values of the groups of level 0, l1 of v0."""
+    n0 = axes[0]
+    at = 0
+    row = v0[at : at + n0]
+    a = 0.0
+    for j in range(row.size):
+        a = a + np.float64(abs(row[j]))
+    total[0] = a
+
+
+@register_jitable(fastmath=FINITE)
+def newton_0(row, v, u, guess):
+    """The threshold of one group with value v on radius u < v, and how many values are above."""
+    safe = (v - u) / row.size
+    goal = max(guess, safe)
+    before = 0
+    while True:
+        t = np.float64(goal)
+        excess = 0.0
+        count = 0
+        for start in range(0, row.size, 1024):
+            part = row[start : start + 1024]
+            part_excess = np.float64(0)
+            part_count = np.float64(0)
+            for j in range(part.size):
+                above = abs(part[j]) - t
+                part_excess += above if above > 0 else np.float64(0)
+                part_count += np.float64(1) if above > 0 else np.float64(0)
+            excess += np.float64(part_excess)
+            count += int(part_count)
+        if count == 0:
+            if before > 0 or goal == safe:  # the radius is less than the values' rounding
+                return max(goal, 0.0), 1
+            goal = safe  # the guess was right of every value: from here Newton cannot fail
+            continue
+        goal = np.float64(t) + (excess - u) / count
+        if count == before or (before > 0 and goal <= np.float64(t)):
+            return max(goal, 0.0), count
+        before = count
+
+
+@register_jitable(fastmath=FAST)
+def project_0(v0, u0, total, radius, axes):
+    """Project the groups of level 0, l1 of v0."""
+    n0 = axes[0]
+    # Of the last group: threshold and radius by value, and how many values were above.
+    ratio, share, above = 0.0, 0.0, 1
+    at = 0
+    row = v0[at : at + n0]
+    out = u0[at : at + n0]
+    v = total[0]
+    u = radius[0]
+    if u >= v:
+        for j in range(row.size):
+            out[j] = row[j]
+    elif u <= 0:
+        for j in range(row.size):
+            out[j] = 0
+    else:
+        goal, count = newton_0(row, v, u, v * ratio - (u - v * share) / above)
+        ratio, share, above = goal / v, u / v, count
+        t = goal
+        for j in range(row.size):
+            out[j] = row[j] - min(max(row[j], -t), t)
+
+
+@register_jitable(fastmath=FAST)
+def project_1(y, x, v0, u0, first, last, axes):
+    """Project the groups of level 1, linf of y."""
+    n1, s0, t0 = axes[1], axes[2], axes[4]
+    for i0 in range(first, last):
+        at = i0 * s0
+        to = i0 * t0
+        row = y[at : at + n1]
+        out = x[to : to + n1]
+        v = v0[i0]
+        u = u0[i0]
+        if u >= v:
+            for j in range(row.size):
+                out[j] = max(row[j], np.float32(0))
+        elif u <= 0:
+            for j in range(row.size):
+                out[j] = 0
+        else:
+            t = down(u)
+            for j in range(row.size):
+                out[j] = min(max(row[j], np.float32(0)), t)
+
+
+@cfunc(
+    types.int64(
+        types.CPointer(types.float32),
+        types.CPointer(types.float32),
+        types.CPointer(types.int64),
+        types.CPointer(types.float64),
+        types.CPointer(types.int64),
+    ),
+    fastmath=FAST,
+    cache=True,
+)
+def project(y_at, x_at, geometry, work, desk):
+    """Take part in one projection; any number of threads may, with the same arguments.
+
+    `geometry` holds extents and strides, `work` the radii and room for the levels' values, `desk`
+    zeros. Returns 0 when x is written, 1 when its norms alone are asked for, 2 when its norm is out of
+    range: then nothing is written.
+
+    A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
+    swept for them again.
+    """
+    cells = carray(geometry, 37)
+    y_size = cells[0]
+    x_size = cells[1]
+    blocks_1 = cells[21]
+    step_1 = cells[22]
+    end_1 = cells[23]
+    radius_at = cells[27]
+    radius_end = cells[28]
+    total_at = cells[29]
+    total_end = cells[30]
+    v0_at = cells[31]
+    v0_end = cells[32]
+    u0_at = cells[33]
+    u0_end = cells[34]
+    seats = cells[35]
+    memory_size = cells[36]
+    axes_0 = cells[2 : 6]
+    axes_1 = cells[13 : 20]
+    seat = add(desk, 0, 1)
+    if seat >= seats:
+        return 0
+    resumes = read(desk, 1) != 0
+    y = carray(y_at, y_size)
+    x = carray(x_at, x_size)
+    memory = carray(work, memory_size)
+    radius = memory[radius_at : radius_end]
+    total = memory[total_at : total_end]
+    v0 = memory[v0_at : v0_end]
+    u0 = memory[u0_at : u0_end]
+    # sweep 1: aggregate level 1, linf of y
+    last_one = seat == 0
+    if not resumes:
+        done = 0
+        while True:
+            block = draw(desk, seat, seats, 1, blocks_1)
+            if block < 0:
+                break
+            first = block * step_1
+            last = min(first + step_1, end_1)
+            aggregate_1(y, v0, first, last, axes_1)
+            done += 1
+        last_one = complete(desk, 1, done, blocks_1)
+        if last_one:  # the levels above, up to the root
+            aggregate_0(v0, total, axes_0)
+    if last_one:
+        status = check(total, radius)
+        if status == 0:
+            project_0(v0, u0, total, radius, axes_0)
+        release(desk, 1, status)
+    status = wait(desk, 1)
+    if status != 0:
+        return status
+    # sweep 2: project level 1, linf of y
+    while True:
+        block = draw(desk, seat, seats, 2, blocks_1)
+        if block < 0:
+            break
+        first = block * step_1
+        last = min(first + step_1, end_1)
+        project_1(y, x, v0, u0, first, last, axes_1)
+    return 0
