@@ -1,6 +1,6 @@
 """l2(groups): groups of float32 arrays.
 
-    labelled elements are read as they lie, and added up by label
+    labelled elements of 8 rows are read together, and added up by label
 
 Groups are swept for their values, and in a second call to project them.
 The threads share blocks of groups, which depend on the shape alone: so results do not depend on
@@ -11,11 +11,13 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
+LANES = 8  # rows that are read together
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -86,6 +88,14 @@ def bits_of(value):
     return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
+@register_jitable
+def down(x):
+    """The largest float32 that is not above x >= 0."""
+    near = np.float32(x)
+    bits = np.float32(near).view(np.int32)
+    return np.int32(bits - 1 if np.float64(near) > x else bits).view(np.float32)
+
+
 @register_jitable(fastmath=FAST)
 def measure(y, at_y, y_step, own, sums, tops):
     """The values of some labelled elements' groups, by label; NaN where one is not finite."""
@@ -139,6 +149,104 @@ def write(y, x, at_y, y_step, at_x, x_step, own, levels):
         part_x[i] = math.copysign(a * t, part_y[i])
 
 
+def turned(builder, parts):
+    """The columns of a square of 8 vectors: shuffles within pairs, fours and eights."""
+    lanes = ir.VectorType(ir.IntType(32), 8)
+    for near in (1, 2, 4):
+        masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+        pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
+        parts = [builder.shuffle_vector(*pair) for pair in pairs]
+    return parts
+
+
+@intrinsic
+def add_square(typing_context, y, at, step, own, first, cells):
+    """cells[8 * m + r] grows by the square of y[at + step * r + j], where m = own[first + j]: for 8 values
+    j of 8 rows.
+    """
+
+    def codegen(context, builder, signature, args):
+        y, own, cells = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 5)
+        )
+        word = ir.IntType(64)
+        vector = ir.VectorType(context.get_value_type(types.float32), 8)
+        kind = ir.VectorType(context.get_value_type(types.float64), 8)
+        rows = []
+        for r in range(8):
+            start = builder.gep(y, [builder.add(args[1], builder.mul(args[2], word(r)))])
+            rows.append(builder.load(builder.bitcast(start, vector.as_pointer()), align=4))
+        for j, found in enumerate(turned(builder, rows)):
+            m = builder.load(builder.gep(own, [builder.add(args[4], word(j))]))
+            cell = builder.gep(cells, [builder.mul(m, word(8))])
+            cell = builder.bitcast(cell, kind.as_pointer())
+            sums = builder.load(cell, align=8)
+            found = builder.fpext(found, kind)
+            sums = builder.fadd(sums, builder.fmul(found, found))
+            builder.store(sums, cell, align=8)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(y, index, index, own, index, cells), codegen
+
+
+@intrinsic
+def scale_square(typing_context, y, at, step, x, to, leap, own, first, cells):
+    """x[to + leap * r + j] = y[at + step * r + j] times cells[8 * m + r], where m = own[first + j]: for 8
+    values j of 8 rows.
+    """
+
+    def codegen(context, builder, signature, args):
+        y, x, own, cells = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data
+            for i in (0, 3, 6, 8)
+        )
+        word = ir.IntType(64)
+        vector = ir.VectorType(context.get_value_type(types.float32), 8)
+        levels = []
+        for j in range(8):
+            m = builder.load(builder.gep(own, [builder.add(args[7], word(j))]))
+            cell = builder.gep(cells, [builder.mul(m, word(8))])
+            levels.append(builder.load(builder.bitcast(cell, vector.as_pointer()), align=4))
+        for r, level in enumerate(turned(builder, levels)):
+            start = builder.gep(y, [builder.add(args[1], builder.mul(args[2], word(r)))])
+            found = builder.load(builder.bitcast(start, vector.as_pointer()), align=4)
+            found = builder.fmul(found, level)
+            start = builder.gep(x, [builder.add(args[4], builder.mul(args[5], word(r)))])
+            builder.store(found, builder.bitcast(start, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(y, index, index, x, index, index, own, index, cells), codegen
+
+
+@register_jitable(fastmath=FAST)
+def measure_rows(y, at_y, y_lane, own, cells):
+    """What 8 rows' groups have, by label and row: the sum of squares."""
+    cells[:] = 0
+    whole = own.size - own.size % 8
+    for j in range(0, whole, 8):
+        add_square(y, at_y + j, y_lane, own, j, cells)
+    for j in range(whole, own.size):
+        for r in range(8):
+            cell = 8 * own[j] + np.uint64(r)
+            a = np.float64(y[at_y + r * y_lane + j])
+            cells[cell] += a * a
+
+
+@register_jitable(fastmath=FINITE, error_model="numpy")
+def write_rows(y, at_y, y_lane, x, at_x, x_lane, own, cells):
+    """The projection of 8 rows, whose groups' levels are found."""
+    whole = own.size - own.size % 8
+    for j in range(0, whole, 8):
+        scale_square(y, at_y + j, y_lane, x, at_x + j, x_lane, own, j, cells)
+    for j in range(whole, own.size):
+        for r in range(8):
+            t = cells[8 * own[j] + np.uint64(r)]
+            y_j = y[at_y + r * y_lane + j]
+            x[at_x + r * x_lane + j] = y_j * t
+
+
 @cfunc(
     types.int64(
         types.CPointer(types.float32),
@@ -168,16 +276,13 @@ def project(y_at, x_at, geometry, work, desk):
     block_size = axes[11]
     items = axes[12]
     labels = axes[13]
+    tiles = axes[14]
     extent = axes[15]
     starts_at = axes[16]
     y_bases_at = axes[17]
     x_bases_at = axes[18]
     y_lane = axes[24]
     x_lane = axes[25]
-    pieces = axes[27]
-    piece = axes[28]
-    slots_at = axes[29]
-    slots_size = axes[30]
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
@@ -188,7 +293,8 @@ def project(y_at, x_at, geometry, work, desk):
     values = memory[:groups]
     radii = memory[groups : 2 * groups]
     at = 2 * groups + seat * scratch_size
-    levels = memory[at + slots_size : at + slots_size + labels]
+    cells = memory[at : at + LANES * labels]
+    levels = memory[at + LANES * labels : at + (LANES + 1) * labels]
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -198,23 +304,38 @@ def project(y_at, x_at, geometry, work, desk):
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
-            first, part = item // pieces, item % pieces
-            outer, past = first // extent, first % extent
+            # A tile: rows that are read together.
+            tile = item
+            outer, past = tile // tiles, tile % tiles * LANES
+            first, width = outer * extent + past, min(LANES, extent - past)
             base_y = index[y_bases_at + outer] + past * y_lane
             base_x = index[x_bases_at + outer] + past * x_lane
-            begin, end = part * piece, min((part + 1) * piece, axes[20])
-            own = index[starts_at + begin : starts_at + end].view(np.uint64)
-            y_step = axes[21]
-            at_y = base_y + begin * y_step
-            x_step = axes[22]
-            at_x = base_x + begin * x_step
+            own = index[starts_at : starts_at + axes[20]].view(np.uint64)
+            if width == LANES and not projecting:
+                found = cells
+                measure_rows(y, base_y, y_lane, own, found)
+                for r in range(LANES):
+                    sums = values[(first + r) * labels : (first + r + 1) * labels]
+                    for m in range(labels):
+                        sums[m] = math.sqrt(found[LANES * m + r])
+            elif not projecting:
+                for r in range(width):
+                    sums = values[(first + r) * labels : (first + r + 1) * labels]
+                    measure(y, base_y + r * y_lane, 1, own, sums, levels)
             if not projecting:
-                sums = memory[slots_at + item * labels : slots_at + (item + 1) * labels]
-                measure(y, at_y, y_step, own, sums, levels)
-                for m in range(labels):
-                    highest = max(highest, bits_of(sums[m]))
+                for group in range(first * labels, (first + width) * labels):
+                    highest = max(highest, bits_of(values[group]))
                 continue
-            for m in range(labels):
-                v, u = values[first * labels + m], radii[(first * labels + m) * radius_step]
-                levels[m] = u / v if v > u else 1.0
-            write(y, x, at_y, y_step, at_x, x_step, own, levels)
+            limits = cells.view(np.float32)
+            for r in range(width):
+                for m in range(labels):
+                    group = (first + r) * labels + m
+                    v, u = values[group], radii[group * radius_step]
+                    limits[LANES * m + r] = down(u / v) if v > u else np.float32(1)
+            if width == LANES:
+                write_rows(y, base_y, y_lane, x, base_x, x_lane, own, limits)
+            else:
+                for r in range(width):
+                    for m in range(labels):
+                        levels[m] = limits[LANES * m + r]
+                    write(y, x, base_y + r * y_lane, 1, base_x + r * x_lane, 1, own, levels)

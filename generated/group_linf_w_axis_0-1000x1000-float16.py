@@ -342,5 +342,6 @@ def project(y_at, x_at, geometry, work, desk):
                 continue
             for c in range(width):
                 group = (first + c) * labels + m
-                level[c] = radii[group * radius_step] if values[group] > radii[group * radius_step] else np.inf
+                v, u = values[group], radii[group * radius_step]
+                level[c] = u if v > u else np.inf
             write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level)

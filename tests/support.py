@@ -275,12 +275,14 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         assert kind is not None
         return lambda address: (address, _TYPES[kind.group()])
     if made.__name__.startswith("turn_"):
-        side = np.arange(int(made.__name__.removeprefix("turn_")))
+        side = np.arange(8)
 
         def turn(source: Array, at: int, step: int, target: Array, to: int, pitch: int) -> None:
             target[to + pitch * side[:, None] + side] = source[at + step * side + side[:, None]]
 
         return turn
+    if made.__name__ in _SQUARES:
+        return _SQUARES[made.__name__]
     if made.__name__ == "copy_16":
 
         def copy(source: Array, at: int, target: Array, to: int) -> None:
@@ -336,6 +338,32 @@ def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
         tile[cells[-1]] = t
 
     return {"spread": spread, "deal": deal, "survey": survey, "sort": sort}[name]
+
+
+def _folding(fold: Callable[[Any, Any], Any]) -> Callable[..., None]:
+    def square(y: Array, at: int, step: int, own: Array, first: int, cells: Array) -> None:
+        for r, j in np.ndindex(8, 8):
+            cell = 8 * own[first + j] + r
+            cells[cell] = fold(cells[cell], y[at + step * r + j])
+
+    return square
+
+
+def _writing(write: Callable[[Any, Any], Any]) -> Callable[..., None]:
+    def square(*arguments: Any) -> None:
+        y, at, step, x, to, leap, own, first, cells = arguments
+        for r, j in np.ndindex(8, 8):
+            x[to + leap * r + j] = write(y[at + step * r + j], cells[8 * own[first + j] + r])
+
+    return square
+
+
+_SQUARES: dict[str, Callable[..., None]] = {
+    "raise_square": _folding(lambda cell, a: max(cell, abs(a).view(cell.dtype))),
+    "add_square": _folding(lambda cell, a: cell + np.float64(a) ** 2),
+    "clip_square": _writing(lambda a, t: min(max(a, -t), t)),
+    "scale_square": _writing(lambda a, t: a * t),
+}
 
 
 def _project_16(

@@ -570,6 +570,50 @@ def test_rows_of_labelled_elements_are_turned_into_columns(dtype: str, nonneg: b
             assert Groups(ball, before, (len(shape) - 1,), labels=labels).norms() is None
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_labelled_elements_are_read_together(dtype: str, norm: str) -> None:
+    """Whole tiles of rows and one that is not, squares and elements beside them, far ranges."""
+    rng = np.random.default_rng(15)
+    for shape, scale in (((83, 37), 1.0), ((2, 18, 16), 1.0), ((16, 19), 1e-30), ((16, 19), 1e30)):
+        labels = rng.integers(0, 5, shape[-1])
+        labels[labels == 3] = 2  # one has no elements
+        before = (scale * rng.standard_normal(shape)).astype(dtype)
+        before[..., 3, :] *= 0
+        if dtype == "float64":
+            before[..., 4, :] *= scale**9  # their squares have no room
+        for in_place in (False, True):
+            y = before.copy()
+            with rehearsals():
+                out = None if in_place else np.full_like(y, np.nan)
+                groups = Groups(Ball(norm, ragged=True), y, (len(shape) - 1,), None, out, labels)
+                values = groups.norms()
+                radii = values * rng.choice([0.0, 1e-8, 0.3, 1.0], values.shape)
+                x = groups.project(radii)
+            assert groups.call._walk.kernel.spread and groups.call._walk.kernel.lanes == 8
+            for label in range(5):
+                own = before[..., labels == label].astype(np.float64)
+                u = radii[..., label, None]
+                found = REFERENCES[norm].norm(np.abs(own), (-1,))[..., 0] if own.size else 0.0
+                assert np.allclose(
+                    values[..., label], found, rtol=1e-12 if dtype == "float64" else 1e-6, atol=0
+                )
+                outside = values[..., label, None] > u
+                reference = np.where(
+                    outside, REFERENCES[norm].ball(np.abs(own), (-1,), u), np.abs(own)
+                )
+                assert_near(np.abs(x[..., labels == label]), reference, before)
+        for bad in (np.nan, np.inf):
+            before[-1, -2] = bad
+            with rehearsals():
+                assert (
+                    Groups(
+                        Ball(norm, ragged=True), before, (len(shape) - 1,), labels=labels
+                    ).norms()
+                    is None
+                )
+
+
 def test_kernels_that_copy_groups_are_linked_without_numba(tmp_path: Path) -> None:
     """They allocate nothing: code that does asks for numba's runtime."""
     code = """if True:

@@ -26,11 +26,11 @@ class GroupKernel(GroupNumbers):
     ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
-    ``spread``: labelled elements are read in the array's order. ``stripped``: the groups of a tile,
-    whose values are found where they lie, are projected as rows; or so many of them, ``surveyed``,
-    are copied as they lie and searched for their levels together. ``crossed``: labelled elements
-    lie in rows, which are turned into a tile's columns and back. ``weight_dtype``: how weights are
-    read.
+    ``spread``: labelled elements are read in the array's order, of ``lanes`` rows
+    together. ``stripped``: the groups of a tile, whose values are found where they lie, are
+    projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
+    their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
+    tile's columns and back. ``weight_dtype``: how weights are read.
     """
 
     in_place: bool
@@ -92,6 +92,10 @@ class GroupKernel(GroupNumbers):
                 f"groups lie side by side in memory: {self.lanes} are worked on together, "
                 "where they lie",
             )
+        if self.spread and self.lanes > 1:
+            return (
+                f"labelled elements of {self.lanes} rows are read together, and added up by label",
+            )
         if self.lanes > 1:
             return (
                 f"groups lie side by side in memory: tiles of {self.lanes} are gathered together",
@@ -133,7 +137,7 @@ class GroupKernel(GroupNumbers):
         if self.ranked:
             without |= {"labels", "starts_at", "pitch"}
         if self.spread:
-            names += ["pieces", "piece", "slots_at", "slots_size"]
+            names += ["pieces", "piece", "slots_at", "slots_size"] if self.lanes == 1 else []
             without |= {"pitch", "spare_size"}
         if not self.spare:
             without.add("spare_size")
@@ -179,6 +183,11 @@ class GroupKernel(GroupNumbers):
         if self.ball.norm == "simplex":
             return f"np.float64({x})"
         return f"positive({x})" if self.ball.nonneg else f"abs(np.float64({x}))"
+
+    def sketched(self, x: str) -> str:
+        """The same in float32."""
+        x = self.element(x)
+        return f"max({x}, np.float32(0))" if self.ball.nonneg else f"abs({x})"
 
     def store(self, value: str, x: str) -> str:
         """What is written for a projected `value` of element `x`."""
@@ -236,8 +245,8 @@ class GroupKernel(GroupNumbers):
 
     @property
     def turns(self) -> Mapping[str, int]:
-        """By type, how many values the vectors have that are turned: 64 bytes of them."""
-        return {dtype: 16 if dtype == "float32" else 8 for dtype in sorted({*self.turned.values()})}
+        """By type, how many values the vectors have that are turned."""
+        return dict.fromkeys(sorted({*self.turned.values()}), 8)
 
     @property
     def solved(self) -> str:
@@ -297,13 +306,42 @@ class GroupKernel(GroupNumbers):
         """What is known of each group of a tile."""
         if not self.searches:
             return ("sums",) if self.stripped or self.surveyed else ("sums", "level")
+        if self.climbs:
+            sketches = ("sketches",) if self.sketches else ()
+            return ("sums", "level", "v", "u", "excesses", "squares", "before", *sketches)
         both = ("excesses", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
+
+    @property
+    def single_vectors(self) -> tuple[str, ...]:
+        """Those that hold float32."""
+        if self.dtype == "float32":
+            return ("level",) if self.scales else ("sketches",) if self.climbs else ()
+        return ()
+
+    @property
+    def sketches(self) -> bool:
+        """Whether they first go by sums of float32."""
+        return self.climbs and self.dtype == "float32"
+
+    @property
+    def climbs(self) -> bool:
+        """Whether these searches start from below, and not from what the last tile's found."""
+        return self.searches and self.ball.norm == "l1" and not self.ball.weighted
+
+    @property
+    def scales(self) -> bool:
+        """Whether a tile's groups are clipped or scaled by levels in the type of its arithmetic."""
+        return self.abreast and self.ball.norm in ("l2", "linf") and not self.ball.weighted
 
     def limit(self, x: str) -> str:
         """A limit of an unweighted linf, in the array's type."""
         down = self.dtype == "float32" and not self.ball.weighted
         return f"np.float64(down({x}))" if down else x
+
+    def level(self, x: str) -> str:
+        """The same of a level that a tile's groups are clipped or scaled by."""
+        return f"down({x})" if self.dtype == "float32" and self.scales else x
 
     @property
     def quick(self) -> bool:
@@ -336,7 +374,8 @@ class GroupKernel(GroupNumbers):
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         if self.spread:
-            return longest  # a level for each label
+            levels = longest  # one for each label
+            return levels + (self.lanes * longest if self.lanes > 1 else 0)
         room = len(self.lane_vectors) * self.lanes if self.abreast else 0
         if self.surveyed:
             room += 4 * self.strip + 72 + 2 * pitch

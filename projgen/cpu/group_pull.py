@@ -38,7 +38,7 @@ def walk_pull(
         own = weight_dtype if ball.weighted else "float64"
         return GroupPullKernel(ball, dtype, way, contiguous, own, min(depth, 2))
 
-    return plan_walk(kernel, ball, shape, strides, axes, None, weight_strides, labels, spreads=True)
+    return plan_walk(kernel, ball, shape, strides, axes, None, weight_strides, labels, spreads=1)
 
 
 class GroupPullCall:

@@ -12,7 +12,7 @@ from projgen.cpu import call as cpu  # a module: tests replace what it loads ker
 from projgen.cpu.ball import Ball
 from projgen.cpu.group_kernel import GroupKernel
 from projgen.cpu.sharing import Sharing
-from projgen.cpu.walks import CELLS, Form, Offsets, Walk, plan_walk
+from projgen.cpu.walks import BESIDE, CELLS, Form, Offsets, Walk, plan_walk
 from projgen.dtypes import ITEMSIZE, arithmetic
 
 __all__ = ["GroupCall", "walk_groups"]
@@ -41,9 +41,12 @@ def walk_groups(
         own = weight_dtype if ball.weighted else "float64"
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
-    spreads = ball.norm == "linf" or (ball.norm == "l2" and weight_strides is None)
+    halves, weighted = ITEMSIZE[dtype] == 2, weight_strides is not None
+    spreads = int(ball.norm == "linf" or (ball.norm == "l2" and not weighted))
+    if spreads and not (halves or weighted or ball.nonneg):
+        spreads = BESIDE
     ways = strides, axes, out_strides, weight_strides, labels
-    return plan_walk(kernel, ball, shape, *ways, spreads, halves=ITEMSIZE[dtype] == 2)
+    return plan_walk(kernel, ball, shape, *ways, spreads, halves)
 
 
 @np.errstate(invalid="ignore")  # what is not finite is noticed by the kernel

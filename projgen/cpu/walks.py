@@ -20,6 +20,7 @@ ABREAST = 256  # groups that are worked on together where they lie: fewer leave 
 COPIED = 1 << 17  # elements, about, of groups that are copied together
 CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
+BESIDE = 8  # rows of labelled elements that are read together, by squares
 LONG = 64  # elements: groups of so many are worth turning into rows
 CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
@@ -127,12 +128,13 @@ def plan_walk(
     out_strides: Sequence[int] | None,
     weight_strides: Sequence[int] | None,
     labels: Offsets | None,
-    spreads: bool,
+    spreads: int,
     halves: bool = False,
 ) -> Walk[Made]:
-    """The walk of a kernel that is made by its form. `spreads`: whether it reads labelled elements
-    in their own order, where groups do not lie side by side. `halves`: of these lp and l0, which
-    look at a value many times, work on copies; and labelled elements are not turned."""
+    """The walk of a kernel that is made by its form. `spreads`: how many rows of
+    labelled elements it can read together in their own order, where groups do not lie side by
+    side; 0 for none. `halves`: of these lp and l0, which look at a value many times, work on
+    copies; and labelled elements are not turned."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -163,7 +165,9 @@ def plan_walk(
     average = max(1, int(starts[-1]) * run // max(1, numbers)) * kernel.lanes
     if form.crossed:
         items, average = bases["y"].size * tiles, run * kernel.lanes
-    if form.spread:
+    if form.spread and form.lanes > 1:
+        items, average = bases["y"].size * tiles, run * kernel.lanes
+    elif form.spread:
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
     block_size = max(1, BLOCK // average)
@@ -210,7 +214,7 @@ def _form(
     side: Loop,
     labels: Offsets | None,
     size: int,
-    spreads: bool,
+    spreads: int,
     halves: bool,
 ) -> Form:
     """How groups of `size` elements are walked, those of all `labels` together if there are any:
@@ -238,7 +242,8 @@ def _form(
     contiguous = frozenset(name for name in step if step[name] == 1)
     along = contiguous == step.keys()
     if labels is not None and spreads:
-        return Form(1, contiguous, spread=True, beside=beside)
+        rows = spreads if along and extent >= LANES else 1
+        return Form(rows, contiguous, spread=True, beside=beside)
     if labels is not None:
         crossed = ball.norm == "l1" and not weighted and along and extent >= LANES
         if crossed and size <= CROSSABLE and not halves:
