@@ -587,11 +587,13 @@ def search(rows, weights, n, v, u, level, before, sums, hint):
             state = 0.0 if none else -1.0 if settled else 0.0 if far else square
             lost = (not none) & (not settled) & (not (1e-250 < square < 1e250))
             # Sums of float32 will do where their errors are small beside both u and t.
-            near = (1e-25 < square) & (square < 1e25) & (u[c] < 1e25)
-            near &= (not settled) | ((0.125 * aim * square < u[c]) & (u[c] < 4.0 * aim * square))
+            ordinary = (1e-25 < u[c]) & (v[c] < 1e25)  # else they may be no numbers
+            near = ordinary & (1e-25 < square) & (square < 1e25)
+            near &= (not settled) | ((1e-35 < aim) & (0.125 * aim * square < u[c]) & (u[c] < 4.0 * aim * square))
             vague = (not fine) & (not none) & (not near)
             state = -3.0 if vague else state
             lost &= fine
+            aim = aim if fine | ordinary else 0.0
             aim, state = 0.0 if lost else aim, -2.0 if lost else state
             level[c] = aim if searches else level[c]
             before[c] = state if searches else last

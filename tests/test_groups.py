@@ -472,6 +472,33 @@ def test_columns_are_copied_or_turned_into_rows_and_back(ball: Ball, form: str) 
     assert kernel.gathers or kernel.surveyed
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("form", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sums_whose_terms_leave_the_range_of_float32(norm: str, form: str, axis: int) -> None:
+    """Products and squares of weights and values, each of which has room there."""
+    rng = np.random.default_rng(15)
+    ball = Ball(norm, weighted=True)
+    for size, weight, decades in (
+        (1e-30, 1e-13, 3.0),
+        (1e-6, 1e-6, 0.3),
+        (1e-4, 1e-8, 0.3),
+        (1e3, 1e-8, 4.0),
+        (1e-30, 1e12, 1.0),
+        (1e15, 1e30, 3.0),
+    ):
+        y = (rng.standard_normal((140, 18)) * size).astype("float32")
+        w = (10 ** rng.uniform(-decades, decades, y.shape) * weight).astype(form)
+        y, w = (y, w) if axis == 0 else (y.T.copy(), w.T.copy())
+        for part in (1e-7, 1e-3, 0.5):
+            _, radii, reference = expected(ball, y, (axis,), part, w)
+            with rehearsals():
+                groups = Groups(ball, y, (axis,), w, np.full_like(y, np.nan))
+                groups.norms()
+                x = groups.project(radii.reshape(-1))
+            assert_near(x, reference, y)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "ball",
