@@ -328,6 +328,61 @@ worker.join()
 
 
 @forks
+def test_interrupted_forks_keep_nobody_out() -> None:
+    """What is raised in the hooks of a fork is reported, and lost."""
+    code = (
+        FORK
+        + """
+import signal, sys, threading, time
+from projgen import forks
+sys.unraisablehook = lambda _: None
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        with forks.whole:
+            time.sleep(0.001)
+
+workers = [threading.Thread(target=work) for _ in range(2)]
+for worker in workers:
+    worker.start()
+forking, interrupted = False, 0
+
+def interrupt(*_):
+    global interrupted
+    if forking:
+        interrupted += 1
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+until = time.monotonic() + 1.5
+while time.monotonic() < until:
+    try:
+        forking = True
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        forking = False
+        os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        forking = False
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert interrupted
+stop.set()
+for worker in workers:
+    worker.join(10)
+assert not any(worker.is_alive() for worker in workers)
+assert not forks._forks and not forks._calling
+join(child(lambda: None))
+with forks.whole:
+    pass
+"""
+    )
+    run_python(code)
+
+
+@forks
 def test_a_thread_that_waits_to_fork_may_call() -> None:
     """In a signal's handler, say."""
     code = (
