@@ -12,37 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from projgen.cpu.group_numbers import GroupNumbers
+from projgen.cpu.group_ways import GroupWays
 from projgen.cpu.lower import VERSION
-from projgen.cpu.walks import CELLS, LANES
+from projgen.cpu.walks import CELLS
 from projgen.dtypes import ITEMSIZE
 from projgen.render import render_group
 
 
 @dataclass(frozen=True)
-class GroupKernel(GroupNumbers):
-    """A kernel; equal ones have equal sources.
-
-    ``contiguous``: arrays whose runs have a step of 1; ``direct``: a group is one such run of all
-    of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
-    where they are so few that all are compared with each other, in many groups at a time.
-    ``spread``: labelled elements are read in the array's order, of ``lanes`` rows
-    together. ``stripped``: the groups of a tile, whose values are found where they lie, are
-    projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
-    their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
-    tile's columns and back. ``weight_dtype``: how weights are read.
-    """
-
-    in_place: bool
-    lanes: int
-    contiguous: frozenset[str]
-    direct: bool = False
-    ranked: int = 0
-    spread: bool = False
-    stripped: bool = False
-    surveyed: int = 0
-    crossed: bool = False
-    weight_dtype: str = "float64"
+class GroupKernel(GroupWays):
+    """A kernel; equal ones have equal sources."""
 
     shares_cell: int = field(default=32, init=False)
     version: int = field(default=VERSION, init=False)
@@ -115,14 +94,6 @@ class GroupKernel(GroupNumbers):
         return CELLS
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        return (
-            "y",
-            *(("x",) if not self.in_place else ()),
-            *(("w",) if self.ball.weighted else ()),
-        )
-
-    @property
     def unpacked(self) -> tuple[str, ...]:
         """The cells that `project` reads."""
         names = ["index_size", "y_size", "x_size", "w_size", "memory_size", "seats"]
@@ -144,10 +115,6 @@ class GroupKernel(GroupNumbers):
         return tuple(name for name in names if name not in without)
 
     @property
-    def units(self) -> Mapping[str, bool]:
-        return {name: name in self.contiguous for name in self.arrays}
-
-    @property
     def offsets(self) -> Mapping[str, int]:
         """The cell of where an array's offsets begin; the next one says where they end."""
         return {name: CELLS.index(f"{name}_offsets") for name in self.arrays}
@@ -163,11 +130,6 @@ class GroupKernel(GroupNumbers):
     @property
     def run(self) -> int:
         return CELLS.index("run")
-
-    @property
-    def always(self) -> bool:
-        """Whether groups inside their ball may change as well."""
-        return self.ball.nonneg or self.ball.norm == "simplex"
 
     def element(self, x: str) -> str:
         """An element of a group to work with, which may be worked on where it lies."""
@@ -200,31 +162,9 @@ class GroupKernel(GroupNumbers):
         return "target" if self.in_rows and not self.in_place else "row"
 
     @property
-    def in_rows(self) -> bool:
-        """Whether groups are projected from where they lie to where they go, one by one."""
-        return self.direct and self.lanes == 1
-
-    @property
-    def over(self) -> bool:
-        """Whether groups that are worked on together are projected to where they lie."""
-        return self.in_place or self.crossed
-
-    @property
     def tile_arrays(self) -> tuple[str, ...]:
         """The arrays that have their groups."""
         return tuple(name for name in self.arrays if name != "x" or not self.crossed)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether groups are copied, projected, and copied back."""
-        return self.stripped or not (self.direct or self.ranked or self.spread)
-
-    @property
-    def strip(self) -> int:
-        """How many groups are copied together."""
-        if self.surveyed:
-            return self.surveyed
-        return LANES if self.gathers and self.lanes > 1 else 1
 
     def room(self, dtype: str) -> str:
         """The cells of a thread's memory that such groups take."""
@@ -259,80 +199,11 @@ class GroupKernel(GroupNumbers):
         return ", ".join(names + ["spare"] * self.spare)
 
     @property
-    def abreast(self) -> bool:
-        """Whether groups that lie side by side are worked on where they lie."""
-        return self.direct and self.lanes > 1
-
-    @property
     def tile(self) -> str:
         """What tells the functions of a tile where it lies."""
         weighted = self.ball.weighted
         names = ["y", *["w"] * weighted, "begin", "end", "base_y", *["base_w"] * weighted]
         return ", ".join([*names, "width", "index", "axes"])
-
-    @property
-    def drafts(self) -> bool:
-        """Whether searches begin in the array's type: in float32, whose vectors hold twice as many,
-        they may end in it as well; those of long groups begin with some parts of them."""
-        return self.ball.weighted and self.guesses and not self.searches and self.surveyed == 0
-
-    @property
-    def weight_bits(self) -> str:
-        """The integer type that holds a weight's bits, as `solve` reads it."""
-        return self.weight_dtype.replace("float", "int")
-
-    @property
-    def searches(self) -> bool:
-        """Whether the levels of a tile are searched for together."""
-        return self.guesses and self.abreast and not self.stripped and self.surveyed == 0
-
-    @property
-    def single(self) -> bool:
-        """Whether searches begin in float32."""
-        return self.dtype == "float32" and (self.drafts or self.surveyed > 0)
-
-    @property
-    def precisions(self) -> tuple[int, ...]:
-        """The types of a search's sums, in bits."""
-        return (32, 64) if self.single else (64,)
-
-    @property
-    def rescues(self) -> bool:
-        """Whether some of a tile's groups may be worked on alone."""
-        return self.abreast and (self.ball.norm == "l2" or self.searches) and not self.surveyed
-
-    @property
-    def lane_vectors(self) -> tuple[str, ...]:
-        """What is known of each group of a tile."""
-        if not self.searches:
-            return ("sums",) if self.stripped or self.surveyed else ("sums", "level")
-        if self.climbs:
-            sketches = ("sketches",) if self.sketches else ()
-            return ("sums", "level", "v", "u", "excesses", "squares", "before", *sketches)
-        both = ("excesses", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
-        return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
-
-    @property
-    def single_vectors(self) -> tuple[str, ...]:
-        """Those that hold float32."""
-        if self.dtype == "float32":
-            return ("level",) if self.scales else ("sketches",) if self.climbs else ()
-        return ()
-
-    @property
-    def sketches(self) -> bool:
-        """Whether they first go by sums of float32."""
-        return self.climbs and self.dtype == "float32"
-
-    @property
-    def climbs(self) -> bool:
-        """Whether these searches start from below, and not from what the last tile's found."""
-        return self.searches and self.ball.norm == "l1" and not self.ball.weighted
-
-    @property
-    def scales(self) -> bool:
-        """Whether a tile's groups are clipped or scaled by levels in the type of its arithmetic."""
-        return self.abreast and self.ball.norm in ("l2", "linf") and not self.ball.weighted
 
     def limit(self, x: str) -> str:
         """A limit of an unweighted linf, in the array's type."""
@@ -342,19 +213,6 @@ class GroupKernel(GroupNumbers):
     def level(self, x: str) -> str:
         """The same of a level that a tile's groups are clipped or scaled by."""
         return f"down({x})" if self.dtype == "float32" and self.scales else x
-
-    @property
-    def quick(self) -> bool:
-        """Whether most limits of a weighted linf are found in float32."""
-        weighted = self.ball.norm == "linf" and self.ball.weighted
-        return weighted and self.dtype == self.weight_dtype == "float32"
-
-    @property
-    def guesses(self) -> bool:
-        """Whether searches start from a guess, which the last group gives."""
-        norm = self.ball.norm
-        found = norm in ("l1", "lp") or (norm == "l0" and not self.ranked)
-        return found or (norm == "l2" and self.ball.weighted)
 
     @property
     def spare(self) -> bool:
@@ -385,12 +243,6 @@ class GroupKernel(GroupNumbers):
         if self.crossed:
             room += self.lanes * elements * ITEMSIZE[self.dtype] // 8
         return room + self.spare_size(longest)
-
-    @property
-    def dealt(self) -> bool:
-        """Whether groups to be ranked are copied first, value by value: the compiler finds shuffles
-        for a few values that lie one after the other."""
-        return self.ranked > 8 or (self.ranked > 0 and not self.units["y"])
 
     @cached_property
     def source(self) -> str:

@@ -19,6 +19,7 @@ from projgen.cpu.call import Call
 from projgen.cpu.load import making
 from projgen.cpu.pool import default_threads
 from projgen.dtypes import is_half, put
+from projgen.forks import whole
 from projgen.operands import (
     axis_order,
     is_finite,
@@ -119,7 +120,7 @@ def ready(
     call = projection._calls.get(key)
     if call is not None:
         return call
-    with making:  # once, for whichever threads ask
+    with whole, making:  # once, for whichever threads ask
         call = projection._calls.get(key)
         if call is not None:
             return call
