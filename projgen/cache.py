@@ -5,6 +5,8 @@
                              *.o, symbols.json  the object code alone, and its functions' names
                              SHA256SUMS       the digest of every file above
 
+Jinja's code of a template is kept in the same way, beside a copy of the template.
+
 An entry is built in a private directory next to its final place and appears there, whole, by one
 rename. Afterwards nobody writes into it, and nobody reads it before all its digests are checked:
 numba's own index is an unlocked read-modify-write, and damaged object code crashes the process.
@@ -35,6 +37,7 @@ from projgen.errors import CacheWarning
 FORMAT = 2  # of the layout above; part of the toolchain's name
 SOURCE = "kernel.py"
 CUDA_SOURCE = "kernel.cu"
+TEMPLATE = "template.j2"
 SUMS = "SHA256SUMS"
 STALE_AFTER = 3600.0  # seconds after which an unpublished directory counts as abandoned
 
@@ -187,23 +190,25 @@ def warn_unusable(reason: OSError) -> None:
 
 
 def entries() -> list[Entry]:
-    """What the cache holds, for all toolchains, the newest first."""
+    """The kernels that the cache holds, for all toolchains, the newest first."""
     found = []
     for path in _entry_paths(cache_root()):
         with suppress(OSError):  # removed meanwhile
             info = path.stat()
+            if (path / TEMPLATE).exists():
+                continue
             found.append(Entry(path, path.name, _title(path), _size(path), info.st_mtime))
     return sorted(found, key=lambda entry: (-entry.mtime, entry.key))
 
 
 def clear() -> tuple[int, int]:
-    """Remove all entries and abandoned directories; how many entries, and how many bytes."""
+    """Remove all entries and abandoned directories; how many kernels, and how many bytes."""
     root = cache_root()
     count = size = 0
     for path in _entry_paths(root):
-        bytes_held = _size(path)
+        bytes_held, is_kernel = _size(path), not (path / TEMPLATE).exists()
         if _discard(path):
-            count, size = count + 1, size + bytes_held
+            count, size = count + is_kernel, size + bytes_held
     for directory in _toolchain_paths(root):
         for stale in _stale(directory, time.time()):
             size += _size(stale)
@@ -281,8 +286,8 @@ def _damage(entry: Path) -> str | None:
         digests = {file.name: _digest(file) for file in files if file.name != SUMS}
         if sums != _render_sums(digests):
             return f"does not match its {SUMS}"
-        source = digests.get(SOURCE) or digests.get(CUDA_SOURCE, "")
-        if source[:32] != entry.name:
+        sources = [digests[name] for name in (SOURCE, CUDA_SOURCE, TEMPLATE) if name in digests]
+        if not sources or sources[0][:32] != entry.name:
             return "holds the source of another kernel"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"

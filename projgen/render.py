@@ -1,18 +1,15 @@
-"""A kernel to source text: the only module that knows Jinja."""
+"""A kernel to source text, by the templates of ``templates/``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from projgen.cpu.kernel import Kernel
-from projgen.resources import resource_dir
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-    from jinja2.parser import Parser
+    from jinja2 import Template
 
     from projgen.cpu.group_kernel import GroupKernel
     from projgen.cpu.group_pull_kernel import GroupPullKernel
@@ -25,19 +22,19 @@ if TYPE_CHECKING:
 
 def render_team(board: Mapping[str, int]) -> str:
     """The source of the module that threads share a kernel's blocks with; `board` names cells."""
-    return environment().get_template("cpu/team.py.j2").render(board=board)
+    return _template("cpu/team.py.j2").render(board=board)
 
 
 def render_series(columns: tuple[str, ...]) -> str:
     """The source of the module that calls the kernels of small arrays one after the other: those
     of a table with these columns."""
-    return environment().get_template("cpu/series.py.j2").render(columns=columns)
+    return _template("cpu/series.py.j2").render(columns=columns)
 
 
 def render_pull_series(columns: tuple[str, ...]) -> str:
     """The source of the module that takes gradients back through small arrays, one by one: those
     of a table with these columns."""
-    return environment().get_template("cpu/pull_series.py.j2").render(columns=columns)
+    return _template("cpu/pull_series.py.j2").render(columns=columns)
 
 
 # Macros cannot know what stands before them: two empty lines before each definition, wherever.
@@ -46,30 +43,30 @@ _EMPTY_LINES = re.compile(r"\n{2,}(?=@|# The desk|EXCHANGES)")
 
 def render(kernel: Kernel) -> str:
     """The source of the module that holds `kernel`. Equal kernels have equal sources."""
-    text = environment().get_template("cpu/kernel.py.j2").render(kernel=kernel)
+    text = _template("cpu/kernel.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
 def render_group(kernel: GroupKernel) -> str:
     """The source of the module that holds a kernel for one level of groups."""
-    text = environment().get_template("cpu/groups.py.j2").render(kernel=kernel)
+    text = _template("cpu/groups.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
 def render_tally(kernel: TallyKernel) -> str:
     """The source of the module that adds up and counts the values above thresholds."""
-    return environment().get_template("cpu/tally.py.j2").render(kernel=kernel)
+    return _template("cpu/tally.py.j2").render(kernel=kernel)
 
 
 def render_pull(kernel: PullKernel) -> str:
     """The source of the module that takes gradients back through a projection."""
-    text = environment().get_template("cpu/pull.py.j2").render(kernel=kernel)
+    text = _template("cpu/pull.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
 def render_group_pull(kernel: GroupPullKernel) -> str:
     """The source of the module that takes gradients back through one level of groups."""
-    text = environment().get_template("cpu/group_pull.py.j2").render(kernel=kernel)
+    text = _template("cpu/group_pull.py.j2").render(kernel=kernel)
     return _EMPTY_LINES.sub("\n\n\n", text).rstrip() + "\n"
 
 
@@ -79,44 +76,23 @@ _PRAGMAS = re.compile(r"^ +(?=#pragma)", re.MULTILINE)
 
 def render_cuda(kernel: CudaKernel) -> str:
     """The CUDA C++ source of `kernel`. Equal kernels have equal sources."""
-    text = environment().get_template("cuda/kernel.cu.j2").render(kernel=kernel)
+    text = _template("cuda/kernel.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", text).rstrip() + "\n"
 
 
 def render_cuda_pull(kernel: CudaPullKernel) -> str:
     """The CUDA C++ source that takes gradients back through a projection."""
-    text = environment().get_template("cuda/pull.cu.j2").render(kernel=kernel)
+    text = _template("cuda/pull.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", _PRAGMAS.sub("", text)).strip() + "\n"
 
 
 def render_weighted(kernel: WeightedKernel) -> str:
     """The CUDA C++ source of a level whose values have weights."""
-    text = environment().get_template("cuda/weighted.cu.j2").render(kernel=kernel)
+    text = _template("cuda/weighted.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", text).rstrip() + "\n"
 
 
-@cache
-def environment() -> Environment:
-    """The templates of ``templates/``, where an undefined name is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, nodes
-    from jinja2.ext import Extension
+def _template(name: str) -> Template:
+    from projgen.templates import environment  # and with it Jinja
 
-    class Insert(Extension):
-        """``{% insert macro(...) %}``: what a macro gives, in the place of this whole line."""
-
-        tags = {"insert"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            return nodes.Output([parser.parse_expression()], lineno=line)
-
-    return Environment(
-        extensions=[Insert],
-        loader=FileSystemLoader(resource_dir("templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-        auto_reload=False,  # else each import in a macro looks at its file again
-    )
+    return environment().get_template(name)

@@ -16,7 +16,7 @@ import projgen
 from projgen import exact, interpret
 from projgen.dtypes import put
 from projgen.norms import CHAINED
-from projgen.render import environment
+from projgen.templates import environment
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 TYPES = pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)

@@ -31,9 +31,10 @@ from projgen.cpu.stages import StageCode
 from projgen.cpu.tally import TallyKernel
 from projgen.gallery import CANON, Exhibit, gallery
 from projgen.norms import CHAINED, NORMS
-from projgen.render import environment, render
+from projgen.render import render
 from projgen.resources import resource_dir
 from projgen.stage import Stage, Walk
+from projgen.templates import environment
 
 TEMPLATES = resource_dir("templates")
 NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob("cpu/**/*.j2"))
