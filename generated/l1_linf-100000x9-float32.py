@@ -262,8 +262,10 @@ def newton_0(row, v, u, guess):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
-        if count == before or (before > 0 and goal <= np.float64(t)):
+        if count == before:
             return max(goal, 0.0), count
+        if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
+            return max(np.float64(t), 0.0), count
         before = count
 
 
@@ -344,6 +346,8 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
         elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
+            if above > 0 and above != count[g]:  # rounding has put t right of the threshold
+                goal = np.float64(t)
             goal = max(goal, 0.0)
             count[g] = -2
         else:

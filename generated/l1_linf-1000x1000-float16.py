@@ -228,8 +228,10 @@ def newton_0(row, v, u, guess):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
         goal = np.float64(t) + (excess - u) / count
-        if count == before or (before > 0 and goal <= np.float64(t)):
+        if count == before:
             return max(goal, 0.0), count
+        if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
+            return max(np.float64(t), 0.0), count
         before = count
 
 

@@ -305,6 +305,8 @@ def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1
         elif above == 0 or above == count[g] or (count[g] >= 0 and goal <= t):
+            if above > 0 and above != count[g]:  # rounding has put t right of the threshold
+                goal = np.float64(t)
             goal = up(max(goal, 0.0))
             count[g] = -2
         else:

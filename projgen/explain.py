@@ -31,12 +31,14 @@ _SEARCHES = {
     Threshold.ROW: "Newton steps, group after group, each while it is in cache",
     Threshold.STRIP: "Newton steps on many groups at once, a strip that stays in cache",
     Threshold.TILE: "Newton steps on many groups at once, a tile that is kept in cache",
+    Threshold.TRANSPOSE: "Newton steps, group after group, in a tile whose columns became rows",
     Threshold.TURN: "Newton steps, group after group, each copied to where its values are adjacent",
     Threshold.SORT: "sums of the largest values, which a sorting network finds",
     Threshold.SWEEP: "Newton steps, each of which reads the values once more",
     Threshold.JOINT: "Newton steps for all groups together; each reads the values once more",
 }
 _SWEEPING = (Threshold.SWEEP, Threshold.JOINT)
+_TILED = (Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE)
 _WALKS = {
     Walk.ROWS: "by rows",
     Walk.COLUMNS: "by columns",
@@ -195,7 +197,7 @@ def steps_of(plan: Plan) -> Iterator[Step]:
         array = _array(stage, plan)
         (size,) = array.values()
         limits = dict.fromkeys(_groups(stage), stage.groups * VALUE_BYTES)
-        if stage.threshold in (Threshold.STRIP, Threshold.TILE, *_SWEEPING):
+        if stage.threshold in (*_TILED, *_SWEEPING):
             found = {f"t{stage.level}": stage.groups * (plan.itemsize if stage.leaf else 8)}
             cut = stage.cut if stage.threshold in _SWEEPING else stage.tiles
             yield _step("search", stage, cut, {**array, **limits}, found)

@@ -31,7 +31,9 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents of rows up to this are written into the kernel; of a block, it saves 1 us
 CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
+TRANSPOSED = {4: 512, 8: 64}  # values of so many bytes: columns from here on are searched alone
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
+_IN_PLACE = (Threshold.STRIP, Threshold.TRANSPOSE)  # read from where they lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,9 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             threshold = Threshold.SWEEP
         elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
             threshold = Threshold.SORT
-        if threshold is Threshold.STRIP and leaf and ITEMSIZE[dtype] < itemsize:
+        if threshold in _IN_PLACE and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
-        searched = [Threshold.STRIP, Threshold.TILE]  # many groups at once
+        searched = [Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE]  # tile by tile
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
@@ -155,7 +157,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             tiles = cut
         elif threshold in searched:
             crossing = _crosses(axes)
-            threshold = Threshold.TILE if crossing and threshold is Threshold.STRIP else threshold
+            threshold = Threshold.TILE if crossing and threshold in _IN_PLACE else threshold
             tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
     large = math.prod(axis.extent for axis in axes) * itemsize >= BLOCK_BYTES
@@ -382,6 +384,8 @@ def _threshold(
         return Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
+        if axes[-1].stride == 1 and rows >= TRANSPOSED[itemsize]:
+            return Threshold.TRANSPOSE
         return Threshold.STRIP if _stays(axes, itemsize) else Threshold.TILE
     return Threshold.SWEEP
 

@@ -21,6 +21,7 @@ class Threshold(str, Enum):
     ROW = "row"  # one group after the other, each in cache
     STRIP = "strip"  # adjacent groups, a vector of them at a time, where they lie
     TILE = "tile"  # the same in a copy: where they lie, they would not stay in cache
+    TRANSPOSE = "transpose"  # long columns, a tile of which is made rows, each searched in cache
     TURN = "turn"  # a few columns side by side, each turned into a row to be searched in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads
     SORT = "sort"  # a few values each: sorted, many groups at once, in a copy

@@ -200,11 +200,19 @@ def test_exchanges_sort(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "way"), [((1003, 77), "strip"), ((260, 1024), "tile"), ((300, 17), "strip")]
+    ("dtype", "shape", "way"),
+    [
+        ("float32", (300, 17), "strip"),
+        ("float64", (60, 77), "strip"),
+        ("float32", (260, 1024), "tile"),
+        ("float64", (40, 2048), "tile"),
+        ("float32", (1003, 77), "transpose"),
+        ("float64", (1003, 77), "transpose"),
+    ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], way: str, dtype: str) -> None:
-    """Where a strip of rows would fall on few sets of the cache, it is copied."""
+def test_columns_of_16_groups_and_the_rest(dtype: str, shape: tuple[int, ...], way: str) -> None:
+    """Where a strip of rows would fall on few sets of the cache, it is copied; long columns are
+    searched as rows."""
     p = projgen.build("linf(l1(axis=0))")
     assert p.plan(shape, dtype).leaf.threshold == way
     for y in values(dtype, shape).values():

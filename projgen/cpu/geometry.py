@@ -64,7 +64,7 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
             found += [Segment(name, "float64", plan.batch) for name in names]
         if s.limited:
             found.append(Segment(f"limit_{s.level}", s.dtype, stage.columns))
-        if s.abreast:
+        if s.hinted:
             found.append(Segment(f"hints_{s.level}", "float64", 8))
         if s.threshold == "sweep":
             found.append(Segment(f"counts_{s.level}", "float64", slots))
@@ -89,6 +89,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         if s.abreast:
             width = 16 if s.threshold == "strip" else pitch
             sizes.append(136 + 16 + rows * width * itemsize // 8)
+        if s.transposed:
+            sizes.append(8 + (rows // 16 + 1 | 1) * 16 * pitch * itemsize // 8)
         if s.sorted_aside:
             sizes.append((rows + 1) * pitch * itemsize // 8)
         if s.walk == "packed":

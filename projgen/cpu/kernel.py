@@ -153,6 +153,8 @@ class Kernel:
             names |= {"get_or_insert_function"}
         if self.sorts:
             names |= {"ir"} if self.positive else {"get_or_insert_function", "ir"}
+        if self.transposers:
+            names |= {"ir"}
         if self.surveyors:
             names |= {"alloca_once_value", "for_range", "ir"}
         return tuple(sorted(names))
@@ -197,6 +199,11 @@ class Kernel:
         """Levels that survey 16 groups at a time: one for each type, the leaf if it is one of them,
         whose reading will do for values above it."""
         return tuple({s.dtype: s for s in self.stages if s.abreast}.values())
+
+    @property
+    def transposers(self) -> tuple[StageCode, ...]:
+        """Levels whose tiles are transposed: one for each type."""
+        return tuple({s.dtype: s for s in self.stages if s.transposed}.values())
 
     @property
     def sums_in_float32(self) -> bool:

@@ -47,7 +47,7 @@ def _phases(stages: tuple[StageCode, ...]) -> Iterator[Phase]:
     for s in stages[-1:] if joint else stages:
         if s.threshold == "sweep" or joint:
             actions += [("start", s), ("newton", s)]
-        elif s.abreast:
+        elif s.hinted:
             actions += [("hint", s)] if s.stage.shared else []
             actions.append(("thresholds", s))
         elif s.sorted_aside:

@@ -220,7 +220,7 @@ class StageCode:
     @property
     def by_rows(self) -> bool:
         """Whether thresholds, or guesses of them, are searched for in one row after the other."""
-        return self.threshold in ("row", "turn") or self.sampled
+        return self.threshold in ("row", "turn") or self.sampled or self.transposed
 
     @property
     def copied(self) -> bool:
@@ -237,6 +237,16 @@ class StageCode:
     def abreast(self) -> bool:
         """Whether thresholds are searched for 16 groups at a time, between the sweeps."""
         return self.threshold in ("strip", "tile")
+
+    @property
+    def transposed(self) -> bool:
+        """Whether tiles of columns are made rows for the search, between the sweeps."""
+        return self.threshold == "transpose"
+
+    @property
+    def hinted(self) -> bool:
+        """Whether a search between the sweeps starts from what the first groups have shown."""
+        return self.abreast or self.transposed
 
     @property
     def sorted_aside(self) -> bool:
