@@ -55,7 +55,6 @@ def span(typing_context, source, start, size):
     return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
 
 
-
 def replaced(typing_context, a, b, order):
     """A number, or another one where that comes before or after it: Python's `max` and `min`."""
     kind = typing_context.unify_types(a, b)

@@ -269,8 +269,10 @@ def _cfunc(pointees: tuple[_Type, ...], **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
+def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
     """What an intrinsic's docstring says it does; its body would emit machine code."""
+    if made is None:
+        return _intrinsic
     if made.__name__ in _PRIMITIVES:
         return _PRIMITIVES[made.__name__]
     if made.__name__ == "ahead":
