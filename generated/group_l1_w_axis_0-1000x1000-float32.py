@@ -103,6 +103,18 @@ def min(typing_context, a, b):
     return replaced(typing_context, a, b, "<")
 
 
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
+
+
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
 # cell 2 the step from a group's radius to the next one's: 0 where all have the same. Each thread's
 # share of the blocks has a counter.
@@ -640,55 +652,58 @@ def search(rows, weights, n, v, u, level, before, sums, hint):
     excesses, squares = span(sums, 0, 16), span(sums, 16, 16)
     searching = 0
     for c in range(v.size):
+        value, radius = v[c], u[c]
         before[c] = -1.0  # nothing to be searched for
-        level[c] = 0.0 if u[c] >= v[c] else np.inf
-        if 0 < u[c] < FEW * v[c]:
+        level[c] = chosen(radius >= value, 0.0, np.inf)
+        if 0 < radius < FEW * value:
             level[c], before[c] = 0.0, -2.0
-        elif 0 < u[c] < v[c]:
+        elif 0 < radius < value:
             before[c] = 0.0
-            level[c] = max(v[c] * (hint[0] - (u[c] / v[c] - hint[1]) * hint[2]), 0.0)
+            level[c] = max(value * (hint[0] - (radius / value - hint[1]) * hint[2]), 0.0)
             searching += 1
     fine = False
     while searching > 0:
         exceed(rows, weights, n, level, sums, fine)
         searching = 0
         for c in range(v.size):  # without branches
-            t, last, square = level[c] if fine else np.float64(np.float32(level[c])), before[c], squares[c]
+            value, radius = v[c], u[c]
+            t, last, square = chosen(fine, level[c], np.float64(np.float32(level[c]))), before[c], squares[c]
             searches = last >= 0
             none = (square == 0) & (last == 0) & (t > 0)  # the guess was right of every value
-            under = (last > 0) & (excesses[c] <= u[c])
+            under = (last > 0) & (excesses[c] <= radius)
             settled = (square == last) | under
-            step = max(t + (excesses[c] - u[c]) / max(square, 1e-300), 0.0)
+            step = max(t + (excesses[c] - radius) / max(square, 1e-300), 0.0)
             settled |= fine & (t <= step) & (step <= t + NEAR * t)
-            aim = 0.0 if none else t if under else step
+            aim = chosen(none, 0.0, chosen(under, t, step))
             far = (t > 0) & (2.0 * step <= t)  # a step that is rounded by too much to end with
-            state = 0.0 if none else -1.0 if settled else 0.0 if far else square
-            lost = (not none) & (not settled) & (not (1e-250 < square < 1e250))
+            state = chosen(none, 0.0, chosen(settled, -1.0, chosen(far, 0.0, square)))
+            lost = (not none) & (not settled) & (not ((1e-250 < square) & (square < 1e250)))
             # Sums of float32 will do where their errors are small beside both u and t.
-            ordinary = (1e-25 < u[c]) & (v[c] < 1e25)  # else they may be no numbers
+            ordinary = (1e-25 < radius) & (value < 1e25)  # else they may be no numbers
             near = ordinary & (1e-25 < square) & (square < 1e25)
-            near &= (not settled) | ((1e-35 < aim) & (0.125 * aim * square < u[c]) & (u[c] < 4.0 * aim * square))
+            near &= (not settled) | ((1e-35 < aim) & (0.125 * aim * square < radius) & (radius < 4.0 * aim * square))
             vague = (not fine) & (not none) & (not near)
-            state = -3.0 if vague else state
+            state = chosen(vague, -3.0, state)
             lost &= fine
-            aim = aim if fine | ordinary else 0.0
-            aim, state = 0.0 if lost else aim, -2.0 if lost else state
-            level[c] = aim if searches else level[c]
-            before[c] = state if searches else last
-            searching += 1 if searches & (state >= 0) else 0
+            aim = chosen(fine | ordinary, aim, 0.0)
+            aim, state = chosen(lost, 0.0, aim), chosen(lost, -2.0, state)
+            level[c] = chosen(searches, aim, level[c])
+            before[c] = chosen(searches, state, last)
+            searching += chosen(searches & (state >= 0), 1, 0)
         waiting = 0
         for c in range(v.size):
-            waiting += 1 if before[c] == -3 else 0
+            waiting += chosen(before[c] == -3, 1, 0)
         if searching == 0 and waiting > 0:
             fine, searching = True, waiting
             for c in range(v.size):
-                before[c] = 0.0 if before[c] == -3 else before[c]
+                before[c] = chosen(before[c] == -3, 0.0, before[c])
     found = thresholds = radii = falls = 0.0
     for c in range(v.size):
-        if 0 < u[c] < v[c] and before[c] == -1:
+        value, radius = v[c], u[c]
+        if 0 < radius < value and before[c] == -1:
             found += 1.0
-            thresholds += level[c] / v[c]
-            radii += u[c] / v[c]
+            thresholds += level[c] / value
+            radii += radius / value
             falls += 1.0 / max(squares[c], 1e-300)
     if found > 0 and thresholds < 1e300 and falls < 1e300:
         hint[0], hint[1], hint[2] = thresholds / found, radii / found, falls / found

@@ -79,6 +79,18 @@ def min(typing_context, a, b):
     return replaced(typing_context, a, b, "<")
 
 
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
+
+
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
 # what is asked for. Each thread's share of the blocks has a counter.
 SHARES = 32
@@ -148,12 +160,6 @@ def pointer(typing_context, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float64)(types.int64), codegen
-
-
-@register_jitable(fastmath=EXACT)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
 
 
 @register_jitable(fastmath=FAST, error_model="numpy")

@@ -98,6 +98,18 @@ def min(typing_context, a, b):
     return replaced(typing_context, a, b, "<")
 
 
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
+
+
 # The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses.
 # Each phase has a cell of the blocks that are done and one that opens the next; each thread's share
 # of the blocks has a counter.
@@ -194,12 +206,6 @@ def pointer(typing_context, address):
 def along(y, g):
     """g in the direction in which the magnitude of y grows."""
     return g if y > 0 else -g
-
-
-@register_jitable(fastmath=FAST)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
 
 
 @register_jitable

@@ -431,6 +431,7 @@ _PRIMITIVES: dict[str, Callable[..., Any]] = {
     "view": lambda x, dtype: x.view(dtype),
     "max": max,
     "min": min,
+    "chosen": lambda yes, a, b: a if yes else b,
 }
 _TYPES = {name: _Type(name) for name in ("float32", "float64", "int16", "int64")}
 # A processor that converts float16.

@@ -405,7 +405,9 @@ class StageCode:
     def span(self, vector: str, nest: Nest) -> str:
         """The part of a vector over groups that a run of a columns walk covers."""
         first, last = nest.run.first, nest.run.last
-        start, size = (nest.group, last) if first == "0" else (f"{nest.group} + {first}", f"{last} - {first}")
+        start, size = (
+            (nest.group, last) if first == "0" else (f"{nest.group} + {first}", f"{last} - {first}")
+        )
         if nest.group == "0":
             start = first
         return f"span({vector}, {start}, {size})"
