@@ -227,7 +227,7 @@ def _span(source: Any, start: int, size: int) -> Array:
     """Of an array, or of a pointer; all of it has to be there."""
     if isinstance(source, tuple):
         return _carray(source, start + size)[start:]
-    assert 0 <= start and 0 <= size and start + size <= source.size
+    assert min(start, size, source.size - start - size) >= 0
     found: Array = source[start : start + size]
     return found
 
