@@ -217,7 +217,7 @@ def deal_9(typing_context, row, group, tile):
         at = builder.gep(row, [builder.mul(args[1], word(9))])
         to = builder.gep(tile, [args[1]])
         for first in range(0, 9, 16):
-            few = min(16, 9 - first)
+            few = 16 if first + 16 <= 9 else 9 - first
             mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
             parts = []
             for i in range(16):
