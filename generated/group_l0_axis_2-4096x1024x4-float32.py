@@ -11,7 +11,7 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -19,6 +19,84 @@ FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
 INFINITE = np.int32(0x7F800000)
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -86,14 +164,14 @@ def draw(desk, seat, seats, phase, blocks):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable
 def count(y, base_y, width, y_step, counts):
     """How many values of each group of a tile are not zero; NaN in the first if one is not finite."""
     top = np.int32(0)
-    row = y[base_y : base_y + 4 * width].view(np.int32)
+    row = view(span(y, base_y, 4 * width), np.int32)
     for c in range(width):
         total = 0
         a = row[4 * c]
@@ -116,8 +194,8 @@ def count(y, base_y, width, y_step, counts):
 @register_jitable
 def keep(y, x, base_y, base_x, width, y_step, x_step, kept):
     """Keep the `kept` largest values of each group of a tile; of equal ones the first."""
-    row = y[base_y : base_y + 4 * width].view(np.int32)
-    target = x[base_x : base_x + 4 * width].view(np.int32)
+    row = view(span(y, base_y, 4 * width), np.int32)
+    target = view(span(x, base_x, 4 * width), np.int32)
     for c in range(width):
         y0 = row[4 * c]
         a0 = y0 & MAGNITUDE
@@ -164,6 +242,8 @@ def keep(y, x, base_y, base_x, width, y_step, x_step, kept):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -173,7 +253,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -193,15 +273,15 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
     at = 2 * groups + seat * scratch_size
-    cells = memory[at : at + scratch_size].view(np.int32)
-    kept = cells[:LANES]
+    cells = view(span(memory, at, scratch_size), np.int32)
+    kept = span(cells, 0, LANES)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -218,7 +298,7 @@ def project(y_at, x_at, geometry, work, desk):
             base_y = index[y_bases_at + outer] + past * y_lane
             base_x = index[x_bases_at + outer] + past * x_lane
             if not projecting:
-                count(y, base_y, width, axes[21], values[first : first + width])
+                count(y, base_y, width, axes[21], span(values, first, width))
                 highest = max(highest, bits_of(values[first]))
                 continue
             for c in range(width):

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
 
@@ -23,6 +23,96 @@ STRIP = 128  # of these, how many are copied together
 FEW = 1e-6  # of a group's value: a radius below that takes care
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -100,7 +190,7 @@ def pointer(typing_context, address):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable
@@ -133,8 +223,8 @@ def solve(row, w, v, u, guess):
         return 0.0, 1.0
     bits = np.int64(0)
     for j in range(w.size):
-        bits = np.int64(max(bits, np.int64(np.float64(w[j]).view(np.int64) & MAGNITUDE)))
-    unit = unit_of(np.float64(np.int64(bits).view(np.float64)))
+        bits = np.int64(max(bits, np.int64(view(np.float64(w[j]), np.int64) & MAGNITUDE)))
+    unit = unit_of(np.float64(view(np.int64(bits), np.float64)))
     scale = math.ldexp(1.0, unit)
     goal, safe = u * scale, 0.0
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
@@ -189,9 +279,9 @@ def solve(row, w, v, u, guess):
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
     """The sums of the groups of a tile."""
     sums[:] = 0.0
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], end)
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], end)
     w_step = axes[23]
     run = axes[20]
     whole = run - run % 8
@@ -199,22 +289,22 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
         for i in range(0, whole, 8):
-            row_0 = y[at_y : at_y + width]
-            row_1 = y[at_y + y_step : at_y + y_step + width]
-            row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
-            row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
-            row_4 = y[at_y + 4 * y_step : at_y + 4 * y_step + width]
-            row_5 = y[at_y + 5 * y_step : at_y + 5 * y_step + width]
-            row_6 = y[at_y + 6 * y_step : at_y + 6 * y_step + width]
-            row_7 = y[at_y + 7 * y_step : at_y + 7 * y_step + width]
-            own_0 = w[at_w : at_w + width]
-            own_1 = w[at_w + w_step : at_w + w_step + width]
-            own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
-            own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
-            own_4 = w[at_w + 4 * w_step : at_w + 4 * w_step + width]
-            own_5 = w[at_w + 5 * w_step : at_w + 5 * w_step + width]
-            own_6 = w[at_w + 6 * w_step : at_w + 6 * w_step + width]
-            own_7 = w[at_w + 7 * w_step : at_w + 7 * w_step + width]
+            row_0 = span(y, at_y, width)
+            row_1 = span(y, at_y + y_step, width)
+            row_2 = span(y, at_y + 2 * y_step, width)
+            row_3 = span(y, at_y + 3 * y_step, width)
+            row_4 = span(y, at_y + 4 * y_step, width)
+            row_5 = span(y, at_y + 5 * y_step, width)
+            row_6 = span(y, at_y + 6 * y_step, width)
+            row_7 = span(y, at_y + 7 * y_step, width)
+            own_0 = span(w, at_w, width)
+            own_1 = span(w, at_w + w_step, width)
+            own_2 = span(w, at_w + 2 * w_step, width)
+            own_3 = span(w, at_w + 3 * w_step, width)
+            own_4 = span(w, at_w + 4 * w_step, width)
+            own_5 = span(w, at_w + 5 * w_step, width)
+            own_6 = span(w, at_w + 6 * w_step, width)
+            own_7 = span(w, at_w + 7 * w_step, width)
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
@@ -245,8 +335,8 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
             at_y += 8 * y_step
             at_w += 8 * w_step
         for i in range(whole, run):
-            row_0 = y[at_y : at_y + width]
-            own_0 = w[at_w : at_w + width]
+            row_0 = span(y, at_y, width)
+            own_0 = span(w, at_w, width)
             for c in range(width):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
@@ -331,9 +421,9 @@ def project_16(typing_context, rows, at, weights, own_at, level, level_at, targe
 def take(y, w, begin, end, base_y, base_w, width, pitch, index, axes, rows, weights):
     """Copy a strip of groups, 16 side by side; how many elements each has."""
     j, whole = 0, width - width % 16
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], end)
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], end)
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
@@ -365,7 +455,7 @@ def lone(rows, weights, c, n, pitch, line, own):
 def put(x, begin, end, base_x, width, pitch, index, axes, rows, weights, level, line):
     """Write the projection of a strip, whose levels are found."""
     j, whole = 0, width - width % 16
-    x_offsets = index[axes[33] : axes[34]]
+    x_offsets = span(index, axes[33], end)
     x_step = axes[22]
     run = axes[20]
     for o in range(begin, end):
@@ -559,58 +649,61 @@ def search(rows, weights, n, v, u, level, before, sums, hint):
     `hint` has what was found of the last ones: thresholds by value, radii by value, and how the former
     fall with the latter.
     """
-    excesses, squares = sums[:16], sums[16:32]
+    excesses, squares = span(sums, 0, 16), span(sums, 16, 16)
     searching = 0
     for c in range(v.size):
+        value, radius = v[c], u[c]
         before[c] = -1.0  # nothing to be searched for
-        level[c] = 0.0 if u[c] >= v[c] else np.inf
-        if 0 < u[c] < FEW * v[c]:
+        level[c] = chosen(radius >= value, 0.0, np.inf)
+        if 0 < radius < FEW * value:
             level[c], before[c] = 0.0, -2.0
-        elif 0 < u[c] < v[c]:
+        elif 0 < radius < value:
             before[c] = 0.0
-            level[c] = max(v[c] * (hint[0] - (u[c] / v[c] - hint[1]) * hint[2]), 0.0)
+            level[c] = max(value * (hint[0] - (radius / value - hint[1]) * hint[2]), 0.0)
             searching += 1
     fine = False
     while searching > 0:
         exceed(rows, weights, n, level, sums, fine)
         searching = 0
         for c in range(v.size):  # without branches
-            t, last, square = level[c] if fine else np.float64(np.float32(level[c])), before[c], squares[c]
+            value, radius = v[c], u[c]
+            t, last, square = chosen(fine, level[c], np.float64(np.float32(level[c]))), before[c], squares[c]
             searches = last >= 0
             none = (square == 0) & (last == 0) & (t > 0)  # the guess was right of every value
-            under = (last > 0) & (excesses[c] <= u[c])
+            under = (last > 0) & (excesses[c] <= radius)
             settled = (square == last) | under
-            step = max(t + (excesses[c] - u[c]) / max(square, 1e-300), 0.0)
+            step = max(t + (excesses[c] - radius) / max(square, 1e-300), 0.0)
             settled |= fine & (t <= step) & (step <= t + NEAR * t)
-            aim = 0.0 if none else t if under else step
+            aim = chosen(none, 0.0, chosen(under, t, step))
             far = (t > 0) & (2.0 * step <= t)  # a step that is rounded by too much to end with
-            state = 0.0 if none else -1.0 if settled else 0.0 if far else square
-            lost = (not none) & (not settled) & (not (1e-250 < square < 1e250))
+            state = chosen(none, 0.0, chosen(settled, -1.0, chosen(far, 0.0, square)))
+            lost = (not none) & (not settled) & (not ((1e-250 < square) & (square < 1e250)))
             # Sums of float32 will do where their errors are small beside both u and t.
-            ordinary = (1e-25 < u[c]) & (v[c] < 1e25)  # else they may be no numbers
+            ordinary = (1e-25 < radius) & (value < 1e25)  # else they may be no numbers
             near = ordinary & (1e-25 < square) & (square < 1e25)
-            near &= (not settled) | ((1e-35 < aim) & (0.125 * aim * square < u[c]) & (u[c] < 4.0 * aim * square))
+            near &= (not settled) | ((1e-35 < aim) & (0.125 * aim * square < radius) & (radius < 4.0 * aim * square))
             vague = (not fine) & (not none) & (not near)
-            state = -3.0 if vague else state
+            state = chosen(vague, -3.0, state)
             lost &= fine
-            aim = aim if fine | ordinary else 0.0
-            aim, state = 0.0 if lost else aim, -2.0 if lost else state
-            level[c] = aim if searches else level[c]
-            before[c] = state if searches else last
-            searching += 1 if searches & (state >= 0) else 0
+            aim = chosen(fine | ordinary, aim, 0.0)
+            aim, state = chosen(lost, 0.0, aim), chosen(lost, -2.0, state)
+            level[c] = chosen(searches, aim, level[c])
+            before[c] = chosen(searches, state, last)
+            searching += chosen(searches & (state >= 0), 1, 0)
         waiting = 0
         for c in range(v.size):
-            waiting += 1 if before[c] == -3 else 0
+            waiting += chosen(before[c] == -3, 1, 0)
         if searching == 0 and waiting > 0:
             fine, searching = True, waiting
             for c in range(v.size):
-                before[c] = 0.0 if before[c] == -3 else before[c]
+                before[c] = chosen(before[c] == -3, 0.0, before[c])
     found = thresholds = radii = falls = 0.0
     for c in range(v.size):
-        if 0 < u[c] < v[c] and before[c] == -1:
+        value, radius = v[c], u[c]
+        if 0 < radius < value and before[c] == -1:
             found += 1.0
-            thresholds += level[c] / v[c]
-            radii += u[c] / v[c]
+            thresholds += level[c] / value
+            radii += radius / value
             falls += 1.0 / max(squares[c], 1e-300)
     if found > 0 and thresholds < 1e300 and falls < 1e300:
         hint[0], hint[1], hint[2] = thresholds / found, radii / found, falls / found
@@ -624,6 +717,8 @@ def search(rows, weights, n, v, u, level, before, sums, hint):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -633,7 +728,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -659,28 +754,29 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    w = carray(pointer(read(desk, 1)), w_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    w = span(pointer(read(desk, 1)), 0, w_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
     at = 2 * groups + seat * scratch_size
-    sums_lanes = memory[at : at + LANES]
+    sums_lanes = span(memory, at, LANES)
     at += LANES
     # Of the groups of a strip; of 16 groups; of the last ones.
-    v = memory[at : at + STRIP]
-    u = memory[at + STRIP : at + 2 * STRIP]
-    level = memory[at + 2 * STRIP : at + 3 * STRIP]
-    before = memory[at + 3 * STRIP : at + 4 * STRIP]
+    v = span(memory, at, STRIP)
+    u = span(memory, at + STRIP, STRIP)
+    level = span(memory, at + 2 * STRIP, STRIP)
+    before = span(memory, at + 3 * STRIP, STRIP)
     at += 4 * STRIP
-    found, hint = memory[at : at + 64], memory[at + 64 : at + 72]
-    line, own = memory[at + 72 : at + 72 + pitch].view(np.float32), memory[at + 72 + pitch : at + 72 + 2 * pitch].view(np.float64)
+    found, hint = span(memory, at, 64), span(memory, at + 64, 8)
+    line = view(span(memory, at + 72, pitch), np.float32)
+    own = view(span(memory, at + 72 + pitch, pitch), np.float64)
     at += 72 + 2 * pitch
-    rows = memory[at : at + 64 * pitch].view(np.float32)
+    rows = view(span(memory, at, 64 * pitch), np.float32)
     at += 64 * pitch
-    weights = memory[at : at + 128 * pitch].view(np.float64)
+    weights = view(span(memory, at, 128 * pitch), np.float64)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -699,7 +795,7 @@ def project(y_at, x_at, geometry, work, desk):
             base_x = index[x_bases_at + outer] + past * x_lane
             base_w = index[w_bases_at + outer] + past * w_lane
             begin, end = index[starts_at + m], index[starts_at + m + 1]
-            sums = sums_lanes[:width]
+            sums = span(sums_lanes, 0, width)
             if not projecting:
                 measure(y, w, begin, end, base_y, base_w, width, index, axes, sums)
                 for c in range(width):
@@ -714,11 +810,11 @@ def project(y_at, x_at, geometry, work, desk):
                     group = (first + strip + c) * labels + m
                     v[c], u[c] = values[group], radii[group * radius_step]
                 for c in range(0, number, 16):
-                    search(rows[c * pitch :], weights[c * pitch :], n, v[c : c + 16], u[c : c + 16], level[c : c + 16], before[c : c + 16], found, hint)
+                    search(span(rows, c * pitch, 16 * n), span(weights, c * pitch, 16 * n), n, span(v, c, 16), span(u, c, 16), span(level, c, 16), span(before, c, 16), found, hint)
                 for c in range(number):
                     if before[c] == -2:  # what the sums have no range for is worked on alone
                         lone(rows, weights, c, n, pitch, line, own)
-                        solve(line[:n], own[:n], v[c], u[c], 0.0)
+                        solve(span(line, 0, n), span(own, 0, n), v[c], u[c], 0.0)
                         for j in range(n):
                             rows[(c - c % 16) * pitch + 16 * j + c % 16] = line[j]
                 put(x, begin, end, base_x + strip, number, pitch, index, axes, rows, weights, level, line)

@@ -12,12 +12,90 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 8  # rows that are read together
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -85,21 +163,21 @@ def draw(desk, seat, seats, phase, blocks):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    bits = np.float32(near).view(np.int32)
-    return np.int32(bits - 1 if np.float64(near) > x else bits).view(np.float32)
+    bits = view(np.float32(near), np.int32)
+    return view(np.int32(bits - 1 if np.float64(near) > x else bits), np.float32)
 
 
 @register_jitable(fastmath=FAST)
 def measure(y, at_y, y_step, own, sums, tops):
     """The values of some labelled elements' groups, by label; NaN where one is not finite."""
-    part_y = y[at_y : at_y + own.size]
+    part_y = span(y, at_y, own.size)
     sums[:] = 0.0
     for i in range(own.size):
         a = abs(np.float64(part_y[i]))
@@ -117,8 +195,8 @@ def measure(y, at_y, y_step, own, sums, tops):
 @register_jitable
 def lengths(y, at_y, y_step, own, sums, tops):
     """Those values, where some squares have no room: relative to the largest of a group."""
-    part_y = y[at_y : at_y + own.size]
-    bits = tops.view(np.int64)
+    part_y = span(y, at_y, own.size)
+    bits = view(tops, np.int64)
     bits[:] = 0
     for i in range(own.size):
         bits[own[i]] = max(bits[own[i]], bits_of(abs(np.float64(part_y[i]))))
@@ -141,8 +219,8 @@ def lengths(y, at_y, y_step, own, sums, tops):
 @register_jitable(fastmath=FAST, error_model="numpy")
 def write(y, x, at_y, y_step, at_x, x_step, own, levels):
     """The projection of some labelled elements, whose groups' levels are found."""
-    part_y = y[at_y : at_y + own.size]
-    part_x = x[at_x : at_x + own.size]
+    part_y = span(y, at_y, own.size)
+    part_x = span(x, at_x, own.size)
     for i in range(own.size):
         t = levels[own[i]]
         a = abs(np.float64(part_y[i]))
@@ -255,6 +333,8 @@ def write_rows(y, at_y, y_lane, x, at_x, x_lane, own, cells):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -264,7 +344,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -286,15 +366,15 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
     at = 2 * groups + seat * scratch_size
-    cells = memory[at : at + LANES * labels]
-    levels = memory[at + LANES * labels : at + (LANES + 1) * labels]
+    cells = span(memory, at, LANES * labels)
+    levels = span(memory, at + LANES * labels, labels)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -310,23 +390,23 @@ def project(y_at, x_at, geometry, work, desk):
             first, width = outer * extent + past, min(LANES, extent - past)
             base_y = index[y_bases_at + outer] + past * y_lane
             base_x = index[x_bases_at + outer] + past * x_lane
-            own = index[starts_at : starts_at + axes[20]].view(np.uint64)
+            own = view(span(index, starts_at, axes[20]), np.uint64)
             if width == LANES and not projecting:
                 found = cells
                 measure_rows(y, base_y, y_lane, own, found)
                 for r in range(LANES):
-                    sums = values[(first + r) * labels : (first + r + 1) * labels]
+                    sums = span(values, (first + r) * labels, labels)
                     for m in range(labels):
                         sums[m] = math.sqrt(found[LANES * m + r])
             elif not projecting:
                 for r in range(width):
-                    sums = values[(first + r) * labels : (first + r + 1) * labels]
+                    sums = span(values, (first + r) * labels, labels)
                     measure(y, base_y + r * y_lane, 1, own, sums, levels)
             if not projecting:
                 for group in range(first * labels, (first + width) * labels):
                     highest = max(highest, bits_of(values[group]))
                 continue
-            limits = cells.view(np.float32)
+            limits = view(cells, np.float32)
             for r in range(width):
                 for m in range(labels):
                     group = (first + r) * labels + m

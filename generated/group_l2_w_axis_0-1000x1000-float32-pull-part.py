@@ -12,12 +12,78 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 EXACT = {"contract", "nsz"}  # what is no sum keeps its order: weights may be very large, or small
 LANES = 256  # groups side by side that are worked on together
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
@@ -107,12 +173,6 @@ def along(y, g):
     return g if y > 0 else -g
 
 
-@register_jitable(fastmath=EXACT)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
 @register_jitable(fastmath=FAST, error_model="numpy")
 def gather(y, x, g, w, begin, end, base_y, base_w, width, radii, totals, squares, losts, steeps, scratch, index, axes):
     """What is summed of groups side by side."""
@@ -122,19 +182,19 @@ def gather(y, x, g, w, begin, end, base_y, base_w, width, radii, totals, squares
         scratch[2 * LANES + j] = 0.0
         scratch[3 * LANES + j] = 0.0
         scratch[4 * LANES + j] = radii[j]
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], axes[32] - axes[31])
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], axes[36] - axes[35])
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
         for i in range(run):
             at_y = base_y + y_offsets[o] + i * y_step
             at_w = base_w + w_offsets[o] + i * w_step
-            y_row = y[at_y : at_y + width]
-            x_row = x[at_y : at_y + width]
-            g_row = g[at_y : at_y + width]
-            w_row = w[at_w : at_w + width]
+            y_row = span(y, at_y, width)
+            x_row = span(x, at_y, width)
+            g_row = span(g, at_y, width)
+            w_row = span(w, at_w, width)
             for j in range(width):
                 y_j = np.float64(y_row[j])
                 x_j = np.float64(x_row[j])
@@ -182,20 +242,20 @@ def weigh(v, u, total, square, lost, steep, rise):
 @register_jitable(fastmath=EXACT, error_model="numpy")
 def share(y, x, g, w, out, begin, end, base_y, base_w, width, scratch, index, axes):
     """The gradients of the values of groups side by side."""
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], axes[32] - axes[31])
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], axes[36] - axes[35])
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
         for i in range(run):
             at_y = base_y + y_offsets[o] + i * y_step
             at_w = base_w + w_offsets[o] + i * w_step
-            y_row = y[at_y : at_y + width]
-            x_row = x[at_y : at_y + width]
-            g_row = g[at_y : at_y + width]
-            w_row = w[at_w : at_w + width]
-            out_row = out[at_y : at_y + width]
+            y_row = span(y, at_y, width)
+            x_row = span(x, at_y, width)
+            g_row = span(g, at_y, width)
+            w_row = span(w, at_w, width)
+            out_row = span(out, at_y, width)
             for j in range(width):
                 y_j = np.float64(y_row[j])
                 x_j = np.float64(x_row[j])
@@ -218,6 +278,8 @@ def share(y, x, g, w, out, begin, end, base_y, base_w, width, scratch, index, ax
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -232,7 +294,7 @@ def pull(y_at, x_at, geometry, work, desk):
     both, 0 for the gradients of the radii, which one thread works out by the sums.
     For those of the values `slopes` has what reaches the values of the groups.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     w_size = axes[3]
@@ -254,22 +316,22 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    w = carray(pointer_to_weights(read(desk, 4)), w_size)
-    memory = carray(work, memory_size)
-    scratch = memory[seat * scratch_size : (seat + 1) * scratch_size]
-    memory = memory[seats * scratch_size :]
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
-    slopes = memory[2 * groups : 3 * groups]
-    totals = memory[3 * groups : 4 * groups]
-    squares = memory[4 * groups : 5 * groups]
-    losts = memory[5 * groups : 6 * groups]
-    steeps = memory[6 * groups : 7 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    w = span(pointer_to_weights(read(desk, 4)), 0, w_size)
+    memory = span(work, 0, memory_size)
+    scratch = span(memory, seat * scratch_size, scratch_size)
+    memory = span(memory, seats * scratch_size, memory_size - seats * scratch_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
+    slopes = span(memory, 2 * groups, groups)
+    totals = span(memory, 3 * groups, groups)
+    squares = span(memory, 4 * groups, groups)
+    losts = span(memory, 5 * groups, groups)
+    steeps = span(memory, 6 * groups, groups)
     task = read(desk, 3)
     if task == 0:
         settle(values, radii, totals, squares, slopes)
@@ -283,12 +345,11 @@ def pull(y_at, x_at, geometry, work, desk):
             tile, m = item // labels, item % labels
             outer, past = tile // tiles, tile % tiles * LANES
             first, width = (outer * labels + m) * extent + past, min(LANES, extent - past)
-            last = first + width
             begin, end = index[starts_at + m], index[starts_at + m + 1]
             base_y = index[y_bases_at + outer] + past * y_lane
             base_w = index[w_bases_at + outer] + past * w_lane
             if task != 2:
-                gather(y, x, g, w, begin, end, base_y, base_w, width, radii[first:last], totals[first:last], squares[first:last], losts[first:last], steeps[first:last], scratch, index, axes)
+                gather(y, x, g, w, begin, end, base_y, base_w, width, span(radii, first, width), span(totals, first, width), span(squares, first, width), span(losts, first, width), span(steeps, first, width), scratch, index, axes)
             if task != 1:
                 for j in range(width):
                     shrink, tilt, lift = weigh(values[first + j], radii[first + j], totals[first + j], squares[first + j], losts[first + j], steeps[first + j], slopes[first + j])

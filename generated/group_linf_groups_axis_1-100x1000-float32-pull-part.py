@@ -12,11 +12,101 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 EXACT = {"contract", "nsz"}  # what is no sum keeps its order: values may be very large, or small
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
@@ -96,19 +186,13 @@ def along(y, g):
     return g if y > 0 else -g
 
 
-@register_jitable(fastmath=EXACT)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
 @register_jitable(fastmath=FAST, error_model="numpy")
 def gather(y, g, at_y, own, radii, values, totals, ties):
     """What is summed of labelled elements, by label."""
     totals[:] = 0.0
     ties[:] = 0.0
-    y_row = y[at_y : at_y + own.size]
-    g_row = g[at_y : at_y + own.size]
+    y_row = span(y, at_y, own.size)
+    g_row = span(g, at_y, own.size)
     for j in range(own.size):
         y_j = np.float64(y_row[j])
         g_j = np.float64(g_row[j])
@@ -143,9 +227,9 @@ def weigh(v, u, tie, rise):
 @register_jitable(fastmath=EXACT, error_model="numpy")
 def share(y, g, out, at_y, own, limits, tops, lifts):
     """The gradients of the values of labelled elements."""
-    y_row = y[at_y : at_y + own.size]
-    g_row = g[at_y : at_y + own.size]
-    out_row = out[at_y : at_y + own.size]
+    y_row = span(y, at_y, own.size)
+    g_row = span(g, at_y, own.size)
+    out_row = span(out, at_y, own.size)
     for j in range(own.size):
         y_j = np.float64(y_row[j])
         g_j = np.float64(g_row[j])
@@ -166,6 +250,8 @@ def share(y, g, out, at_y, own, limits, tops, lifts):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -179,7 +265,7 @@ def pull(y_at, x_at, geometry, work, desk):
     both, 0 for the gradients of the radii, which one thread works out by the sums.
     For those of the values `slopes` has what reaches the values of the groups.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     memory_size = axes[4]
@@ -203,21 +289,21 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    memory = carray(work, memory_size)
-    scratch = memory[seat * scratch_size : (seat + 1) * scratch_size]
-    memory = memory[seats * scratch_size :]
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
-    slopes = memory[2 * groups : 3 * groups]
-    totals = memory[3 * groups : 4 * groups]
-    ties = memory[4 * groups : 5 * groups]
-    limits = scratch[:labels]
-    tops = scratch[labels : 2 * labels]
-    lifts = scratch[2 * labels : 3 * labels]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    memory = span(work, 0, memory_size)
+    scratch = span(memory, seat * scratch_size, scratch_size)
+    memory = span(memory, seats * scratch_size, memory_size - seats * scratch_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
+    slopes = span(memory, 2 * groups, groups)
+    totals = span(memory, 3 * groups, groups)
+    ties = span(memory, 4 * groups, groups)
+    limits = span(scratch, 0, labels)
+    tops = span(scratch, labels, labels)
+    lifts = span(scratch, 2 * labels, labels)
     task = read(desk, 3)
     if task == 0:
         settle(values, radii, totals, slopes)
@@ -228,15 +314,15 @@ def pull(y_at, x_at, geometry, work, desk):
             return 0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
             row, part = item // pieces, item % pieces
-            first, last = row * labels, (row + 1) * labels
+            first = row * labels
             outer, past = row // extent, row % extent
             begin, end = part * piece, min((part + 1) * piece, run)
-            own = index[starts_at + begin : starts_at + end].view(np.uint64)
+            own = view(span(index, starts_at + begin, end - begin), np.uint64)
             at_y = index[y_bases_at + outer] + past * y_lane + begin * y_step
             if task != 2:
                 totals_at = slots_at + item * labels
                 ties_at = slots_at + slots_size + item * labels
-                gather(y, g, at_y, own, radii[first:last], values[first:last], memory[totals_at : totals_at + labels], memory[ties_at : ties_at + labels])
+                gather(y, g, at_y, own, span(radii, first, labels), span(values, first, labels), span(memory, totals_at, labels), span(memory, ties_at, labels))
             if task != 1:
                 for m in range(labels):
                     limits[m], tops[m], lifts[m] = weigh(values[first + m], radii[first + m], ties[first + m], slopes[first + m])

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
 
@@ -21,6 +21,84 @@ FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -116,20 +194,20 @@ def widen_by_steps(stored):
     """The same from the bits: an exponent starts 112 later, and that of NaN and inf is the last."""
     magnitude = np.int32(stored & np.int16(0x7FFF))
     sign = np.int32(np.int32(stored) & np.int32(-0x80000000))
-    scaled = np.int32(magnitude << 13).view(np.float32) * np.float32(2.0**112)
+    scaled = view(np.int32(magnitude << 13), np.float32) * np.float32(2.0**112)
     last = np.int32(0x7F800000) if magnitude >= 0x7C00 else np.int32(0)
-    return np.int32(np.float32(scaled).view(np.int32) | last | sign).view(np.float32)
+    return view(np.int32(view(np.float32(scaled), np.int32) | last | sign), np.float32)
 
 
 @register_jitable
 def narrow_by_steps(x):
     """The same from the bits; below 2**-14, a sum with 1/2 has as many of them as are kept."""
-    bits = np.float32(x).view(np.int32)
+    bits = view(np.float32(x), np.int32)
     magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
     odd = np.int32(magnitude >> 13) & np.int32(1)
     near = np.int32(np.int32(magnitude - np.int32(112 << 23) + np.int32(0xFFF) + odd) >> 13)
-    sum_with_half = np.float32(magnitude.view(np.float32) + np.float32(0.5))
-    small = np.int32(sum_with_half.view(np.int32) - np.int32(0x3F000000))
+    sum_with_half = np.float32(view(magnitude, np.float32) + np.float32(0.5))
+    small = np.int32(view(sum_with_half, np.int32) - np.int32(0x3F000000))
     rounded = min(near, np.int32(0x7C00)) if magnitude >= np.int32(0x38800000) else small
     return np.int16(rounded | np.int32(np.int32(bits >> 16) & np.int32(-0x8000)))
 
@@ -152,7 +230,7 @@ def pointer(typing_context, address):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable
@@ -165,9 +243,9 @@ def unless_free(limit, w, infinity):
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
     """The bits of the largest of the groups of a tile."""
     tops[:] = 0
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], end)
     y_step = axes[21]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], end)
     w_step = axes[23]
     run = axes[20]
     whole = run - run % 8
@@ -175,59 +253,59 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
         at_y = base_y + y_offsets[o]
         at_w = base_w + w_offsets[o]
         for i in range(0, whole, 8):
-            row_0 = y[at_y : at_y + width]
-            row_1 = y[at_y + y_step : at_y + y_step + width]
-            row_2 = y[at_y + 2 * y_step : at_y + 2 * y_step + width]
-            row_3 = y[at_y + 3 * y_step : at_y + 3 * y_step + width]
-            row_4 = y[at_y + 4 * y_step : at_y + 4 * y_step + width]
-            row_5 = y[at_y + 5 * y_step : at_y + 5 * y_step + width]
-            row_6 = y[at_y + 6 * y_step : at_y + 6 * y_step + width]
-            row_7 = y[at_y + 7 * y_step : at_y + 7 * y_step + width]
-            own_0 = w[at_w : at_w + width]
-            own_1 = w[at_w + w_step : at_w + w_step + width]
-            own_2 = w[at_w + 2 * w_step : at_w + 2 * w_step + width]
-            own_3 = w[at_w + 3 * w_step : at_w + 3 * w_step + width]
-            own_4 = w[at_w + 4 * w_step : at_w + 4 * w_step + width]
-            own_5 = w[at_w + 5 * w_step : at_w + 5 * w_step + width]
-            own_6 = w[at_w + 6 * w_step : at_w + 6 * w_step + width]
-            own_7 = w[at_w + 7 * w_step : at_w + 7 * w_step + width]
+            row_0 = span(y, at_y, width)
+            row_1 = span(y, at_y + y_step, width)
+            row_2 = span(y, at_y + 2 * y_step, width)
+            row_3 = span(y, at_y + 3 * y_step, width)
+            row_4 = span(y, at_y + 4 * y_step, width)
+            row_5 = span(y, at_y + 5 * y_step, width)
+            row_6 = span(y, at_y + 6 * y_step, width)
+            row_7 = span(y, at_y + 7 * y_step, width)
+            own_0 = span(w, at_w, width)
+            own_1 = span(w, at_w + w_step, width)
+            own_2 = span(w, at_w + 2 * w_step, width)
+            own_3 = span(w, at_w + 3 * w_step, width)
+            own_4 = span(w, at_w + 4 * w_step, width)
+            own_5 = span(w, at_w + 5 * w_step, width)
+            own_6 = span(w, at_w + 6 * w_step, width)
+            own_7 = span(w, at_w + 7 * w_step, width)
             for c in range(width):
                 top = tops[c]
                 a = abs(np.float64(widen(row_0[c])))
                 w_c = np.float64(own_0[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_1[c])))
                 w_c = np.float64(own_1[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_2[c])))
                 w_c = np.float64(own_2[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_3[c])))
                 w_c = np.float64(own_3[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_4[c])))
                 w_c = np.float64(own_4[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_5[c])))
                 w_c = np.float64(own_5[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_6[c])))
                 w_c = np.float64(own_6[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_7[c])))
                 w_c = np.float64(own_7[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 tops[c] = top
             at_y += 8 * y_step
             at_w += 8 * w_step
         for i in range(whole, run):
-            row_0 = y[at_y : at_y + width]
-            own_0 = w[at_w : at_w + width]
+            row_0 = span(y, at_y, width)
+            own_0 = span(w, at_w, width)
             for c in range(width):
                 top = tops[c]
                 a = abs(np.float64(widen(row_0[c])))
                 w_c = np.float64(own_0[c])
-                top = max(top, np.float64(w_c * a).view(np.int64) & MAGNITUDE)
+                top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 tops[c] = top
             at_y += y_step
             at_w += w_step
@@ -236,11 +314,11 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level):
     """The projection of the groups of a tile, whose levels are found."""
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], end)
     y_step = axes[21]
-    x_offsets = index[axes[33] : axes[34]]
+    x_offsets = span(index, axes[33], end)
     x_step = axes[22]
-    w_offsets = index[axes[35] : axes[36]]
+    w_offsets = span(index, axes[35], end)
     w_step = axes[23]
     run = axes[20]
     for o in range(begin, end):
@@ -248,9 +326,9 @@ def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level
         at_x = base_x + x_offsets[o]
         at_w = base_w + w_offsets[o]
         for i in range(run):
-            row_0 = y[at_y : at_y + width]
-            own_0 = w[at_w : at_w + width]
-            target = x[at_x : at_x + width]
+            row_0 = span(y, at_y, width)
+            own_0 = span(w, at_w, width)
+            target = span(x, at_x, width)
             for c in range(width):
                 t = level[c]
                 y_c = widen(row_0[c])
@@ -270,6 +348,8 @@ def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -279,7 +359,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -305,16 +385,16 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    w = carray(pointer(read(desk, 1)), w_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    w = span(pointer(read(desk, 1)), 0, w_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
     at = 2 * groups + seat * scratch_size
-    sums_lanes = memory[at : at + LANES]
-    level_lanes = memory[at + LANES : at + 2 * LANES]
+    sums_lanes = span(memory, at, LANES)
+    level_lanes = span(memory, at + LANES, LANES)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -332,10 +412,10 @@ def project(y_at, x_at, geometry, work, desk):
             base_x = index[x_bases_at + outer] + past * x_lane
             base_w = index[w_bases_at + outer] + past * w_lane
             begin, end = index[starts_at + m], index[starts_at + m + 1]
-            sums = sums_lanes[:width]
-            level = level_lanes[:width]
+            sums = span(sums_lanes, 0, width)
+            level = span(level_lanes, 0, width)
             if not projecting:
-                measure(y, w, begin, end, base_y, base_w, width, index, axes, sums.view(np.int64))
+                measure(y, w, begin, end, base_y, base_w, width, index, axes, view(sums, np.int64))
                 for c in range(width):
                     value = sums[c]
                     values[(first + c) * labels + m], highest = value, max(highest, bits_of(value))

@@ -11,7 +11,7 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -25,6 +25,84 @@ LAST = 1.5e-07  # the same, for log t
 BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
 HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -92,7 +170,7 @@ def draw(desk, seat, seats, phase, blocks):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable(fastmath=FAST)
@@ -106,8 +184,8 @@ def value_of(row):
         return total ** (1.0 / P)
     bits = np.int64(0)  # those of NaN are above those of infinity
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    top = np.int64(bits).view(np.float64)
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    top = view(np.int64(bits), np.float64)
     if not 0 < top < np.inf:
         return top
     return top * powers(row, top) ** (1.0 / P)
@@ -128,9 +206,9 @@ def powers(row, top):
 @register_jitable(fastmath={"contract"})
 def log(x):
     """The logarithm of 0 < x <= 1, and a number below all of them for 0; without a branch."""
-    bits = np.float64(x * 1.2676506002282294e30).view(np.int64)  # times 2**100: never subnormal
+    bits = view(np.float64(x * 1.2676506002282294e30), np.int64)  # times 2**100: never subnormal
     k = (bits - HALF_ROOT) >> 52
-    f = np.int64(bits - (k << 52)).view(np.float64) - 1.0
+    f = view(np.int64(bits - (k << 52)), np.float64) - 1.0
     s = f / (2.0 + f)
     z = s * s
     r = 0.1479819860511658591
@@ -166,7 +244,7 @@ def exp(x):
     q = q * r + 1.0 / 2.0
     q = q * r + 1.0
     q = q * r + 1.0
-    return np.int64(np.float64(q).view(np.int64) + (whole.view(np.int64) << 52)).view(np.float64)
+    return view(np.int64(view(np.float64(q), np.int64) + (view(whole, np.int64) << 52)), np.float64)
 
 
 @register_jitable(error_model="numpy")
@@ -192,7 +270,8 @@ def shrink_float64(row, t, unit):
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
-        part = row[start : start + PART]
+        size = min(PART, row.size - start)
+        part = span(row, start, size)
         part_total, part_slope = np.float64(0), np.float64(0)
         for j in range(part.size):
             a = abs(np.float64(part[j])) * unit
@@ -247,7 +326,7 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
     The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
     """
     total, slope, longest = 0.0, 0.0, np.int64(0)
-    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
+    for j in range(min(lengths.size, min(min(shifts.size, depths.size), min(slopes.size, steps.size)))):
         c = t + shifts[j]
         highest = min(0.0, -c * STEEPEST)
         z = min(depths[j] + slopes[j] * moved, highest)
@@ -262,8 +341,8 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
         total += part
         slope += part * fall
     for j in range(steps.size):
-        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
-    return total, slope, np.int64(longest).view(np.float64)
+        longest = max(longest, view(np.float64(steps[j]), np.int64) & MAGNITUDE)
+    return total, slope, view(np.int64(longest), np.float64)
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
@@ -281,8 +360,8 @@ def solve(row, target, spare, v, u, guess):
     # Values from 0 to 1, by a power of two.
     bits = np.int64(0)
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
     # What log t would be for one value, or many equal ones, of length 1.
@@ -296,10 +375,10 @@ def solve(row, target, spare, v, u, guess):
             return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.
-    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
-    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
+    lengths, shifts, depths = span(spare, 0, n), span(spare, n, n), span(spare, 2 * n, n)
+    slopes, steps = span(spare, 3 * n, n), span(spare, 4 * n, n)
     longest, first = -1e300, 0.0
-    for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
+    for j in range(min(n, min(min(lengths.size, shifts.size), min(depths.size, slopes.size)))):
         depths[j] = slopes[j] = 0.0
         a = abs(np.float64(row[j])) * scale
         size = log(a)
@@ -337,7 +416,7 @@ def solve(row, target, spare, v, u, guess):
         if far <= SETTLED and t + moved == t:
             break
         t += moved
-    for j in range(min(n, depths.size, slopes.size)):
+    for j in range(min(n, min(depths.size, slopes.size))):
         target[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
     return 0.0, 0.0
 
@@ -350,6 +429,8 @@ def solve(row, target, spare, v, u, guess):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -359,7 +440,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -382,13 +463,13 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
-    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
+    spare = span(memory, 2 * groups + (seat + 1) * scratch_size - spare_size, spare_size)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -404,8 +485,8 @@ def project(y_at, x_at, geometry, work, desk):
             outer, past = first // extent, first % extent
             at_y = index[y_bases_at + outer] + past * y_lane
             at_x = index[x_bases_at + outer] + past * x_lane
-            row = y[at_y : at_y + pitch]
-            target = x[at_x : at_x + pitch]
+            row = span(y, at_y, pitch)
+            target = span(x, at_x, pitch)
             if not projecting:
                 value = value_of(row)
                 values[item], highest = value, max(highest, bits_of(value))

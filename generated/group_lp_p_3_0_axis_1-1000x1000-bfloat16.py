@@ -12,7 +12,7 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -26,6 +26,84 @@ LAST = 3.0e-07  # the same, for log t
 BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
 HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -93,13 +171,13 @@ def draw(desk, seat, seats, phase, blocks):
 @register_jitable
 def widen(stored):
     """The value of a bfloat16, which is the first half of a float32."""
-    return np.int32(np.int32(stored) << 16).view(np.float32)
+    return view(np.int32(np.int32(stored) << 16), np.float32)
 
 
 @register_jitable
 def narrow(x):
     """The bfloat16 that is nearest to a float32, of two the even one."""
-    bits = np.float32(x).view(np.int32)
+    bits = view(np.float32(x), np.int32)
     odd = np.int32(np.int32(bits >> 16) & np.int32(1))
     return np.int16(np.int32(bits + np.int32(0x7FFF) + odd) >> 16)
 
@@ -107,7 +185,7 @@ def narrow(x):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable(fastmath=FAST)
@@ -121,8 +199,8 @@ def value_of(row):
         return total ** (1.0 / P)
     bits = np.int64(0)  # those of NaN are above those of infinity
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    top = np.int64(bits).view(np.float64)
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    top = view(np.int64(bits), np.float64)
     if not 0 < top < np.inf:
         return top
     return top * powers(row, top) ** (1.0 / P)
@@ -144,9 +222,9 @@ def powers(row, top):
 @register_jitable(fastmath={"contract"})
 def log(x):
     """The logarithm of 0 < x <= 1, and a number below all of them for 0; without a branch."""
-    bits = np.float64(x * 1.2676506002282294e30).view(np.int64)  # times 2**100: never subnormal
+    bits = view(np.float64(x * 1.2676506002282294e30), np.int64)  # times 2**100: never subnormal
     k = (bits - HALF_ROOT) >> 52
-    f = np.int64(bits - (k << 52)).view(np.float64) - 1.0
+    f = view(np.int64(bits - (k << 52)), np.float64) - 1.0
     s = f / (2.0 + f)
     z = s * s
     r = 0.1479819860511658591
@@ -182,7 +260,7 @@ def exp(x):
     q = q * r + 1.0 / 2.0
     q = q * r + 1.0
     q = q * r + 1.0
-    return np.int64(np.float64(q).view(np.int64) + (whole.view(np.int64) << 52)).view(np.float64)
+    return view(np.int64(view(np.float64(q), np.int64) + (view(whole, np.int64) << 52)), np.float64)
 
 
 @register_jitable(error_model="numpy")
@@ -208,7 +286,8 @@ def shrink_float32(row, t, unit):
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
-        part = row[start : start + PART]
+        size = min(PART, row.size - start)
+        part = span(row, start, size)
         part_total, part_slope = np.float32(0), np.float32(0)
         for j in range(part.size):
             a = abs(np.float32(part[j])) * unit
@@ -261,7 +340,8 @@ def shrink_float64(row, t, unit):
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
-        part = row[start : start + PART]
+        size = min(PART, row.size - start)
+        part = span(row, start, size)
         part_total, part_slope = np.float64(0), np.float64(0)
         for j in range(part.size):
             a = abs(np.float64(part[j])) * unit
@@ -314,7 +394,7 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
     The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
     """
     total, slope, longest = 0.0, 0.0, np.int64(0)
-    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
+    for j in range(min(lengths.size, min(min(shifts.size, depths.size), min(slopes.size, steps.size)))):
         c = t + shifts[j]
         highest = min(0.0, -c * STEEPEST)
         z = min(depths[j] + slopes[j] * moved, highest)
@@ -329,8 +409,8 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
         total += part
         slope += part * fall
     for j in range(steps.size):
-        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
-    return total, slope, np.int64(longest).view(np.float64)
+        longest = max(longest, view(np.float64(steps[j]), np.int64) & MAGNITUDE)
+    return total, slope, view(np.int64(longest), np.float64)
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
@@ -348,8 +428,8 @@ def solve(row, spare, v, u, guess):
     # Values from 0 to 1, by a power of two.
     bits = np.int64(0)
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
     # What log t would be for one value, or many equal ones, of length 1.
@@ -368,10 +448,10 @@ def solve(row, spare, v, u, guess):
             return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.
-    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
-    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
+    lengths, shifts, depths = span(spare, 0, n), span(spare, n, n), span(spare, 2 * n, n)
+    slopes, steps = span(spare, 3 * n, n), span(spare, 4 * n, n)
     longest, first = -1e300, 0.0
-    for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
+    for j in range(min(n, min(min(lengths.size, shifts.size), min(depths.size, slopes.size)))):
         depths[j] = slopes[j] = 0.0
         a = abs(np.float64(row[j])) * scale
         size = log(a)
@@ -409,7 +489,7 @@ def solve(row, spare, v, u, guess):
         if far <= SETTLED and t + moved == t:
             break
         t += moved
-    for j in range(min(n, depths.size, slopes.size)):
+    for j in range(min(n, min(depths.size, slopes.size))):
         row[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
     return 0.0, 0.0
 
@@ -417,13 +497,13 @@ def solve(row, spare, v, u, guess):
 @register_jitable
 def gather(y, rows, begin, end, base_y, index, axes):
     """The elements of a group; how many."""
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], axes[32] - axes[31])
     run = axes[20]
     j = 0
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
-        part = rows[j : j + run]
-        own = y[at_y : at_y + run]
+        part = span(rows, j, run)
+        own = span(y, at_y, run)
         for i in range(min(part.size, own.size)):
             part[i] = widen(own[i])
         j += run
@@ -433,13 +513,13 @@ def gather(y, rows, begin, end, base_y, index, axes):
 @register_jitable
 def scatter(x, rows, begin, end, base_x, index, axes):
     """Write projected elements."""
-    x_offsets = index[axes[33] : axes[34]]
+    x_offsets = span(index, axes[33], axes[34] - axes[33])
     run = axes[20]
     j = 0
     for o in range(begin, end):
         at_x = base_x + x_offsets[o]
-        part = rows[j : j + run]
-        own = x[at_x : at_x + run]
+        part = span(rows, j, run)
+        own = span(x, at_x, run)
         for i in range(min(part.size, own.size)):
             own[i] = narrow(np.float32(part[i]))
         j += run
@@ -453,6 +533,8 @@ def scatter(x, rows, begin, end, base_x, index, axes):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -462,7 +544,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -485,15 +567,15 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
     at = 2 * groups + seat * scratch_size
-    rows = memory[at : at + pitch // 2].view(np.float32)
-    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
+    rows = view(span(memory, at, pitch // 2), np.float32)
+    spare = span(memory, 2 * groups + (seat + 1) * scratch_size - spare_size, spare_size)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -512,7 +594,7 @@ def project(y_at, x_at, geometry, work, desk):
             begin, end = index[starts_at + m], index[starts_at + m + 1]
             n = gather(y, rows, begin, end, base_y, index, axes)
             group = first * labels + m
-            row = rows[:n]
+            row = span(rows, 0, n)
             if not projecting:
                 value = value_of(row)
                 values[group], highest = value, max(highest, bits_of(value))

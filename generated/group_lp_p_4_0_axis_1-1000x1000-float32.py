@@ -11,7 +11,7 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -30,6 +30,84 @@ HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
 BITS_SINGLE = np.float32(12582912.0)  # the same of float32: 1.5 * 2**23
 HALF_ROOT_SINGLE = np.int32(0x3F3504F3)
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -97,7 +175,7 @@ def draw(desk, seat, seats, phase, blocks):
 @register_jitable
 def bits_of(value):
     """The bits of a float but its sign; those of infinity and NaN are the highest."""
-    return np.float64(value).view(np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
+    return view(np.float64(value), np.int64) & np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @register_jitable(fastmath=FAST)
@@ -105,8 +183,8 @@ def value_of(row):
     """The length of a group in lp; NaN if one is not finite."""
     bits = np.int64(0)  # those of NaN are above those of infinity
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    top = np.int64(bits).view(np.float64)
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    top = view(np.int64(bits), np.float64)
     if not 0 < top < np.inf:
         return top
     return top * powers(row, top) ** (1.0 / P)
@@ -128,9 +206,9 @@ def powers(row, top):
 @register_jitable(fastmath={"contract"})
 def log(x):
     """The logarithm of 0 < x <= 1, and a number below all of them for 0; without a branch."""
-    bits = np.float64(x * 1.2676506002282294e30).view(np.int64)  # times 2**100: never subnormal
+    bits = view(np.float64(x * 1.2676506002282294e30), np.int64)  # times 2**100: never subnormal
     k = (bits - HALF_ROOT) >> 52
-    f = np.int64(bits - (k << 52)).view(np.float64) - 1.0
+    f = view(np.int64(bits - (k << 52)), np.float64) - 1.0
     s = f / (2.0 + f)
     z = s * s
     r = 0.1479819860511658591
@@ -166,15 +244,15 @@ def exp(x):
     q = q * r + 1.0 / 2.0
     q = q * r + 1.0
     q = q * r + 1.0
-    return np.int64(np.float64(q).view(np.int64) + (whole.view(np.int64) << 52)).view(np.float64)
+    return view(np.int64(view(np.float64(q), np.int64) + (view(whole, np.int64) << 52)), np.float64)
 
 
 @register_jitable(fastmath={"contract"})
 def log_single(x):
     """The logarithm of a float32 from 2**-126 up; of what is less, about that one's."""
-    bits = np.float32(max(x, np.float32(1.1754944e-38))).view(np.int32)
+    bits = view(np.float32(max(x, np.float32(1.1754944e-38))), np.int32)
     k = np.int32(np.int32(bits - HALF_ROOT_SINGLE) >> 23)
-    f = np.int32(bits - np.int32(k << 23)).view(np.float32) - np.float32(1)
+    f = view(np.int32(bits - np.int32(k << 23)), np.float32) - np.float32(1)
     z = f * f
     r = np.float32(7.0376836292e-2)
     r = r * f + np.float32(-1.1514610310e-1)
@@ -205,7 +283,7 @@ def fade_single(x):
     q = q * r + np.float32(1.6666665459e-1)
     q = q * r + np.float32(5.0000001201e-1)
     q = q * r * r + r + np.float32(1)
-    return np.int32(np.float32(q).view(np.int32) + np.int32(np.float32(whole).view(np.int32) << 23)).view(np.float32)
+    return view(np.int32(view(np.float32(q), np.int32) + np.int32(view(np.float32(whole), np.int32) << 23)), np.float32)
 
 
 @register_jitable(error_model="numpy")
@@ -264,7 +342,7 @@ def start_float32(cs, zs):
 def find_float32(ones, others, falls):
     """The terms, of c and z in the places of others and falls; their next steps are put there."""
     Q, BEND = np.float32(P - 1.0), np.float32((P - 2.0) ** 2)
-    for j in range(min(ones.size, others.size, falls.size)):
+    for j in range(min(ones.size, min(others.size, falls.size))):
         z = falls[j]
         one, other = fade_single(z), fade_single(others[j] + Q * z)
         rest = one + other - np.float32(1)
@@ -278,7 +356,7 @@ def find_float32(ones, others, falls):
 def follow_float32(ones, others, falls, moved):
     """The same, of terms that are known, where log t has moved."""
     Q, BEND = np.float32(P - 1.0), np.float32((P - 2.0) ** 2)
-    for j in range(min(ones.size, others.size, falls.size)):
+    for j in range(min(ones.size, min(others.size, falls.size))):
         z = falls[j] * moved
         one = ones[j] * grown_float32(z)
         other = others[j] * grown_float32(moved + Q * z)
@@ -295,7 +373,7 @@ def sums_float32(row, ones, others, falls, unit):
     log t, by P; and of the fourth powers of how wrong the equations were."""
     Q = np.float32(P - 1.0)
     total, slope, rests = np.float32(0), np.float32(0), np.float32(0)
-    for j in range(min(row.size, ones.size, others.size, falls.size)):
+    for j in range(min(min(row.size, ones.size), min(others.size, falls.size))):
         a = abs(np.float32(row[j])) * unit
         one, other, step = ones[j], others[j], falls[j]
         rest = one + other - np.float32(1)
@@ -317,8 +395,9 @@ def sweep_float32(row, ones, others, falls, anew, t, moved, unit):
     is about how wrong the worst equation was."""
     total, slope, rests = 0.0, 0.0, 0.0
     for start in range(0, row.size, PART):
-        end = min(start + PART, row.size)
-        part, part_ones, part_others, part_falls = row[start:end], ones[start:end], others[start:end], falls[start:end]
+        size = min(PART, row.size - start)
+        part, part_ones = span(row, start, size), span(ones, start, size)
+        part_others, part_falls = span(others, start, size), span(falls, start, size)
         if anew:
             shift_float32(part, part_others, t, unit)
             start_float32(part_others, part_falls)
@@ -335,9 +414,9 @@ def sweep_float32(row, ones, others, falls, anew, t, moved, unit):
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def apply_float32(row, target, spare, moved):
     """Write a group's projection, whose log t is `moved` from where the terms were found."""
-    n, cells = row.size, spare.view(np.float32)
-    ones, falls = cells[:n], cells[2 * n : 3 * n]
-    for j in range(min(row.size, ones.size, falls.size)):
+    n, cells = row.size, view(spare, np.float32)
+    ones, falls = span(cells, 0, n), span(cells, 2 * n, n)
+    for j in range(min(row.size, min(ones.size, falls.size))):
         z = falls[j] * moved
         part = min(ones[j] * (np.float32(1) + z * (np.float32(1) + np.float32(0.5) * z)), np.float32(1))
         target[j] = row[j] * part
@@ -347,8 +426,8 @@ def apply_float32(row, target, spare, moved):
 def search_float32(row, spare, t, unit, v, ratio):
     """The log t of a group with value v in those units, from a guess; how far that is from where its
     terms were found; how the length falls there; and whether it is right."""
-    n, cells = row.size, spare.view(np.float32)
-    ones, others, falls = cells[:n], cells[n : 2 * n], cells[2 * n : 3 * n]
+    n, cells = row.size, view(spare, np.float32)
+    ones, others, falls = span(cells, 0, n), span(cells, n, n), span(cells, 2 * n, n)
     low, high, moved, wrong = -1e300, 1e300, 0.0, 1.0
     for turn in range(TRIES):
         anew = wrong > SHARP or abs(moved) > LEAP
@@ -415,7 +494,7 @@ def start_float64(cs, zs):
 def find_float64(ones, others, falls):
     """The terms, of c and z in the places of others and falls; their next steps are put there."""
     Q, BEND = np.float64(P - 1.0), np.float64((P - 2.0) ** 2)
-    for j in range(min(ones.size, others.size, falls.size)):
+    for j in range(min(ones.size, min(others.size, falls.size))):
         z = falls[j]
         one, other = exp(z), exp(others[j] + Q * z)
         rest = one + other - np.float64(1)
@@ -429,7 +508,7 @@ def find_float64(ones, others, falls):
 def follow_float64(ones, others, falls, moved):
     """The same, of terms that are known, where log t has moved."""
     Q, BEND = np.float64(P - 1.0), np.float64((P - 2.0) ** 2)
-    for j in range(min(ones.size, others.size, falls.size)):
+    for j in range(min(ones.size, min(others.size, falls.size))):
         z = falls[j] * moved
         one = ones[j] * grown_float64(z)
         other = others[j] * grown_float64(moved + Q * z)
@@ -446,7 +525,7 @@ def sums_float64(row, ones, others, falls, unit):
     log t, by P; and of the fourth powers of how wrong the equations were."""
     Q = np.float64(P - 1.0)
     total, slope, rests = np.float64(0), np.float64(0), np.float64(0)
-    for j in range(min(row.size, ones.size, others.size, falls.size)):
+    for j in range(min(min(row.size, ones.size), min(others.size, falls.size))):
         a = abs(np.float64(row[j])) * unit
         one, other, step = ones[j], others[j], falls[j]
         rest = one + other - np.float64(1)
@@ -468,8 +547,9 @@ def sweep_float64(row, ones, others, falls, anew, t, moved, unit):
     is about how wrong the worst equation was."""
     total, slope, rests = 0.0, 0.0, 0.0
     for start in range(0, row.size, PART):
-        end = min(start + PART, row.size)
-        part, part_ones, part_others, part_falls = row[start:end], ones[start:end], others[start:end], falls[start:end]
+        size = min(PART, row.size - start)
+        part, part_ones = span(row, start, size), span(ones, start, size)
+        part_others, part_falls = span(others, start, size), span(falls, start, size)
         if anew:
             shift_float64(part, part_others, t, unit)
             start_float64(part_others, part_falls)
@@ -487,8 +567,8 @@ def sweep_float64(row, ones, others, falls, anew, t, moved, unit):
 def apply_float64(row, target, spare, moved):
     """Write a group's projection, whose log t is `moved` from where the terms were found."""
     n, cells = row.size, spare
-    ones, falls = cells[:n], cells[2 * n : 3 * n]
-    for j in range(min(row.size, ones.size, falls.size)):
+    ones, falls = span(cells, 0, n), span(cells, 2 * n, n)
+    for j in range(min(row.size, min(ones.size, falls.size))):
         z = falls[j] * moved
         part = min(ones[j] * (np.float64(1) + z * (np.float64(1) + np.float64(0.5) * z)), np.float64(1))
         target[j] = row[j] * part
@@ -499,7 +579,7 @@ def search_float64(row, spare, t, unit, v, ratio):
     """The log t of a group with value v in those units, from a guess; how far that is from where its
     terms were found; how the length falls there; and whether it is right."""
     n, cells = row.size, spare
-    ones, others, falls = cells[:n], cells[n : 2 * n], cells[2 * n : 3 * n]
+    ones, others, falls = span(cells, 0, n), span(cells, n, n), span(cells, 2 * n, n)
     low, high, moved, wrong = -1e300, 1e300, 0.0, 1.0
     for turn in range(TRIES):
         anew = wrong > SHARP or abs(moved) > LEAP
@@ -529,7 +609,7 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
     The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
     """
     total, slope, longest = 0.0, 0.0, np.int64(0)
-    for j in range(min(lengths.size, shifts.size, depths.size, slopes.size, steps.size)):
+    for j in range(min(lengths.size, min(min(shifts.size, depths.size), min(slopes.size, steps.size)))):
         c = t + shifts[j]
         highest = min(0.0, -c * STEEPEST)
         z = min(depths[j] + slopes[j] * moved, highest)
@@ -544,8 +624,8 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
         total += part
         slope += part * fall
     for j in range(steps.size):
-        longest = max(longest, np.float64(steps[j]).view(np.int64) & MAGNITUDE)
-    return total, slope, np.int64(longest).view(np.float64)
+        longest = max(longest, view(np.float64(steps[j]), np.int64) & MAGNITUDE)
+    return total, slope, view(np.int64(longest), np.float64)
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
@@ -563,8 +643,8 @@ def solve(row, target, spare, v, u, guess):
     # Values from 0 to 1, by a power of two.
     bits = np.int64(0)
     for j in range(row.size):
-        bits = max(bits, np.float64(abs(np.float64(row[j]))).view(np.int64) & MAGNITUDE)
-    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(np.int64(bits).view(np.float64))[1])))
+        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+    scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
     # What log t would be for one value, or many equal ones, of length 1.
@@ -586,10 +666,10 @@ def solve(row, target, spare, v, u, guess):
             return log_t - base, -(1.0 / fall + part / (1.0 - part) + P - 1.0) / part
     n = row.size
     # By element: log (w a)^P, and c - log t.
-    lengths, shifts, depths = spare[:n], spare[n : 2 * n], spare[2 * n : 3 * n]
-    slopes, steps = spare[3 * n : 4 * n], spare[4 * n : 5 * n]
+    lengths, shifts, depths = span(spare, 0, n), span(spare, n, n), span(spare, 2 * n, n)
+    slopes, steps = span(spare, 3 * n, n), span(spare, 4 * n, n)
     longest, first = -1e300, 0.0
-    for j in range(min(n, lengths.size, shifts.size, depths.size, slopes.size)):
+    for j in range(min(n, min(min(lengths.size, shifts.size), min(depths.size, slopes.size)))):
         depths[j] = slopes[j] = 0.0
         a = abs(np.float64(row[j])) * scale
         size = log(a)
@@ -627,7 +707,7 @@ def solve(row, target, spare, v, u, guess):
         if far <= SETTLED and t + moved == t:
             break
         t += moved
-    for j in range(min(n, depths.size, slopes.size)):
+    for j in range(min(n, min(depths.size, slopes.size))):
         target[j] = math.copysign(abs(np.float64(row[j])) * min(1.0, exp(depths[j] + slopes[j] * moved)), row[j])
     return 0.0, 0.0
 
@@ -640,6 +720,8 @@ def solve(row, target, spare, v, u, guess):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -649,7 +731,7 @@ def project(y_at, x_at, geometry, work, desk):
     a first radius below 0 asks for the values alone. `desk` holds zeros; each thread leaves the bits
     of the highest value that it found in the cell after that of its share. Returns 0.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     x_size = axes[2]
@@ -672,13 +754,13 @@ def project(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    values = memory[:groups]
-    radii = memory[groups : 2 * groups]
-    spare = memory[2 * groups + (seat + 1) * scratch_size - spare_size : 2 * groups + (seat + 1) * scratch_size]
+    index = span(geometry, 0, index_size)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    values = span(memory, 0, groups)
+    radii = span(memory, groups, groups)
+    spare = span(memory, 2 * groups + (seat + 1) * scratch_size - spare_size, spare_size)
     radius_step = read(desk, 2)
     projecting = radii[0] >= 0
     highest = np.int64(0)
@@ -694,8 +776,8 @@ def project(y_at, x_at, geometry, work, desk):
             outer, past = first // extent, first % extent
             at_y = index[y_bases_at + outer] + past * y_lane
             at_x = index[x_bases_at + outer] + past * x_lane
-            row = y[at_y : at_y + pitch]
-            target = x[at_x : at_x + pitch]
+            row = span(y, at_y, pitch)
+            target = span(x, at_x, pitch)
             if not projecting:
                 value = value_of(row)
                 values[item], highest = value, max(highest, bits_of(value))

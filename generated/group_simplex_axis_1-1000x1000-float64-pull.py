@@ -12,11 +12,83 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 EXACT = {"contract", "nsz"}  # what is no sum keeps its order: values may be very large, or small
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, the next ones say where arrays are and
@@ -90,22 +162,16 @@ def pointer(typing_context, address):
     return types.CPointer(types.float64)(types.int64), codegen
 
 
-@register_jitable(fastmath=EXACT)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
 @register_jitable(fastmath=FAST, error_model="numpy")
 def gather(x, g, base_y, index, axes):
     """What is summed of a group."""
     total = count = 0.0
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], axes[32] - axes[31])
     run = axes[20]
     for o in range(y_offsets.size):
         at_y = base_y + y_offsets[o]
-        x_row = x[at_y : at_y + run]
-        g_row = g[at_y : at_y + run]
+        x_row = span(x, at_y, run)
+        g_row = span(g, at_y, run)
         for j in range(run):
             x_j = x_row[j]
             g_j = g_row[j]
@@ -133,13 +199,13 @@ def weigh(u, total, count):
 @register_jitable(fastmath=EXACT, error_model="numpy")
 def share(x, g, out, base_y, floor, drop, index, axes):
     """The gradients of the values of a group."""
-    y_offsets = index[axes[31] : axes[32]]
+    y_offsets = span(index, axes[31], axes[32] - axes[31])
     run = axes[20]
     for o in range(y_offsets.size):
         at_y = base_y + y_offsets[o]
-        x_row = x[at_y : at_y + run]
-        g_row = g[at_y : at_y + run]
-        out_row = out[at_y : at_y + run]
+        x_row = span(x, at_y, run)
+        g_row = span(g, at_y, run)
+        out_row = span(out, at_y, run)
         for j in range(run):
             x_j = x_row[j]
             g_j = g_row[j]
@@ -154,6 +220,8 @@ def share(x, g, out, base_y, floor, drop, index, axes):
         types.CPointer(types.float64),
         types.CPointer(types.int64),
     ),
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -166,7 +234,7 @@ def pull(y_at, x_at, geometry, work, desk):
     Cell 3 says what is asked for: 1 for the sums, 2 for the gradients of the values by these, 3 for
     both, 0 for the gradients of the radii, which one thread works out by the sums.
     """
-    axes = carray(geometry, 37)
+    axes = fetch(geometry, 37)
     index_size = axes[0]
     y_size = axes[1]
     memory_size = axes[4]
@@ -181,15 +249,15 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    index = carray(geometry, index_size)
-    x = carray(x_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    memory = carray(work, memory_size)
-    radii = memory[:groups]
-    slopes = memory[groups : 2 * groups]
-    totals = memory[2 * groups : 3 * groups]
-    counts = memory[3 * groups : 4 * groups]
+    index = span(geometry, 0, index_size)
+    x = span(x_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    memory = span(work, 0, memory_size)
+    radii = span(memory, 0, groups)
+    slopes = span(memory, groups, groups)
+    totals = span(memory, 2 * groups, groups)
+    counts = span(memory, 3 * groups, groups)
     task = read(desk, 3)
     if task == 0:
         settle(radii, totals, counts, slopes)

@@ -9,7 +9,7 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import ir
 from numba.extending import intrinsic, register_jitable
 
@@ -17,6 +17,84 @@ FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
 STRETCH = 64  # values that are worked on while those that lie ahead are asked for
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -141,7 +219,7 @@ def aggregate_0(y, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of y."""
     slot[0] = 0
     at = 0
-    row = y[at + first : at + last]
+    row = span(y, at + first, last - first)
     a = 0.0
     for start in range(0, row.size, STRETCH):
         ahead(row, start)
@@ -157,7 +235,7 @@ def combine_0(slots, blocks, total):
     """Join what the blocks accumulated of level 0, l1 of y."""
     columns = total.size
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = slots[j] + slot[j]
     for g in range(columns):
@@ -215,14 +293,14 @@ def start_0(y, total, radius, limit, count, warm, scratch, axes):
             last = np.float64(limit[g]) if warm else 0.0  # of the last call
             limit[g] = max((v - u) / (n0), last if last < v else 0.0)
     # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
-    sample = scratch.view(np.float64)[:4096]
+    sample = span(view(scratch, np.float64), 0, 4096)
     if n0 >= 65536 and not warm:
         g = 0
         if count[g] == -1:
             at = 0
             value = 0.0
             for piece in range(64):
-                row = y[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                row = span(y, at + piece * (n0 // 64), 64)
                 for j in range(64):
                     sample[piece * 64 + j] = row[j]
                     value += np.float64(abs(row[j]))
@@ -237,7 +315,7 @@ def excess_0(y, limit, slot, above, first, last, axes):
     slot[0] = 0
     above[0] = 0
     at = 0
-    row = y[at + first : at + last]
+    row = span(y, at + first, last - first)
     g = 0
     t = limit[g]
     for start in range(0, row.size, 1024):
@@ -289,8 +367,8 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
 def project_0(y, x, limit, first, last, axes):
     """Project the groups of level 0, l1 of y."""
     at = 0
-    row = y[at + first : at + last]
-    out = x[at + first : at + last]
+    row = span(y, at + first, last - first)
+    out = span(x, at + first, last - first)
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
@@ -305,6 +383,8 @@ def project_0(y, x, limit, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -317,7 +397,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
-    cells = carray(geometry, 29)
+    cells = fetch(geometry, 29)
     y_size = cells[0]
     x_size = cells[1]
     blocks_0 = cells[7]
@@ -345,16 +425,16 @@ def project(y_at, x_at, geometry, work, desk):
         return 0
     resumes = read(desk, 1) != 0
     warm = read(desk, 2) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    slots_0 = memory[slots_0_at : slots_0_end]
-    limit_0 = memory[limit_0_at : limit_0_end]
-    counts_0 = memory[counts_0_at : counts_0_end]
-    count_0 = memory[count_0_at : count_0_end]
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    slots_0 = span(memory, slots_0_at, slots_0_end - slots_0_at)
+    limit_0 = span(memory, limit_0_at, limit_0_end - limit_0_at)
+    counts_0 = span(memory, counts_0_at, counts_0_end - counts_0_at)
+    count_0 = span(memory, count_0_at, count_0_end - count_0_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 0, l1 of y
     last_one = seat == 0
     if not resumes:
@@ -365,7 +445,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_0
             last = min(first + step_0, end_0)
-            aggregate_0(y, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            aggregate_0(y, span(slots_0, block * total.size, total.size), first, last, axes_0)
             done += 1
         last_one = complete(desk, 1, done, blocks_0)
         if last_one:  # the levels above, up to the root
@@ -387,7 +467,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_0
             last = min(first + step_0, end_0)
-            excess_0(y, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            excess_0(y, limit_0, span(slots_0, block * total.size, total.size), span(counts_0, block * total.size, total.size), first, last, axes_0)
             done += 1
         if complete(desk, 2 + turn, done, blocks_0):
             searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
@@ -395,7 +475,7 @@ def project(y_at, x_at, geometry, work, desk):
                 for block in range(blocks_0):
                     first = block * step_0
                     last = min(first + step_0, end_0)
-                    excess_0(y, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+                    excess_0(y, limit_0, span(slots_0, block * total.size, total.size), span(counts_0, block * total.size, total.size), first, last, axes_0)
                 searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
             release(desk, 2 + turn, searching)
         if wait(desk, 2 + turn) == 0:

@@ -10,13 +10,91 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import get_or_insert_function, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -139,7 +217,7 @@ def deal_9(typing_context, row, group, tile):
         at = builder.gep(row, [builder.mul(args[1], word(9))])
         to = builder.gep(tile, [args[1]])
         for first in range(0, 9, 16):
-            few = min(16, 9 - first)
+            few = 16 if first + 16 <= 9 else 9 - first
             mask = ir.Constant(flags, [int(j < few) for j in range(16)])  # nothing past the row's end
             parts = []
             for i in range(16):
@@ -190,13 +268,13 @@ def spread_9(typing_context, limits, group, tile):
 @register_jitable(fastmath=FAST)
 def aggregate_1(y, v0, scratch, first, last, axes):
     """The values of the groups of level 1, l1 of y."""
-    tile = scratch.view(np.float32)
+    tile = view(scratch, np.float32)
     cells = tile
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
-        values = v0[start : stop]
-        row = y[at + start * 9 : at + stop * 9]
+        values = span(v0, start, stop - start)
+        row = span(y, at + start * 9, (stop - start) * 9)
         deal(row, values.size, tile)
         for g in range(values.size):
             a = np.float64(abs(cells[g])) + np.float64(abs(cells[224 + g])) + np.float64(abs(cells[448 + g])) + np.float64(abs(cells[672 + g])) + np.float64(abs(cells[896 + g])) + np.float64(abs(cells[1120 + g])) + np.float64(abs(cells[1344 + g])) + np.float64(abs(cells[1568 + g])) + np.float64(abs(cells[1792 + g]))
@@ -208,7 +286,7 @@ def aggregate_0(v0, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of v0."""
     slot[0] = 0
     at = 0
-    row = v0[at + first : at + last]
+    row = span(v0, at + first, last - first)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -221,7 +299,7 @@ def combine_0(slots, blocks, total):
     """Join what the blocks accumulated of level 0, l1 of v0."""
     columns = total.size
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = slots[j] + slot[j]
     for g in range(columns):
@@ -279,14 +357,14 @@ def start_0(v0, total, radius, limit, count, warm, scratch, axes):
             last = np.float64(limit[g]) if warm else 0.0  # of the last call
             limit[g] = max((v - u) / (n0), last if last < v else 0.0)
     # A first guess from 64 short pieces of each group: Newton's method mends what they miss.
-    sample = scratch.view(np.float64)[:4096]
+    sample = span(view(scratch, np.float64), 0, 4096)
     if n0 >= 65536 and not warm:
         g = 0
         if count[g] == -1:
             at = 0
             value = 0.0
             for piece in range(64):
-                row = v0[at + piece * (n0 // 64) : at + piece * (n0 // 64) + 64]
+                row = span(v0, at + piece * (n0 // 64), 64)
                 for j in range(64):
                     sample[piece * 64 + j] = row[j]
                     value += np.float64(abs(row[j]))
@@ -301,7 +379,7 @@ def excess_0(v0, limit, slot, above, first, last, axes):
     slot[0] = 0
     above[0] = 0
     at = 0
-    row = v0[at + first : at + last]
+    row = span(v0, at + first, last - first)
     g = 0
     t = limit[g]
     for start in range(0, row.size, 1024):
@@ -353,8 +431,8 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
 def project_0(v0, u0, limit, first, last, axes):
     """Project the groups of level 0, l1 of v0."""
     at = 0
-    row = v0[at + first : at + last]
-    out = u0[at + first : at + last]
+    row = span(v0, at + first, last - first)
+    out = span(u0, at + first, last - first)
     t = limit[0]
     for j in range(row.size):
         out[j] = row[j] - min(max(row[j], -t), t)
@@ -423,7 +501,7 @@ def sort_9(typing_context, tile, at):
 @register_jitable(fastmath=FAST)
 def thresholds_1(row, v, u, tile, limits):
     """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
-    radii = tile[2016 : 2240]  # and then the thresholds
+    radii = span(tile, 2016, 224)  # and then the thresholds
     deal(row, v.size, tile)
     for g in range(v.size):
         radii[g] = u[g]
@@ -436,15 +514,15 @@ def thresholds_1(row, v, u, tile, limits):
 @register_jitable(fastmath=FAST)
 def project_1(y, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, l1 of y."""
-    memory = scratch.view(np.float32)
-    limits = memory[:224]
+    memory = view(scratch, np.float32)
+    limits = span(memory, 0, 224)
     spread = memory[224 :]
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
-        v = v0[start : stop]
-        u = u0[start : stop]
-        row = y[at + start * 9 : at + stop * 9]
+        v = span(v0, start, stop - start)
+        u = span(u0, start, stop - start)
+        row = span(y, at + start * 9, (stop - start) * 9)
         thresholds_1(row, v, u, spread, limits)
         for g in range(0, stop - start, 16):
             spread_9(limits, g, spread)
@@ -462,6 +540,8 @@ def project_1(y, v0, u0, scratch, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -474,7 +554,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
-    cells = carray(geometry, 47)
+    cells = fetch(geometry, 47)
     y_size = cells[0]
     blocks_0 = cells[7]
     step_0 = cells[8]
@@ -509,17 +589,17 @@ def project(y_at, x_at, geometry, work, desk):
         return 0
     resumes = read(desk, 1) != 0
     warm = read(desk, 2) != 0
-    y = carray(y_at, y_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slots_0 = memory[slots_0_at : slots_0_end]
-    limit_0 = memory[limit_0_at : limit_0_end]
-    counts_0 = memory[counts_0_at : counts_0_end]
-    count_0 = memory[count_0_at : count_0_end]
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slots_0 = span(memory, slots_0_at, slots_0_end - slots_0_at)
+    limit_0 = span(memory, limit_0_at, limit_0_end - limit_0_at)
+    counts_0 = span(memory, counts_0_at, counts_0_end - counts_0_at)
+    count_0 = span(memory, count_0_at, count_0_end - count_0_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 1, l1 of y
     if not resumes:
         done = 0
@@ -544,7 +624,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_0
             last = min(first + step_0, end_0)
-            aggregate_0(v0, slots_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            aggregate_0(v0, span(slots_0, block * total.size, total.size), first, last, axes_0)
             done += 1
         last_one = complete(desk, 2, done, blocks_0)
         if last_one:  # the levels above, up to the root
@@ -566,7 +646,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_0
             last = min(first + step_0, end_0)
-            excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+            excess_0(v0, limit_0, span(slots_0, block * total.size, total.size), span(counts_0, block * total.size, total.size), first, last, axes_0)
             done += 1
         if complete(desk, 3 + turn, done, blocks_0):
             searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
@@ -574,7 +654,7 @@ def project(y_at, x_at, geometry, work, desk):
                 for block in range(blocks_0):
                     first = block * step_0
                     last = min(first + step_0, end_0)
-                    excess_0(v0, limit_0, slots_0[block * total.size : (block + 1) * total.size], counts_0[block * total.size : (block + 1) * total.size], first, last, axes_0)
+                    excess_0(v0, limit_0, span(slots_0, block * total.size, total.size), span(counts_0, block * total.size, total.size), first, last, axes_0)
                 searching = newton_step_0(slots_0, counts_0, blocks_0, total, radius, limit_0, count_0, axes_0)
             release(desk, 3 + turn, searching)
         if wait(desk, 3 + turn) == 0:

@@ -13,11 +13,83 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 STRIP = 512  # columns that are gathered from together
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses.
@@ -119,42 +191,36 @@ def along(y, g):
 
 
 @register_jitable(fastmath=FAST)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
-@register_jitable(fastmath=FAST)
 def gather_1(y, x, g, sums, tallies, first, last, axes):
     """Sums over the groups of level 1, l1 of y, for the gradients of their radii."""
     n1, s0 = axes[1], axes[2]
-    sums[0 : n1] = 0
-    tallies[0 : n1] = 0
-    sums_run = sums[0 : n1]
-    tallies_run = tallies[0 : n1]
+    span(sums, 0, n1)[:] = 0
+    span(tallies, 0, n1)[:] = 0
+    sums_run = span(sums, 0, n1)
+    tallies_run = span(tallies, 0, n1)
     for begin in range(0, sums_run.size, STRIP):
-        end = min(begin + STRIP, sums_run.size)
-        a = sums_run[begin:end]
-        n = tallies_run[begin:end]
+        width = min(STRIP, sums_run.size - begin)
+        a = span(sums_run, begin, width)
+        n = span(tallies_run, begin, width)
         whole = last - (last - first) % 2
         for i0 in range(first, whole, 2):
             at = i0 * s0
-            y_row_0 = y[at + begin : at + end]
-            x_row_0 = x[at + begin : at + end]
-            g_row_0 = g[at + begin : at + end]
+            y_row_0 = span(y, at + begin, width)
+            x_row_0 = span(x, at + begin, width)
+            g_row_0 = span(g, at + begin, width)
             at = i0 * s0 + 1 * s0
-            y_row_1 = y[at + begin : at + end]
-            x_row_1 = x[at + begin : at + end]
-            g_row_1 = g[at + begin : at + end]
+            y_row_1 = span(y, at + begin, width)
+            x_row_1 = span(x, at + begin, width)
+            g_row_1 = span(g, at + begin, width)
             for j in range(a.size):
                 a[j] += (chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0))) + (chosen(x_row_1[j] != 0, along(y_row_1[j], g_row_1[j]), np.float64(0)))
             for j in range(n.size):
                 n[j] += (chosen(x_row_0[j] != 0, np.float64(1), np.float64(0))) + (chosen(x_row_1[j] != 0, np.float64(1), np.float64(0)))
         for i0 in range(whole, last):
             at = i0 * s0
-            y_row_0 = y[at + begin : at + end]
-            x_row_0 = x[at + begin : at + end]
-            g_row_0 = g[at + begin : at + end]
+            y_row_0 = span(y, at + begin, width)
+            x_row_0 = span(x, at + begin, width)
+            g_row_0 = span(g, at + begin, width)
             for j in range(a.size):
                 a[j] += chosen(x_row_0[j] != 0, along(y_row_0[j], g_row_0[j]), np.float64(0))
             for j in range(n.size):
@@ -183,9 +249,9 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
     n = 0.0
     if 0 < radii[group] < values[group]:
         at = 0
-        y_row = y[at : at + n0]
-        x_row = x[at : at + n0]
-        g_row = g[at : at + n0]
+        y_row = span(y, at, n0)
+        x_row = span(x, at, n0)
+        g_row = span(g, at, n0)
         for j in range(y_row.size):
             a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
             n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
@@ -218,10 +284,10 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     n0 = axes[0]
     group = 0
     at = 0
-    y_row = y[at : at + n0]
-    x_row = x[at : at + n0]
-    g_row = g[at : at + n0]
-    out_row = out[at : at + n0]
+    y_row = span(y, at, n0)
+    x_row = span(x, at, n0)
+    g_row = span(g, at, n0)
+    out_row = span(out, at, n0)
     if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
@@ -250,15 +316,15 @@ def weigh_1(values, radii, sums, tallies, rise, floor, mean, lift):
 def share_1(y, x, g, out, floors, means, lifts, first, last, axes):
     """The gradients of the values of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
-    floor_row = floors[0 : n1]
-    mean_row = means[0 : n1]
-    lift_row = lifts[0 : n1]
+    floor_row = span(floors, 0, n1)
+    mean_row = span(means, 0, n1)
+    lift_row = span(lifts, 0, n1)
     for i0 in range(first, last):
         at = i0 * s0
-        y_row = y[at : at + n1]
-        x_row = x[at : at + n1]
-        g_row = g[at : at + n1]
-        out_row = out[at : at + n1]
+        y_row = span(y, at, n1)
+        x_row = span(x, at, n1)
+        g_row = span(g, at, n1)
+        out_row = span(out, at, n1)
         for j in range(y_row.size):
             floor = floor_row[j]
             mean = mean_row[j]
@@ -275,6 +341,8 @@ def share_1(y, x, g, out, floors, means, lifts, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -283,7 +351,7 @@ def pull(y_at, x_at, geometry, work, desk):
     `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
     desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
     """
-    cells = carray(geometry, 47)
+    cells = fetch(geometry, 47)
     y_size = cells[0]
     blocks_1 = cells[12]
     step_1 = cells[13]
@@ -325,26 +393,26 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slope = memory[slope_at : slope_end]
-    h0 = memory[h0_at : h0_end]
-    sums_0 = memory[sums_0_at : sums_0_end]
-    tallies_0 = memory[tallies_0_at : tallies_0_end]
-    floor_0 = memory[floor_0_at : floor_0_end]
-    mean_0 = memory[mean_0_at : mean_0_end]
-    sums_1 = memory[sums_1_at : sums_1_end]
-    tallies_1 = memory[tallies_1_at : tallies_1_end]
-    floor_1 = memory[floor_1_at : floor_1_end]
-    mean_1 = memory[mean_1_at : mean_1_end]
-    lift_1 = memory[lift_1_at : lift_1_end]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slope = span(memory, slope_at, slope_end - slope_at)
+    h0 = span(memory, h0_at, h0_end - h0_at)
+    sums_0 = span(memory, sums_0_at, sums_0_end - sums_0_at)
+    tallies_0 = span(memory, tallies_0_at, tallies_0_end - tallies_0_at)
+    floor_0 = span(memory, floor_0_at, floor_0_end - floor_0_at)
+    mean_0 = span(memory, mean_0_at, mean_0_end - mean_0_at)
+    sums_1 = span(memory, sums_1_at, sums_1_end - sums_1_at)
+    tallies_1 = span(memory, tallies_1_at, tallies_1_end - tallies_1_at)
+    floor_1 = span(memory, floor_1_at, floor_1_end - floor_1_at)
+    mean_1 = span(memory, mean_1_at, mean_1_end - mean_1_at)
+    lift_1 = span(memory, lift_1_at, lift_1_end - lift_1_at)
     # gather from level 1, l1 of y
     done = 0
     while True:

@@ -10,13 +10,91 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import get_or_insert_function, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -136,8 +214,8 @@ def spread_6_2(typing_context, limits, group, tile):
         at = builder.gep(tile, [builder.mul(args[1], word(3))])
         for i in range(0, 96, 16):
             groups = [j // 6 * 2 + j % 2 for j in range(i, i + 16)]
-            low = min(groups)
-            high = min((group for group in groups if group >= low + 16), default=low)
+            low = sorted(groups)[0]
+            high = next((group for group in sorted(groups) if group >= low + 16), low)
             lanes = [group - low if group < low + 16 else group - high + 16 for group in groups]
             parts = load(low), load(high)
             shuffled = builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(lane, 16), lanes))
@@ -154,8 +232,8 @@ def aggregate_1(y, v0, scratch, first, last, axes):
     at = 0
     for start in range(first, last, 672):
         stop = min(start + 672, last)
-        values = v0[start : stop]
-        row = y[at + start * 3 : at + stop * 3]
+        values = span(v0, start, stop - start)
+        row = span(y, at + start * 3, (stop - start) * 3)
         for g in range(values.size // 2):
             j = 6 * g
             a = np.float64(abs(row[j])) + np.float64(abs(row[j + 2])) + np.float64(abs(row[j + 4]))
@@ -169,7 +247,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -216,8 +294,8 @@ def project_0(v0, u0, total, radius, axes):
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v:
@@ -296,7 +374,7 @@ def sort_3_2(typing_context, tile, at):
 def thresholds_1(row, v, u, tile, limits):
     """The thresholds of groups of level 1, l1 of y, one after the other in `row`."""
     bundles = v.size // 2
-    radii = tile[2016 : 2688]  # and then the thresholds
+    radii = span(tile, 2016, 672)  # and then the thresholds
     for g in range(bundles):
         tile[g] = row[6 * g]
         tile[336 + g] = row[6 * g + 1]
@@ -320,17 +398,17 @@ def thresholds_1(row, v, u, tile, limits):
 @register_jitable(fastmath=FAST)
 def project_1(y, x, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, l1 of y."""
-    memory = scratch.view(np.float32)
-    limits = memory[:672]
+    memory = view(scratch, np.float32)
+    limits = span(memory, 0, 672)
     spread = memory[672 :]
     at = 0
     to = 0
     for start in range(first, last, 672):
         stop = min(start + 672, last)
-        v = v0[start : stop]
-        u = u0[start : stop]
-        row = y[at + start * 3 : at + stop * 3]
-        out = x[to + start * 3 : to + stop * 3]
+        v = span(v0, start, stop - start)
+        u = span(u0, start, stop - start)
+        row = span(y, at + start * 3, (stop - start) * 3)
+        out = span(x, to + start * 3, row.size)
         thresholds_1(row, v, u, spread, limits)
         for g in range(0, stop - start, 32):
             spread_6_2(limits, g, spread)
@@ -348,6 +426,8 @@ def project_1(y, x, v0, u0, scratch, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -360,7 +440,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 39)
+    cells = fetch(geometry, 39)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[21]
@@ -384,14 +464,14 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 1, l1 of y
     last_one = seat == 0
     if not resumes:

@@ -10,12 +10,90 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -104,7 +182,7 @@ def wait(desk, phase):
 def up(x):
     """The smallest float32 that is not below x, or 0."""
     near = np.float32(max(x, 0.0))
-    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
+    return near if near >= x else view(np.int32(view(near, np.int32) + 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -125,7 +203,7 @@ def check(total, radius):
 def aggregate_1(y, v0, scratch, first, last, axes):
     """The values of the groups of level 1, l1 of y."""
     n1, n2, s0 = axes[1], axes[2], axes[3]
-    sums = scratch[:144]
+    sums = span(scratch, 0, 144)
     for i0 in range(first, last):
         at = i0 * s0
         end = at + 9 * n1
@@ -147,7 +225,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -194,8 +272,8 @@ def project_0(v0, u0, total, radius, axes):
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v:
@@ -249,16 +327,16 @@ def newton_1(row, v, u, guess):
 def project_1(y, x, v0, u0, scratch, first, last, axes):
     """Project the groups of level 1, l1 of y."""
     n1, n2, s0, t0 = axes[1], axes[2], axes[3], axes[6]
-    memory = scratch.view(np.float32)
-    limits = memory[:576]
-    group = memory[576 : 576 + n1]
+    memory = view(scratch, np.float32)
+    limits = span(memory, 0, 576)
+    group = span(memory, 576, n1)
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     for i0 in range(first, last):
         at = i0 * s0
-        run = y[at : at + 9 * group.size]
+        run = span(y, at, 9 * group.size)
         to = i0 * t0
-        out = x[to : to + run.size]
+        out = span(x, to, run.size)
         g = i0 * n2
         for j in range(9):
             v = v0[g + j]
@@ -295,6 +373,8 @@ def project_1(y, x, v0, u0, scratch, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -307,7 +387,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 42)
+    cells = fetch(geometry, 42)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[24]
@@ -331,14 +411,14 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 1, l1 of y
     last_one = seat == 0
     if not resumes:

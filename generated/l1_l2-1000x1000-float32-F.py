@@ -12,12 +12,90 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -112,7 +190,7 @@ def square(x):
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+    return near if near <= x else view(np.int32(view(near, np.int32) - 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -133,23 +211,23 @@ def check(total, radius):
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l2 of y."""
     n1, s0 = axes[1], axes[2]
-    slot[0 : n1] = 0
-    values = slot[0 : n1]
+    span(slot, 0, n1)[:] = 0
+    values = span(slot, 0, n1)
     whole = last - (last - first) % 4
     for i0 in range(first, whole, 4):
         at = i0 * s0
-        row_0 = y[at : at + n1]
+        row_0 = span(y, at, n1)
         at_1 = at + s0
-        row_1 = y[at_1 : at_1 + n1]
+        row_1 = span(y, at_1, n1)
         at_2 = at_1 + s0
-        row_2 = y[at_2 : at_2 + n1]
+        row_2 = span(y, at_2, n1)
         at_3 = at_2 + s0
-        row_3 = y[at_3 : at_3 + n1]
+        row_3 = span(y, at_3, n1)
         for j in range(values.size):
             values[j] = values[j] + (square(row_0[j]) + square(row_1[j]) + square(row_2[j]) + square(row_3[j]))
     for i0 in range(whole, last):
         at = i0 * s0
-        row = y[at : at + n1]
+        row = span(y, at, n1)
         for j in range(values.size):
             values[j] = values[j] + square(row[j])
 
@@ -160,12 +238,12 @@ def combine_1(slots, blocks, v0, axes):
     n1, lanes = axes[1], axes[7]
     columns = v0.size * lanes
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = slots[j] + slot[j]
     width = n1 // lanes
     for g in range(0, v0.size, width):
-        row = slots[g * lanes : (g + width) * lanes]
+        row = span(slots, g * lanes, width * lanes)
         left = lanes
         while left > 1:  # half of them onto the others, in one long loop
             half = left // 2
@@ -181,7 +259,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -228,8 +306,8 @@ def project_0(v0, u0, total, radius, axes):
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v:
@@ -252,7 +330,7 @@ def limits_1(v0, u0, limit, axes):
     n1, lanes = axes[1], axes[7]
     width = n1 // lanes
     for g in range(0, v0.size, width):
-        row = limit[g * lanes : (g + width) * lanes]
+        row = span(limit, g * lanes, width * lanes)
         for j in range(width):
             u = u0[g + j]
             v = v0[g + j]
@@ -269,12 +347,12 @@ def limits_1(v0, u0, limit, axes):
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l2 of y."""
     n1, s0, t0 = axes[1], axes[2], axes[4]
-    limits = limit[0 : n1]
+    limits = span(limit, 0, n1)
     for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
-        row = y[at : at + n1]
-        out = x[to : to + n1]
+        row = span(y, at, n1)
+        out = span(x, to, n1)
         for j in range(limits.size):
             t = limits[j]
             out[j] = row[j] * t
@@ -289,6 +367,8 @@ def project_1(y, x, limit, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -301,7 +381,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 41)
+    cells = fetch(geometry, 41)
     y_size = cells[0]
     x_size = cells[1]
     lanes_1 = cells[20]
@@ -328,15 +408,15 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slots_1 = memory[slots_1_at : slots_1_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slots_1 = span(memory, slots_1_at, slots_1_end - slots_1_at)
+    limit_1 = view(span(memory, limit_1_at, limit_1_end - limit_1_at), np.float32)
     # sweep 1: aggregate level 1, l2 of y
     last_one = seat == 0
     if not resumes:
@@ -347,7 +427,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            aggregate_1(y, slots_1[block * v0.size * lanes_1 : (block + 1) * v0.size * lanes_1], first, last, axes_1)
+            aggregate_1(y, span(slots_1, block * v0.size * lanes_1, v0.size * lanes_1), first, last, axes_1)
             done += 1
         last_one = complete(desk, 1, done, blocks_1)
         if last_one:  # the levels above, up to the root

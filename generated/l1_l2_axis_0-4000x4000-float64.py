@@ -12,12 +12,72 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -127,47 +187,47 @@ def check(total, radius, resumes):
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l2 of y."""
     n1, s0 = axes[1], axes[2]
-    slot[0 : n1] = 0
-    values = slot[0 : n1]
+    span(slot, 0, n1)[:] = 0
+    values = span(slot, 0, n1)
     whole = last - (last - first) % 16
     for i0 in range(first, whole, 16):
         at = i0 * s0
-        row_0 = y[at : at + n1]
+        row_0 = span(y, at, n1)
         at_1 = at + s0
-        row_1 = y[at_1 : at_1 + n1]
+        row_1 = span(y, at_1, n1)
         at_2 = at_1 + s0
-        row_2 = y[at_2 : at_2 + n1]
+        row_2 = span(y, at_2, n1)
         at_3 = at_2 + s0
-        row_3 = y[at_3 : at_3 + n1]
+        row_3 = span(y, at_3, n1)
         at_4 = at_3 + s0
-        row_4 = y[at_4 : at_4 + n1]
+        row_4 = span(y, at_4, n1)
         at_5 = at_4 + s0
-        row_5 = y[at_5 : at_5 + n1]
+        row_5 = span(y, at_5, n1)
         at_6 = at_5 + s0
-        row_6 = y[at_6 : at_6 + n1]
+        row_6 = span(y, at_6, n1)
         at_7 = at_6 + s0
-        row_7 = y[at_7 : at_7 + n1]
+        row_7 = span(y, at_7, n1)
         at_8 = at_7 + s0
-        row_8 = y[at_8 : at_8 + n1]
+        row_8 = span(y, at_8, n1)
         at_9 = at_8 + s0
-        row_9 = y[at_9 : at_9 + n1]
+        row_9 = span(y, at_9, n1)
         at_10 = at_9 + s0
-        row_10 = y[at_10 : at_10 + n1]
+        row_10 = span(y, at_10, n1)
         at_11 = at_10 + s0
-        row_11 = y[at_11 : at_11 + n1]
+        row_11 = span(y, at_11, n1)
         at_12 = at_11 + s0
-        row_12 = y[at_12 : at_12 + n1]
+        row_12 = span(y, at_12, n1)
         at_13 = at_12 + s0
-        row_13 = y[at_13 : at_13 + n1]
+        row_13 = span(y, at_13, n1)
         at_14 = at_13 + s0
-        row_14 = y[at_14 : at_14 + n1]
+        row_14 = span(y, at_14, n1)
         at_15 = at_14 + s0
-        row_15 = y[at_15 : at_15 + n1]
+        row_15 = span(y, at_15, n1)
         for j in range(values.size):
             values[j] = values[j] + (square(row_0[j]) + square(row_1[j]) + square(row_2[j]) + square(row_3[j]) + square(row_4[j]) + square(row_5[j]) + square(row_6[j]) + square(row_7[j]) + square(row_8[j]) + square(row_9[j]) + square(row_10[j]) + square(row_11[j]) + square(row_12[j]) + square(row_13[j]) + square(row_14[j]) + square(row_15[j]))
     for i0 in range(whole, last):
         at = i0 * s0
-        row = y[at : at + n1]
+        row = span(y, at, n1)
         for j in range(values.size):
             values[j] = values[j] + square(row[j])
 
@@ -177,7 +237,7 @@ def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l2 of y."""
     columns = v0.size
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = slots[j] + slot[j]
     for g in range(columns):
@@ -189,7 +249,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -236,8 +296,8 @@ def project_0(v0, u0, total, radius, axes):
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v:
@@ -267,12 +327,12 @@ def limits_1(v0, u0, limit):
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l2 of y."""
     n1, s0, t0 = axes[1], axes[2], axes[4]
-    limits = limit[0 : n1]
+    limits = span(limit, 0, n1)
     for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
-        row = y[at : at + n1]
-        out = x[to : to + n1]
+        row = span(y, at, n1)
+        out = span(x, to, n1)
         for j in range(limits.size):
             t = limits[j]
             out[j] = row[j] * t
@@ -287,6 +347,8 @@ def project_1(y, x, limit, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -299,7 +361,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 41)
+    cells = fetch(geometry, 41)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[21]
@@ -325,15 +387,15 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slots_1 = memory[slots_1_at : slots_1_end]
-    limit_1 = memory[limit_1_at : limit_1_end]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slots_1 = span(memory, slots_1_at, slots_1_end - slots_1_at)
+    limit_1 = span(memory, limit_1_at, limit_1_end - limit_1_at)
     # sweep 1: aggregate level 1, l2 of y
     last_one = seat == 0
     if not resumes:
@@ -344,7 +406,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            aggregate_1(y, span(slots_1, block * v0.size, v0.size), first, last, axes_1)
             done += 1
         last_one = complete(desk, 1, done, blocks_1)
         if last_one:  # the levels above, up to the root

@@ -14,11 +14,101 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses.
@@ -119,17 +209,11 @@ def along(y, g):
     return g if y > 0 else -g
 
 
-@register_jitable(fastmath=FAST)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
 @register_jitable
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+    return near if near <= x else view(np.int32(view(near, np.int32) - 1), np.float32)
 
 
 @intrinsic
@@ -166,20 +250,20 @@ def prepare_2(values, radii, limit, top):
 @register_jitable(fastmath=FAST)
 def gather_2(y, g, limits, tops, sums, tallies, scratch, first, last, axes):
     """Sums over the groups of level 2, linf of y, for the gradients of their radii."""
-    memory = scratch.view(np.float32)
-    a = memory[0 : 2080]
-    n = memory[2080 : 4160]
-    limit_row = memory[4160 : 6240]
-    top_row = memory[6240 : 8320]
+    memory = view(scratch, np.float32)
+    a = span(memory, 0, 2080)
+    n = span(memory, 2080, 2080)
+    limit_row = span(memory, 4160, 2080)
+    top_row = span(memory, 6240, 2080)
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
-        y_row = y[at + start * 9 : at + stop * 9]
-        g_row = g[at + start * 9 : at + stop * 9]
-        known = limits[start : stop]
+        y_row = span(y, at + start * 9, (stop - start) * 9)
+        g_row = span(g, at + start * 9, (stop - start) * 9)
+        known = span(limits, start, stop - start)
         for group in range(0, known.size, 16):
             spread_9(known, group, limit_row)
-        known = tops[start : stop]
+        known = span(tops, start, stop - start)
         for group in range(0, known.size, 16):
             spread_9(known, group, top_row)
         for j in range(y_row.size):
@@ -215,8 +299,8 @@ def gather_1(y, g, values, radii, sums, axes):
         a = 0.0
         if 0 < radii[group] < values[group]:
             at = i0 * s0
-            y_row = y[at : at + n1]
-            g_row = g[at : at + n1]
+            y_row = span(y, at, n1)
+            g_row = span(g, at, n1)
             for j in range(y_row.size):
                 a += np.float64(y_row[j]) * np.float64(g_row[j])
         sums[group] = a
@@ -239,9 +323,9 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
     n = 0.0
     if 0 < radii[group] < values[group]:
         at = 0
-        y_row = y[at : at + n0]
-        x_row = x[at : at + n0]
-        g_row = g[at : at + n0]
+        y_row = span(y, at, n0)
+        x_row = span(x, at, n0)
+        g_row = span(g, at, n0)
         for j in range(y_row.size):
             a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
             n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
@@ -274,10 +358,10 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     n0 = axes[0]
     group = 0
     at = 0
-    y_row = y[at : at + n0]
-    x_row = x[at : at + n0]
-    g_row = g[at : at + n0]
-    out_row = out[at : at + n0]
+    y_row = span(y, at, n0)
+    x_row = span(x, at, n0)
+    g_row = span(g, at, n0)
+    out_row = span(out, at, n0)
     if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
@@ -309,9 +393,9 @@ def share_1(y, g, out, values, radii, scales, tilts, axes):
     for i0 in range(0, n0):
         group = i0
         at = i0 * s0
-        y_row = y[at : at + n1]
-        g_row = g[at : at + n1]
-        out_row = out[at : at + n1]
+        y_row = span(y, at, n1)
+        g_row = span(g, at, n1)
+        out_row = span(out, at, n1)
         # nothing rises to groups that vanish or are inside: the level above is the root
         if radii[group] <= 0:
             for j in range(y_row.size):
@@ -337,23 +421,23 @@ def weigh_2(tallies, rise, lift):
 @register_jitable(fastmath=FAST)
 def share_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
     """The gradients of the values of level 2, linf of y."""
-    memory = scratch.view(np.float32)
-    limit_row = memory[0 : 2080]
-    top_row = memory[2080 : 4160]
-    lift_row = memory[4160 : 6240]
+    memory = view(scratch, np.float32)
+    limit_row = span(memory, 0, 2080)
+    top_row = span(memory, 2080, 2080)
+    lift_row = span(memory, 4160, 2080)
     at = 0
     for start in range(first, last, 224):
         stop = min(start + 224, last)
-        y_row = y[at + start * 9 : at + stop * 9]
-        g_row = g[at + start * 9 : at + stop * 9]
-        out_row = out[at + start * 9 : at + stop * 9]
-        known = limits[start : stop]
+        y_row = span(y, at + start * 9, (stop - start) * 9)
+        g_row = span(g, at + start * 9, (stop - start) * 9)
+        out_row = span(out, at + start * 9, (stop - start) * 9)
+        known = span(limits, start, stop - start)
         for group in range(0, known.size, 16):
             spread_9(known, group, limit_row)
-        known = tops[start : stop]
+        known = span(tops, start, stop - start)
         for group in range(0, known.size, 16):
             spread_9(known, group, top_row)
-        known = lifts[start : stop]
+        known = span(lifts, start, stop - start)
         for group in range(0, known.size, 16):
             spread_9(known, group, lift_row)
         for j in range(y_row.size):
@@ -372,6 +456,8 @@ def share_2(y, g, out, limits, tops, lifts, scratch, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -380,7 +466,7 @@ def pull(y_at, x_at, geometry, work, desk):
     `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
     desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
     """
-    cells = carray(geometry, 68)
+    cells = fetch(geometry, 68)
     y_size = cells[0]
     blocks_2 = cells[19]
     step_2 = cells[20]
@@ -437,32 +523,32 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    y = carray(y_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    v1 = memory[v1_at : v1_end]
-    u1 = memory[u1_at : u1_end]
-    slope = memory[slope_at : slope_end]
-    h0 = memory[h0_at : h0_end]
-    h1 = memory[h1_at : h1_end]
-    sums_0 = memory[sums_0_at : sums_0_end]
-    tallies_0 = memory[tallies_0_at : tallies_0_end]
-    floor_0 = memory[floor_0_at : floor_0_end]
-    mean_0 = memory[mean_0_at : mean_0_end]
-    sums_1 = memory[sums_1_at : sums_1_end]
-    scale_1 = memory[scale_1_at : scale_1_end]
-    tilt_1 = memory[tilt_1_at : tilt_1_end]
-    sums_2 = memory[sums_2_at : sums_2_end]
-    tallies_2 = memory[tallies_2_at : tallies_2_end]
-    limit_2 = memory[limit_2_at : limit_2_end].view(np.float32)
-    top_2 = memory[top_2_at : top_2_end].view(np.float32)
-    lift_2 = memory[lift_2_at : lift_2_end].view(np.float32)
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    v1 = span(memory, v1_at, v1_end - v1_at)
+    u1 = span(memory, u1_at, u1_end - u1_at)
+    slope = span(memory, slope_at, slope_end - slope_at)
+    h0 = span(memory, h0_at, h0_end - h0_at)
+    h1 = span(memory, h1_at, h1_end - h1_at)
+    sums_0 = span(memory, sums_0_at, sums_0_end - sums_0_at)
+    tallies_0 = span(memory, tallies_0_at, tallies_0_end - tallies_0_at)
+    floor_0 = span(memory, floor_0_at, floor_0_end - floor_0_at)
+    mean_0 = span(memory, mean_0_at, mean_0_end - mean_0_at)
+    sums_1 = span(memory, sums_1_at, sums_1_end - sums_1_at)
+    scale_1 = span(memory, scale_1_at, scale_1_end - scale_1_at)
+    tilt_1 = span(memory, tilt_1_at, tilt_1_end - tilt_1_at)
+    sums_2 = span(memory, sums_2_at, sums_2_end - sums_2_at)
+    tallies_2 = span(memory, tallies_2_at, tallies_2_end - tallies_2_at)
+    limit_2 = view(span(memory, limit_2_at, limit_2_end - limit_2_at), np.float32)
+    top_2 = view(span(memory, top_2_at, top_2_end - top_2_at), np.float32)
+    lift_2 = view(span(memory, lift_2_at, lift_2_end - lift_2_at), np.float32)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     if seat == 0:
         prepare_2(v1, u1, limit_2, top_2)
         release(desk, 1, 0)

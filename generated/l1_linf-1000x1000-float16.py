@@ -10,7 +10,7 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import ir
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
@@ -19,6 +19,84 @@ FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
 MAGNITUDE_16 = np.int16(0x7FFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -113,20 +191,20 @@ def widen_by_steps(stored):
     """The same from the bits: an exponent starts 112 later, and that of NaN and inf is the last."""
     magnitude = np.int32(stored & np.int16(0x7FFF))
     sign = np.int32(np.int32(stored) & np.int32(-0x80000000))
-    scaled = np.int32(magnitude << 13).view(np.float32) * np.float32(2.0**112)
+    scaled = view(np.int32(magnitude << 13), np.float32) * np.float32(2.0**112)
     last = np.int32(0x7F800000) if magnitude >= 0x7C00 else np.int32(0)
-    return np.int32(np.float32(scaled).view(np.int32) | last | sign).view(np.float32)
+    return view(np.int32(view(np.float32(scaled), np.int32) | last | sign), np.float32)
 
 
 @register_jitable
 def narrow_by_steps(x):
     """The same from the bits; below 2**-14, a sum with 1/2 has as many of them as are kept."""
-    bits = np.float32(x).view(np.int32)
+    bits = view(np.float32(x), np.int32)
     magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
     odd = np.int32(magnitude >> 13) & np.int32(1)
     near = np.int32(np.int32(magnitude - np.int32(112 << 23) + np.int32(0xFFF) + odd) >> 13)
-    sum_with_half = np.float32(magnitude.view(np.float32) + np.float32(0.5))
-    small = np.int32(sum_with_half.view(np.int32) - np.int32(0x3F000000))
+    sum_with_half = np.float32(view(magnitude, np.float32) + np.float32(0.5))
+    small = np.int32(view(sum_with_half, np.int32) - np.int32(0x3F000000))
     rounded = min(near, np.int32(0x7C00)) if magnitude >= np.int32(0x38800000) else small
     return np.int16(rounded | np.int32(np.int32(bits >> 16) & np.int32(-0x8000)))
 
@@ -160,7 +238,7 @@ def wait(desk, phase):
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+    return near if near <= x else view(np.int32(view(near, np.int32) - 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -183,7 +261,7 @@ def aggregate_1(y, v0, first, last, axes):
     n1, s0 = axes[1], axes[2]
     for i0 in range(first, last):
         at = i0 * s0
-        row = y[at : at + n1]
+        row = span(y, at, n1)
         a = np.int16(0)
         for j in range(row.size):
             a = max(a, np.int16(row[j] & MAGNITUDE_16))
@@ -195,7 +273,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l1 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + np.float64(abs(row[j]))
@@ -242,8 +320,8 @@ def project_0(v0, u0, total, radius, axes):
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v:
@@ -267,8 +345,8 @@ def project_1(y, x, v0, u0, first, last, axes):
     for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
-        row = y[at : at + n1]
-        out = x[to : to + n1]
+        row = span(y, at, n1)
+        out = span(x, to, n1)
         v = v0[i0]
         u = u0[i0]
         if u >= v:
@@ -293,6 +371,8 @@ def project_1(y, x, v0, u0, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -305,7 +385,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 37)
+    cells = fetch(geometry, 37)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[21]
@@ -327,13 +407,13 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
     # sweep 1: aggregate level 1, linf of y
     last_one = seat == 0
     if not resumes:

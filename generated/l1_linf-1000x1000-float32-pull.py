@@ -13,11 +13,101 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 CHUNK = 1024  # values of a sum in float32: longer ones are in float64
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
+
+
+@intrinsic
+def chosen(typing_context, yes, a, b):
+    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args[1:], signature.args[1:]))
+        return builder.select(args[0], a, b)
+
+    return kind(types.boolean, a, b), codegen
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cells 1 and 2 have addresses.
@@ -118,17 +208,11 @@ def along(y, g):
     return g if y > 0 else -g
 
 
-@register_jitable(fastmath=FAST)
-def chosen(yes, a, b):
-    """`a` if yes, else `b`: both are at hand, so a loop of it is made of vectors."""
-    return a if yes else b
-
-
 @register_jitable
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+    return near if near <= x else view(np.int32(view(near, np.int32) - 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -150,8 +234,8 @@ def gather_1(y, g, values, radii, limits, tops, sums, tallies, first, last, axes
         n = 0.0
         if 0 < radii[group] < values[group]:
             at = i0 * s0
-            y_row = y[at : at + n1]
-            g_row = g[at : at + n1]
+            y_row = span(y, at, n1)
+            g_row = span(g, at, n1)
             limit, top = limits[group], tops[group]
             for start in range(0, y_row.size, CHUNK):
                 y_part = y_row[start : start + CHUNK]
@@ -184,9 +268,9 @@ def gather_0(y, x, g, values, radii, sums, tallies, axes):
     n = 0.0
     if 0 < radii[group] < values[group]:
         at = 0
-        y_row = y[at : at + n0]
-        x_row = x[at : at + n0]
-        g_row = g[at : at + n0]
+        y_row = span(y, at, n0)
+        x_row = span(x, at, n0)
+        g_row = span(g, at, n0)
         for j in range(y_row.size):
             a += chosen(x_row[j] != 0, along(y_row[j], g_row[j]), np.float64(0))
             n += chosen(x_row[j] != 0, np.float64(1), np.float64(0))
@@ -219,10 +303,10 @@ def share_0(y, x, g, out, values, radii, floors, means, axes):
     n0 = axes[0]
     group = 0
     at = 0
-    y_row = y[at : at + n0]
-    x_row = x[at : at + n0]
-    g_row = g[at : at + n0]
-    out_row = out[at : at + n0]
+    y_row = span(y, at, n0)
+    x_row = span(x, at, n0)
+    g_row = span(g, at, n0)
+    out_row = span(out, at, n0)
     if radii[group] <= 0:
         for j in range(y_row.size):
             out_row[j] = 0
@@ -251,9 +335,9 @@ def share_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
     for i0 in range(first, last):
         group = i0
         at = i0 * s0
-        y_row = y[at : at + n1]
-        g_row = g[at : at + n1]
-        out_row = out[at : at + n1]
+        y_row = span(y, at, n1)
+        g_row = span(g, at, n1)
+        out_row = span(out, at, n1)
         # nothing rises to groups that vanish or are inside: the level above is the root
         if radii[group] <= 0:
             for j in range(y_row.size):
@@ -278,6 +362,8 @@ def share_1(y, g, out, values, radii, limits, tops, lifts, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def pull(y_at, x_at, geometry, work, desk):
@@ -286,7 +372,7 @@ def pull(y_at, x_at, geometry, work, desk):
     `geometry` holds extents and strides; `work` what the projection of y to x found, and room. The
     desk's cells 1 and 2 have the addresses of the projection's gradient and of the result.
     """
-    cells = carray(geometry, 47)
+    cells = fetch(geometry, 47)
     y_size = cells[0]
     blocks_1 = cells[12]
     step_1 = cells[13]
@@ -328,25 +414,25 @@ def pull(y_at, x_at, geometry, work, desk):
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
-    y = carray(y_at, y_size)
-    g = carray(pointer(read(desk, 1)), y_size)
-    out = carray(pointer(read(desk, 2)), y_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slope = memory[slope_at : slope_end]
-    h0 = memory[h0_at : h0_end]
-    sums_0 = memory[sums_0_at : sums_0_end]
-    tallies_0 = memory[tallies_0_at : tallies_0_end]
-    floor_0 = memory[floor_0_at : floor_0_end]
-    mean_0 = memory[mean_0_at : mean_0_end]
-    sums_1 = memory[sums_1_at : sums_1_end]
-    tallies_1 = memory[tallies_1_at : tallies_1_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
-    top_1 = memory[top_1_at : top_1_end].view(np.float32)
-    lift_1 = memory[lift_1_at : lift_1_end].view(np.float32)
+    y = span(y_at, 0, y_size)
+    g = span(pointer(read(desk, 1)), 0, y_size)
+    out = span(pointer(read(desk, 2)), 0, y_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slope = span(memory, slope_at, slope_end - slope_at)
+    h0 = span(memory, h0_at, h0_end - h0_at)
+    sums_0 = span(memory, sums_0_at, sums_0_end - sums_0_at)
+    tallies_0 = span(memory, tallies_0_at, tallies_0_end - tallies_0_at)
+    floor_0 = span(memory, floor_0_at, floor_0_end - floor_0_at)
+    mean_0 = span(memory, mean_0_at, mean_0_end - mean_0_at)
+    sums_1 = span(memory, sums_1_at, sums_1_end - sums_1_at)
+    tallies_1 = span(memory, tallies_1_at, tallies_1_end - tallies_1_at)
+    limit_1 = view(span(memory, limit_1_at, limit_1_end - limit_1_at), np.float32)
+    top_1 = view(span(memory, top_1_at, top_1_end - top_1_at), np.float32)
+    lift_1 = view(span(memory, lift_1_at, lift_1_end - lift_1_at), np.float32)
     if seat == 0:
         prepare_1(v0, u0, limit_1, top_1)
         release(desk, 1, 0)

@@ -10,13 +10,91 @@ Written by projgen, codegen 2.
 """
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
 MAGNITUDE_32 = np.int32(0x7FFFFFFF)  # all of a float's bits but its sign
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -105,7 +183,7 @@ def wait(desk, phase):
 def down(x):
     """The largest float32 that is not above x >= 0."""
     near = np.float32(x)
-    return near if near <= x else np.int32(near.view(np.int32) - 1).view(np.float32)
+    return near if near <= x else view(np.int32(view(near, np.int32) - 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -126,26 +204,26 @@ def check(total, radius):
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, linf of y."""
     n0, n2, s0, s1 = axes[0], axes[2], axes[3], axes[4]
-    bits = y.view(np.int32)
+    bits = view(y, np.int32)
     for i0 in range(0, n0):
-        slot[i0 * n2 : i0 * n2 + n2] = 0
+        span(slot, i0 * n2, n2)[:] = 0
     for i0 in range(0, n0):
-        values = slot[i0 * n2 : i0 * n2 + n2]
+        values = span(slot, i0 * n2, n2)
         whole = last - (last - first) % 4
         for i1 in range(first, whole, 4):
             at = i0 * s0 + i1 * s1
-            row_0 = bits[at : at + n2]
+            row_0 = span(bits, at, n2)
             at_1 = at + s1
-            row_1 = bits[at_1 : at_1 + n2]
+            row_1 = span(bits, at_1, n2)
             at_2 = at_1 + s1
-            row_2 = bits[at_2 : at_2 + n2]
+            row_2 = span(bits, at_2, n2)
             at_3 = at_2 + s1
-            row_3 = bits[at_3 : at_3 + n2]
+            row_3 = span(bits, at_3, n2)
             for j in range(values.size):
                 values[j] = max(values[j], max(max(np.int32(row_0[j] & MAGNITUDE_32), np.int32(row_1[j] & MAGNITUDE_32)), max(np.int32(row_2[j] & MAGNITUDE_32), np.int32(row_3[j] & MAGNITUDE_32))))
         for i1 in range(whole, last):
             at = i0 * s0 + i1 * s1
-            row = bits[at : at + n2]
+            row = span(bits, at, n2)
             for j in range(values.size):
                 values[j] = max(values[j], np.int32(row[j] & MAGNITUDE_32))
 
@@ -155,11 +233,11 @@ def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, linf of y."""
     columns = v0.size
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = max(slots[j], slot[j])
     for g in range(columns):
-        v0[g] = np.float64(np.int32(slots[g]).view(np.float32))
+        v0[g] = np.float64(view(np.int32(slots[g]), np.float32))
 
 
 @register_jitable(fastmath=FAST)
@@ -168,7 +246,7 @@ def aggregate_0(v0, total, axes):
     n0, n1, s0 = axes[0], axes[1], axes[2]
     for i0 in range(0, n0):
         at = i0 * s0
-        row = v0[at : at + n1]
+        row = span(v0, at, n1)
         a = 0.0
         for j in range(row.size):
             a = a + np.float64(abs(row[j]))
@@ -201,46 +279,46 @@ def exceed(y, limit, count, excess, above, first, last, axes):
     """Accumulate how far, and how often, the values of level 1, linf of y exceed their limits."""
     n0, n2, s0, s1 = axes[0], axes[2], axes[3], axes[4]
     for i0 in range(0, n0):
-        excess[i0 * n2 : i0 * n2 + n2] = 0
-        above[i0 * n2 : i0 * n2 + n2] = 0
+        span(excess, i0 * n2, n2)[:] = 0
+        span(above, i0 * n2, n2)[:] = 0
     for i0 in range(0, n0):
-        limits = limit[i0 * n2 : i0 * n2 + n2]
-        excesses = excess[i0 * n2 : i0 * n2 + n2]
-        aboves = above[i0 * n2 : i0 * n2 + n2]
+        limits = span(limit, i0 * n2, n2)
+        excesses = span(excess, i0 * n2, n2)
+        aboves = span(above, i0 * n2, n2)
         whole = last - (last - first) % 16
         for i1 in range(first, whole, 16):
             at = i0 * s0 + i1 * s1
-            row_0 = y[at : at + n2]
+            row_0 = span(y, at, n2)
             at_1 = at + s1
-            row_1 = y[at_1 : at_1 + n2]
+            row_1 = span(y, at_1, n2)
             at_2 = at_1 + s1
-            row_2 = y[at_2 : at_2 + n2]
+            row_2 = span(y, at_2, n2)
             at_3 = at_2 + s1
-            row_3 = y[at_3 : at_3 + n2]
+            row_3 = span(y, at_3, n2)
             at_4 = at_3 + s1
-            row_4 = y[at_4 : at_4 + n2]
+            row_4 = span(y, at_4, n2)
             at_5 = at_4 + s1
-            row_5 = y[at_5 : at_5 + n2]
+            row_5 = span(y, at_5, n2)
             at_6 = at_5 + s1
-            row_6 = y[at_6 : at_6 + n2]
+            row_6 = span(y, at_6, n2)
             at_7 = at_6 + s1
-            row_7 = y[at_7 : at_7 + n2]
+            row_7 = span(y, at_7, n2)
             at_8 = at_7 + s1
-            row_8 = y[at_8 : at_8 + n2]
+            row_8 = span(y, at_8, n2)
             at_9 = at_8 + s1
-            row_9 = y[at_9 : at_9 + n2]
+            row_9 = span(y, at_9, n2)
             at_10 = at_9 + s1
-            row_10 = y[at_10 : at_10 + n2]
+            row_10 = span(y, at_10, n2)
             at_11 = at_10 + s1
-            row_11 = y[at_11 : at_11 + n2]
+            row_11 = span(y, at_11, n2)
             at_12 = at_11 + s1
-            row_12 = y[at_12 : at_12 + n2]
+            row_12 = span(y, at_12, n2)
             at_13 = at_12 + s1
-            row_13 = y[at_13 : at_13 + n2]
+            row_13 = span(y, at_13, n2)
             at_14 = at_13 + s1
-            row_14 = y[at_14 : at_14 + n2]
+            row_14 = span(y, at_14, n2)
             at_15 = at_14 + s1
-            row_15 = y[at_15 : at_15 + n2]
+            row_15 = span(y, at_15, n2)
             for j in range(limits.size):
                 t = limits[j]
                 e = np.float32(0)
@@ -297,7 +375,7 @@ def exceed(y, limit, count, excess, above, first, last, axes):
                 aboves[j] += np.float64(n)
         for i1 in range(whole, last):
             at = i0 * s0 + i1 * s1
-            row_0 = y[at : at + n2]
+            row_0 = span(y, at, n2)
             for j in range(limits.size):
                 t = limits[j]
                 e = np.float32(0)
@@ -314,8 +392,8 @@ def step(excesses, counts, blocks, v0, radius, limit, count, theta, intercept, s
     """One Newton step for all limits; returns whether the search goes on."""
     n0, n1, s0, s1 = axes[0], axes[1], axes[2], axes[3]
     groups = v0.size
-    m = excesses[:groups]  # the tangents: m - theta * c
-    c = counts[:groups]
+    m = span(excesses, 0, groups)  # the tangents: m - theta * c
+    c = span(counts, 0, groups)
     moved = False
     for g in range(groups):
         if count[g] < 0:
@@ -380,12 +458,12 @@ def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, linf of y."""
     n0, n2, s0, s1, t0, t1 = axes[0], axes[2], axes[3], axes[4], axes[6], axes[7]
     for i0 in range(0, n0):
-        limits = limit[i0 * n2 : i0 * n2 + n2]
+        limits = span(limit, i0 * n2, n2)
         for i1 in range(first, last):
             at = i0 * s0 + i1 * s1
             to = i0 * t0 + i1 * t1
-            row = y[at : at + n2]
-            out = x[to : to + n2]
+            row = span(y, at, n2)
+            out = span(x, to, n2)
             for j in range(limits.size):
                 t = limits[j]
                 out[j] = min(max(row[j], -t), t)
@@ -400,6 +478,8 @@ def project_1(y, x, limit, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -412,7 +492,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again. A 1 in cell 2: it has the limits of an earlier call to start from.
     """
-    cells = carray(geometry, 57)
+    cells = fetch(geometry, 57)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[27]
@@ -449,20 +529,20 @@ def project(y_at, x_at, geometry, work, desk):
         return 0
     resumes = read(desk, 1) != 0
     warm = read(desk, 2) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    slots_1 = memory[slots_1_at : slots_1_end].view(np.int32)
-    excesses_1 = memory[excesses_1_at : excesses_1_end]
-    counts_1 = memory[counts_1_at : counts_1_end]
-    count_1 = memory[count_1_at : count_1_end]
-    theta = memory[theta_at : theta_end]
-    intercept = memory[intercept_at : intercept_end]
-    slope = memory[slope_at : slope_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    slots_1 = view(span(memory, slots_1_at, slots_1_end - slots_1_at), np.int32)
+    excesses_1 = span(memory, excesses_1_at, excesses_1_end - excesses_1_at)
+    counts_1 = span(memory, counts_1_at, counts_1_end - counts_1_at)
+    count_1 = span(memory, count_1_at, count_1_end - count_1_at)
+    theta = span(memory, theta_at, theta_end - theta_at)
+    intercept = span(memory, intercept_at, intercept_end - intercept_at)
+    slope = span(memory, slope_at, slope_end - slope_at)
+    limit_1 = view(span(memory, limit_1_at, limit_1_end - limit_1_at), np.float32)
     # sweep 1: aggregate level 1, linf of y
     last_one = seat == 0
     if not resumes:
@@ -473,7 +553,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            aggregate_1(y, span(slots_1, block * v0.size, v0.size), first, last, axes_1)
             done += 1
         last_one = complete(desk, 1, done, blocks_1)
         if last_one:  # the levels above, up to the root
@@ -496,7 +576,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            exceed(y, limit_1, count_1, excesses_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            exceed(y, limit_1, count_1, span(excesses_1, block * v0.size, v0.size), span(counts_1, block * v0.size, v0.size), first, last, axes_1)
             done += 1
         if complete(desk, 2 + turn, done, blocks_1):
             searching = step(excesses_1, counts_1, blocks_1, v0, radius, limit_1, count_1, theta, intercept, slope, axes_0)
@@ -504,7 +584,7 @@ def project(y_at, x_at, geometry, work, desk):
                 for block in range(blocks_1):
                     first = block * step_1
                     last = min(first + step_1, end_1)
-                    exceed(y, limit_1, count_1, excesses_1[block * v0.size : (block + 1) * v0.size], counts_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+                    exceed(y, limit_1, count_1, span(excesses_1, block * v0.size, v0.size), span(counts_1, block * v0.size, v0.size), first, last, axes_1)
                 searching = step(excesses_1, counts_1, blocks_1, v0, radius, limit_1, count_1, theta, intercept, slope, axes_0)
             release(desk, 2 + turn, searching)
         if wait(desk, 2 + turn) == 0:

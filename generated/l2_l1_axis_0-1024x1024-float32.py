@@ -12,13 +12,91 @@ Written by projgen, codegen 2.
 import math
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.cgutils import ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1e34  # norm: partial sums in float32 have room above it
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing_context, cells, number):
+    """The first cells behind a pointer."""
+    several = types.UniTuple(cells.dtype, number.literal_value)
+
+    def codegen(context, builder, signature, args):
+        places = [context.get_constant(types.intp, i) for i in range(len(several))]
+        found = [builder.load(builder.gep(args[0], [place])) for place in places]
+        return context.make_tuple(builder, several, found)
+
+    return several(cells, number), codegen
+
+
+def dense(context, builder, signature, data, size):
+    """Make an array of what lies in memory."""
+    array = context.make_array(signature.return_type)(context, builder)
+    itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+    array.data, array.nitems, array.itemsize = data, size, itemsize
+    array.shape = builder.insert_value(array.shape, size, 0)
+    array.strides = builder.insert_value(array.strides, itemsize, 0)
+    return array._getvalue()
+
+
+@intrinsic
+def span(typing_context, source, start, size):
+    """source[start : start + size], which lies inside it: a dense array, or behind a pointer."""
+    of_array = isinstance(source, types.Array)
+    assert not of_array or source.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(source)(context, builder, args[0]).data if of_array else args[0]
+        return dense(context, builder, signature, builder.gep(data, [args[1]]), args[2])
+
+    return types.Array(source.dtype, 1, "C")(source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def view(typing_context, x, dtype):
+    """x.view(dtype), of a dense array or a number."""
+    kind, of_array = dtype.dtype, isinstance(x, types.Array)
+    assert not of_array or x.layout == "C"
+
+    def codegen(context, builder, signature, args):
+        if not of_array:
+            return builder.bitcast(args[0], context.get_value_type(kind))
+        given = context.make_array(x)(context, builder, args[0])
+        had, has = (context.get_constant(types.intp, t.bitwidth) for t in (x.dtype, kind))
+        size = builder.udiv(builder.mul(given.nitems, had), has)
+        data = builder.bitcast(given.data, context.get_value_type(types.CPointer(kind)))
+        return dense(context, builder, signature, data, size)
+
+    return (types.Array(kind, 1, "C") if of_array else kind)(x, dtype), codegen
+
+
+def replaced(typing_context, a, b, order):
+    """A number, or another one where that comes before or after it: Python's `max` and `min`."""
+    kind = typing_context.unify_types(a, b)
+
+    def codegen(context, builder, signature, args):
+        a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        return builder.select(compare(order, b, a), b, a)
+
+    return kind(a, b), codegen
+
+
+@intrinsic
+def max(typing_context, a, b):
+    """The larger number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, ">")
+
+
+@intrinsic
+def min(typing_context, a, b):
+    """The smaller number; the first, if one is NaN."""
+    return replaced(typing_context, a, b, "<")
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
@@ -113,7 +191,7 @@ def square(x):
 def up(x):
     """The smallest float32 that is not below x, or 0."""
     near = np.float32(max(x, 0.0))
-    return near if near >= x else np.int32(near.view(np.int32) + 1).view(np.float32)
+    return near if near >= x else view(np.int32(view(near, np.int32) + 1), np.float32)
 
 
 @register_jitable(fastmath=FAST)
@@ -134,23 +212,23 @@ def check(total, radius):
 def aggregate_1(y, slot, first, last, axes):
     """Accumulate part of the groups of level 1, l1 of y."""
     n1, s0 = axes[1], axes[2]
-    slot[0 : n1] = 0
-    values = slot[0 : n1]
+    span(slot, 0, n1)[:] = 0
+    values = span(slot, 0, n1)
     whole = last - (last - first) % 4
     for i0 in range(first, whole, 4):
         at = i0 * s0
-        row_0 = y[at : at + n1]
+        row_0 = span(y, at, n1)
         at_1 = at + s0
-        row_1 = y[at_1 : at_1 + n1]
+        row_1 = span(y, at_1, n1)
         at_2 = at_1 + s0
-        row_2 = y[at_2 : at_2 + n1]
+        row_2 = span(y, at_2, n1)
         at_3 = at_2 + s0
-        row_3 = y[at_3 : at_3 + n1]
+        row_3 = span(y, at_3, n1)
         for j in range(values.size):
             values[j] = values[j] + (np.float64(abs(row_0[j])) + np.float64(abs(row_1[j])) + np.float64(abs(row_2[j])) + np.float64(abs(row_3[j])))
     for i0 in range(whole, last):
         at = i0 * s0
-        row = y[at : at + n1]
+        row = span(y, at, n1)
         for j in range(values.size):
             values[j] = values[j] + np.float64(abs(row[j]))
 
@@ -160,7 +238,7 @@ def combine_1(slots, blocks, v0):
     """Join what the blocks accumulated of level 1, l1 of y."""
     columns = v0.size
     for b in range(1, blocks):
-        slot = slots[b * columns : (b + 1) * columns]
+        slot = span(slots, b * columns, columns)
         for j in range(columns):
             slots[j] = slots[j] + slot[j]
     for g in range(columns):
@@ -172,7 +250,7 @@ def aggregate_0(v0, total, axes):
     """The values of the groups of level 0, l2 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
+    row = span(v0, at, n0)
     a = 0.0
     for j in range(row.size):
         a = a + square(row[j])
@@ -237,8 +315,8 @@ def project_0(v0, u0, total, radius, axes):
     """Project the groups of level 0, l2 of v0."""
     n0 = axes[0]
     at = 0
-    row = v0[at : at + n0]
-    out = u0[at : at + n0]
+    row = span(v0, at, n0)
+    out = span(u0, at, n0)
     v = total[0]
     u = radius[0]
     if u >= v and u > 0:
@@ -290,7 +368,7 @@ def newton_1(row, v, u, guess):
 def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     n0, s0, pitch = axes[0], axes[2], axes[6]
-    tile = scratch[8:].view(np.float32)
+    tile = view(span(scratch, 8, scratch.size - 8), np.float32)
     length = (n0 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
@@ -304,7 +382,7 @@ def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
             elif u <= 0:
                 limit[g] = np.inf
             else:
-                row = tile[length * j : length * j + n0]
+                row = span(tile, length * j, n0)
                 goal, count = newton_1(row, v, u, v * hint[0] - (u - v * hint[1]) * hint[2])
                 hint[0], hint[1], hint[2] = goal / v, u / v, 1 / count
                 limit[g] = up(goal)
@@ -314,12 +392,12 @@ def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
 def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l1 of y."""
     n1, s0, t0 = axes[1], axes[2], axes[4]
-    limits = limit[0 : n1]
+    limits = span(limit, 0, n1)
     for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
-        row = y[at : at + n1]
-        out = x[to : to + n1]
+        row = span(y, at, n1)
+        out = span(x, to, n1)
         for j in range(limits.size):
             t = limits[j]
             out[j] = row[j] - min(max(row[j], -t), t)
@@ -334,6 +412,8 @@ def project_1(y, x, limit, first, last, axes):
         types.CPointer(types.int64),
     ),
     fastmath=FAST,
+    error_model="numpy",
+    _nrt=False,
     cache=True,
 )
 def project(y_at, x_at, geometry, work, desk):
@@ -346,7 +426,7 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = carray(geometry, 45)
+    cells = fetch(geometry, 45)
     y_size = cells[0]
     x_size = cells[1]
     blocks_1 = cells[21]
@@ -379,17 +459,17 @@ def project(y_at, x_at, geometry, work, desk):
     if seat >= seats:
         return 0
     resumes = read(desk, 1) != 0
-    y = carray(y_at, y_size)
-    x = carray(x_at, x_size)
-    memory = carray(work, memory_size)
-    radius = memory[radius_at : radius_end]
-    total = memory[total_at : total_end]
-    v0 = memory[v0_at : v0_end]
-    u0 = memory[u0_at : u0_end]
-    slots_1 = memory[slots_1_at : slots_1_end]
-    limit_1 = memory[limit_1_at : limit_1_end].view(np.float32)
-    hints_1 = memory[hints_1_at : hints_1_end]
-    scratch = memory[scratch_at + seat * scratch_size : scratch_at + (seat + 1) * scratch_size]
+    y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
+    memory = span(work, 0, memory_size)
+    radius = span(memory, radius_at, radius_end - radius_at)
+    total = span(memory, total_at, total_end - total_at)
+    v0 = span(memory, v0_at, v0_end - v0_at)
+    u0 = span(memory, u0_at, u0_end - u0_at)
+    slots_1 = span(memory, slots_1_at, slots_1_end - slots_1_at)
+    limit_1 = view(span(memory, limit_1_at, limit_1_end - limit_1_at), np.float32)
+    hints_1 = span(memory, hints_1_at, hints_1_end - hints_1_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 1, l1 of y
     last_one = seat == 0
     if not resumes:
@@ -400,7 +480,7 @@ def project(y_at, x_at, geometry, work, desk):
                 break
             first = block * step_1
             last = min(first + step_1, end_1)
-            aggregate_1(y, slots_1[block * v0.size : (block + 1) * v0.size], first, last, axes_1)
+            aggregate_1(y, span(slots_1, block * v0.size, v0.size), first, last, axes_1)
             done += 1
         last_one = complete(desk, 1, done, blocks_1)
         if last_one:  # the levels above, up to the root
@@ -426,7 +506,7 @@ def project(y_at, x_at, geometry, work, desk):
         last = min(first + tile_step_1, tile_end_1)
         for i in range(3):
             scratch[i] = hints_1[i]
-        thresholds_1(y, v0, u0, limit_1, scratch[:8], scratch, first, last, axes_1)
+        thresholds_1(y, v0, u0, limit_1, span(scratch, 0, 8), scratch, first, last, axes_1)
         done += 1
     if complete(desk, 2, done, tile_blocks_1):
         release(desk, 2, 0)

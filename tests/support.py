@@ -223,6 +223,15 @@ def _carray(pointer: tuple[int, _Type], size: int) -> Array:
     return np.frombuffer(memory, dtype)
 
 
+def _span(source: Any, start: int, size: int) -> Array:
+    """Of an array, or of a pointer; all of it has to be there."""
+    if isinstance(source, tuple):
+        return _carray(source, start + size)[start:]
+    assert min(start, size, source.size - start - size) >= 0
+    found: Array = source[start : start + size]
+    return found
+
+
 _adding = threading.Lock()
 
 
@@ -260,10 +269,12 @@ def _cfunc(pointees: tuple[_Type, ...], **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-def _intrinsic(made: Callable[..., Any]) -> Callable[..., Any]:
+def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
     """What an intrinsic's docstring says it does; its body would emit machine code."""
-    if made.__name__ in _ATOMICS:
-        return _ATOMICS[made.__name__]
+    if made is None:
+        return _intrinsic
+    if made.__name__ in _PRIMITIVES:
+        return _PRIMITIVES[made.__name__]
     if made.__name__ == "ahead":
         return lambda run, start: None
     if made.__name__ == "widen_at_once":
@@ -411,7 +422,17 @@ def _survey(
         sums[16 * i : 16 * i + 16] += np.broadcast_to(term, (n, 16)).sum(axis=0, dtype=np.float64)
 
 
-_ATOMICS: dict[str, Callable[..., int]] = {"add": _add, "read": _read, "swap": _swap}
+_PRIMITIVES: dict[str, Callable[..., Any]] = {
+    "add": _add,
+    "read": _read,
+    "swap": _swap,
+    "fetch": lambda cells, number: tuple(_carray(cells, number)),
+    "span": _span,
+    "view": lambda x, dtype: x.view(dtype),
+    "max": max,
+    "min": min,
+    "chosen": lambda yes, a, b: a if yes else b,
+}
 _TYPES = {name: _Type(name) for name in ("float32", "float64", "int16", "int64")}
 # A processor that converts float16.
 _TARGET = SimpleNamespace(

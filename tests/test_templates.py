@@ -245,6 +245,22 @@ def imports(module: ast.Module) -> Iterator[str]:
             yield node.module or ""
 
 
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    """Those defined in a module or a function, which itself is not among them."""
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node is not tree
+    ]
+
+
+def is_compiled(function: ast.FunctionDef) -> str:
+    """What Numba makes of it: the decorator's name, or nothing for a function of Python's."""
+    for decorator in function.decorator_list:
+        made = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if isinstance(made, ast.Name):
+            return made.id
+    return ""
+
+
 @pytest.mark.parametrize("name", IDS)
 class TestSources:
     def test_it_imports_only_numpy_and_numba(self, name: str, sources: dict[str, str]) -> None:
@@ -255,6 +271,24 @@ class TestSources:
         """Every import, constant and function is used, and every variable is read."""
         module = ast.parse(sources[name])
         assert unused_names(module) == []
+
+    def test_bodies_of_intrinsics_are_plain_python(
+        self, name: str, sources: dict[str, str]
+    ) -> None:
+        """They run while machine code is made, where `max` would be the module's: an intrinsic."""
+        module = ast.parse(sources[name])
+        compiled = {
+            function.name: function for function in functions(module) if is_compiled(function)
+        }
+        for function in compiled.values():
+            if is_compiled(function) == "intrinsic":
+                inner = {nested.name for nested in functions(function)}
+                called = {
+                    call.func.id
+                    for call in ast.walk(function)
+                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+                }
+                assert not (called - inner) & set(compiled), function.name
 
     def test_it_is_laid_out_like_code_that_someone_wrote(
         self, name: str, sources: dict[str, str]

@@ -90,11 +90,6 @@ class GroupPullKernel:
         return not self.linear and self.ball.norm not in ("l0", "simplex")
 
     @property
-    def chooses(self) -> bool:
-        """Whether elements are told apart: by what is left of them, or by their signs."""
-        return not self.linear or self.nonneg
-
-    @property
     def halves(self) -> int:
         """How many halves make p - 1, if there are a few; else 0."""
         twice = 2 * (self.ball.p - 1) if self.ball.p is not None else 0.0

@@ -402,24 +402,25 @@ class StageCode:
     def rounded_up(self, expression: str) -> str:
         return f"up({expression})" if self.dtype == "float32" else expression
 
-    def slice(self, nest: Nest, at: str, out: bool = False) -> str:
-        """The run from offset `at`, as an index of the flat array."""
+    def run(self, array: str, nest: Nest, at: str, out: bool = False) -> str:
+        """The run of a flat array from offset `at`."""
         first, last = nest.run.first, nest.run.last
-        start = at if first == "0" else f"{at} + {first}"
+        start, size = (at, last) if first == "0" else (f"{at} + {first}", f"{last} - {first}")
         if self.stage.unit:
-            stop = f"{at} + {last}"
-            return f"{start} : {stop}"
+            return f"span({array}, {start}, {size})"
         step = nest.run.out_stride if out else nest.run.stride
         start = at if first == "0" else f"{at} + {first} * {step}"
-        return f"{start} : {at} + ({last} - 1) * {step} + 1 : {step}"
+        return f"{array}[{start} : {at} + ({last} - 1) * {step} + 1 : {step}]"
 
-    def span(self, nest: Nest) -> str:
-        """The slice of a vector over groups that a run of a columns walk covers."""
+    def span(self, vector: str, nest: Nest) -> str:
+        """The part of a vector over groups that a run of a columns walk covers."""
         first, last = nest.run.first, nest.run.last
+        start, size = (
+            (nest.group, last) if first == "0" else (f"{nest.group} + {first}", f"{last} - {first}")
+        )
         if nest.group == "0":
-            return f"{first} : {last}"
-        start = nest.group if first == "0" else f"{nest.group} + {first}"
-        return f"{start} : {nest.group} + {last}"
+            start = first
+        return f"span({vector}, {start}, {size})"
 
     def unpack(self, body: str) -> str:
         """The line that names those extents and strides that a function's `body` uses."""
