@@ -47,16 +47,21 @@ class Level:
         self.g[...] = RNG.standard_normal(y.shape)
         self.x = np.empty_like(y)
         rows, outer = self._rows(y), [n for i, n in enumerate(y.shape) if i not in axes]
-        count = [] if labels is None else [int(labels.max()) + 1]
-        self.values = np.zeros((*outer, *count))
-        self.radii = np.zeros((*outer, *count))
+        rows = rows.reshape(-1, rows.shape[-1])
+        own = None if weights is None else self._rows(weights).reshape(rows.shape)
+        parts = [slice(None)] if labels is None else [labels == i for i in range(labels.max() + 1)]
+        self.values, self.radii = np.zeros((2, len(rows), len(parts)))
         left = np.zeros(rows.shape)
-        for group in np.ndindex(*self.values.shape):
-            which = slice(None) if labels is None else labels == group[-1]
-            row = group[: len(outer)]
-            own = {} if weights is None else {"w": self._rows(weights)[row][which]}
-            self._fill(group, rows[row][which], own)
-            left[(*row, which)] = self._left
+        p = self._projection()
+        for label, which in enumerate(parts):
+            if rows[:, which].size:
+                given = {} if own is None else {"w": own[:, which]}
+                values = np.asarray(p.norm(rows[:, which], **given))
+                radii = self._some_radii(values)
+                left[:, which] = p(rows[:, which], radii, **given)
+                self.values[:, label], self.radii[:, label] = values, radii
+        shape = outer if labels is None else [*outer, len(parts)]
+        self.values, self.radii = self.values.reshape(shape), self.radii.reshape(shape)
         moved = np.moveaxis(self.x, axes, range(-len(axes), 0))
         moved[...] = left.reshape(moved.shape)
         self.rise = RNG.standard_normal(self.values.shape)
@@ -72,18 +77,22 @@ class Level:
         outer = moved.shape[: moved.ndim - len(self.axes)]
         return np.asarray(moved, np.float64).reshape(*outer, -1)
 
-    def _fill(self, group: tuple[int, ...], entries: Array, own: Any) -> None:
-        """The value, the radius and the projection of a group."""
-        options = [f"p={self.ball.p}"] * (self.ball.p is not None) + ["w=w"] * bool(own)
-        options += ["nonneg=True"] * self.ball.nonneg
-        p = projgen.build(f"{self.ball.norm}({', '.join(options)})", backend="numpy")
-        value = float(p.norm(entries, **own)) if entries.size else 0.0
+    def _projection(self) -> projgen.Projection:
+        """The reference, of rows that are groups."""
+        options = [f"p={self.ball.p}"] * (self.ball.p is not None)
+        options += ["w=w"] * self.ball.weighted + ["nonneg=True"] * self.ball.nonneg
+        return projgen.build(
+            f"{self.ball.norm}({', '.join(['axis=1', *options])})", backend="numpy"
+        )
+
+    def _some_radii(self, values: Array) -> Array:
+        """Those of groups that have these values."""
         everywhere = self.ball.norm == "simplex"
-        share = RNG.choice([0.0, 0.2, 0.6, 1.0, 1.5] + [np.inf] * (not everywhere))
-        radius = share if everywhere else share * value if value > 0 else 0.0
-        radius = np.floor(radius) if self.ball.norm == "l0" else radius
-        self._left = p(entries, radius, **own) if entries.size else entries
-        self.values[group], self.radii[group] = value, radius
+        shares = RNG.choice([0.0, 0.2, 0.6, 1.0, 1.5] + [np.inf] * (not everywhere), values.shape)
+        if everywhere:
+            return shares
+        radii = np.multiply(shares, values, out=np.zeros(values.shape), where=values > 0)
+        return np.floor(radii) if self.ball.norm == "l0" else radii
 
     def expected(self) -> tuple[Array, Array]:
         """The gradients of the array and of the radii, by the rules."""

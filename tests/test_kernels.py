@@ -77,21 +77,22 @@ def values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> dict[str, Array
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
-def check(spec: str, y: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 1.1)) -> None:
+def check(spec: str, *arrays: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 1.1)) -> None:
+    """One projection, which makes each kernel once, of all arrays on several radii."""
     projection = projgen.build(spec)
-    norms = norm(spec, y)
-    for radius in (0.0, *(fraction * norms for fraction in fractions), math.inf):
-        if np.all(np.isfinite(radius)) or np.ndim(radius) == 0:
-            assert_projected(spec, y, radius, projection(y, radius))
-    with np.errstate(over="ignore", divide="ignore"):  # by the kernel that is there
-        np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-11)
+    for y in arrays:
+        norms = norm(spec, y)
+        for radius in (0.0, *(fraction * norms for fraction in fractions), math.inf):
+            if np.all(np.isfinite(radius)) or np.ndim(radius) == 0:
+                assert_projected(spec, y, radius, projection(y, radius))
+        with np.errstate(over="ignore", divide="ignore"):  # by the kernel that is there
+            np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-11)
 
 
 @pytest.mark.parametrize("spec", COMPILED)
 def test_chains_of_one_and_two_levels(spec: str) -> None:
     """Large enough for several blocks."""
-    for y in values("float32", (180, 230)).values():
-        check(spec, y)
+    check(spec, *values("float32", (180, 230)).values())
 
 
 FLOAT64 = ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)"]
@@ -99,8 +100,7 @@ FLOAT64 = ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)"]
 
 @pytest.mark.parametrize("spec", slow_but({"l1", "l1(l2(axis=0))"}, FLOAT64))
 def test_float64(spec: str) -> None:
-    for y in values("float64", (140, 150)).values():
-        check(spec, y)
+    check(spec, *values("float64", (140, 150)).values())
 
 
 COMPILED_DEEP = [
@@ -125,8 +125,7 @@ def test_rehearsed(spec: str, dtype: str) -> None:
     shape = DEEP.get(spec, (19, 23))
     shape = shape if math.prod(shape) < 2000 else tuple(min(n, 5) for n in shape)
     with rehearsals(BLOCK_BYTES=256, SHARED_VALUES=16, SCRATCH_BYTES=4096):
-        for y in values(dtype, shape).values():
-            check(spec, y)
+        check(spec, *values(dtype, shape).values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -134,7 +133,7 @@ def test_rehearsed(spec: str, dtype: str) -> None:
 def test_packed_groups_of_every_length(norm: str, dtype: str) -> None:
     with rehearsals(BLOCK_BYTES=2048):
         for length in range(1, 34):
-            check(f"l1({norm})", values(dtype, (70, length), length)["normal"], (0.4,))
+            check(f"l1({norm})", values(dtype, (70, length), length)["normal"], fractions=(0.4,))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -145,7 +144,7 @@ def test_groups_that_alternate(norm: str, dtype: str) -> None:
         for shape in ((40, 2, 2), (50, 3, 3), (17, 32, 4), (300, 2, 17), (35, 40, 3)):
             leaf = projgen.build(f"l1({norm}(axis=1))").plan(shape, dtype).leaf
             assert (str(leaf.walk), leaf.bundle) == ("packed", shape[2])
-            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], (0.4,))
+            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], fractions=(0.4,))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -165,8 +164,7 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
     spec = f"linf(l1(axis={len(shape) - 2}))"
     assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
     with rehearsals(BLOCK_BYTES=2048):
-        for y in values(dtype, shape).values():
-            check(spec, y, (1e-3, 0.4))
+        check(spec, *values(dtype, shape).values(), fractions=(1e-3, 0.4))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +177,7 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
     ],
 )
 def test_packed_groups(norm: str, length: int) -> None:
-    for y in values("float32", (3000, length)).values():
-        check(f"linf({norm})", y)
+    check(f"linf({norm})", *values("float32", (3000, length)).values())
 
 
 # Thresholds of l1
@@ -207,8 +204,7 @@ def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], way: str, dty
     """Where a strip of rows would fall on few sets of the cache, it is copied."""
     p = projgen.build("linf(l1(axis=0))")
     assert p.plan(shape, dtype).leaf.threshold == way
-    for y in values(dtype, shape).values():
-        check("linf(l1(axis=0))", y, (1e-3, 0.4))
+    check("linf(l1(axis=0))", *values(dtype, shape).values(), fractions=(1e-3, 0.4))
 
 
 def test_rounding_right_of_the_threshold() -> None:
@@ -216,8 +212,8 @@ def test_rounding_right_of_the_threshold() -> None:
     column = np.repeat([16, 17, 18, 19, 23], [40, 3, 4, 4, 1]) * np.float32(1e-45)
     y = np.tile(column.astype(np.float32)[:, None], 16)
     with rehearsals():
-        check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
-    check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
+        check("linf(l1(axis=0))", y, fractions=(6.011 / 868, 0.1))
+    check("linf(l1(axis=0))", y, fractions=(6.011 / 868, 0.1))
 
 
 def newton_turns(y: Array, radius: float) -> int:
@@ -313,8 +309,7 @@ def test_the_ends_of_float64(spec: str, scale: float) -> None:
     mixed = y.copy()
     mixed[::2] = rng.uniform(-1, 1, (5, 20))
     with rehearsals():
-        for z in (y, mixed):
-            check(spec, z, (1e-3, 0.3, 1.1))
+        check(spec, y, mixed, fractions=(1e-3, 0.3, 1.1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -356,7 +351,7 @@ def test_arrays_from_main_memory(
     monkeypatch.setattr(plan, "STREAMED_BYTES", 1 << 20)
     assert p.source(small) == source
     y = np.random.default_rng(9).standard_normal(small).astype(np.float32)
-    check(spec, y, (0.02, 0.5))
+    check(spec, y, fractions=(0.02, 0.5))
     wanted = p(y, 100.0)
     assert p(y, 100.0, out=y) is y
     assert bits(y) == bits(wanted)
@@ -367,20 +362,20 @@ def test_sums_of_a_million_equal_float32(spec: str) -> None:
     for value in (0.1, 1e-3, 1e4):
         y = np.full((500_000, 2), value, np.float32)
         y[::1000] *= 3
-        check(spec, y, (0.9, 0.999))
+        check(spec, y, fractions=(0.9, 0.999))
 
 
 def test_one_huge_and_a_million_tiny() -> None:
     y = (np.random.default_rng(10).standard_normal(1_000_000) * 1e-6).astype(np.float32)
     y[654_321] = -1e6
-    check("l1", y, (1e-7, 1e-3, 0.5, 0.9999999))
+    check("l1", y, fractions=(1e-7, 1e-3, 0.5, 0.9999999))
 
 
 @pytest.mark.parametrize("spec", ["linf(l1)"])
 def test_equal_float32_far_apart(spec: str) -> None:
     """Values with a stride are summed one after the other, without vectors."""
     y = np.full((300, 4000, 2), 0.9, np.float32)[:, :, 0]
-    check(spec, y, (0.86, 0.9999))
+    check(spec, y, fractions=(0.86, 0.9999))
 
 
 # Threads, rehearsed: what they do together is right in whatever order they come
@@ -429,8 +424,7 @@ def test_groups_of_several_columns(
     norm: str, spec: str, shape: tuple[int, ...], dtype: str
 ) -> None:
     with rehearsals(BLOCK_BYTES=256):
-        for y in values(dtype, shape).values():
-            check(spec.format(norm), y)
+        check(spec.format(norm), *values(dtype, shape).values())
 
 
 @pytest.mark.parametrize("size", [5, 24])
