@@ -23,6 +23,7 @@ from projgen import interpret, plan
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.cpu import geometry, lower
+from projgen.render import render
 from projgen.tree import NormTree
 
 Array = npt.NDArray[Any]
@@ -185,6 +186,7 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
             patches.enter_context(patch("projgen.cpu.call.team", lambda: SimpleNamespace(run=run)))
             patches.enter_context(patch("projgen.cpu.call.SHARED_BYTES", 0))
         patches.enter_context(patch("projgen.cpu.call.load_kernel", load))
+        patches.enter_context(patch("projgen.compiler.render", _rendered))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
             modules = [module for module in (plan, lower, geometry) if hasattr(module, name)]
@@ -448,6 +450,9 @@ _STAND_INS = {
         ir=None, alloca_once_value=None, for_range=None, get_or_insert_function=None
     ),
 }
+
+
+_rendered = lru_cache(maxsize=512)(render)
 
 
 @lru_cache(maxsize=512)
