@@ -745,11 +745,13 @@ def test_a_second_process_links_the_code_without_numba(root: Path) -> None:
 
 
 def test_a_projection_without_numba(root: Path) -> None:
-    """Of a tree, whose parts are kernels of a chain and of groups; these call the libm."""
+    """Of a tree, whose parts are kernels of a chain and of groups. These call the libm; and they
+    copy groups and weights, but allocate nothing: code that does asks for numba's runtime."""
     script = """
     import projgen
-    y = np.random.default_rng(0).standard_normal((30, 20))
-    report['x'] = projgen.project(y, "l1(lp(p=3))", 2.0).tolist()
+    y = np.random.default_rng(0).standard_normal((5, 30, 4))
+    p = projgen.build("l1(lp(axis=(0, 2), p=3, w=w))")
+    report['x'] = p(y, 2.0, w=np.ones_like(y)).tolist()
     report['numba'] = 'numba' in sys.modules
     """
     first, second = python(script, root), python(script, root)
