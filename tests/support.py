@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from projgen import interpret, plan
+from projgen.api import remembered
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.cpu import geometry, lower
@@ -182,6 +183,8 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
 
     with ExitStack() as patches:
         patches.enter_context(_no_hang())
+        remembered.cache_clear()  # neither compiled kernels here, nor rehearsed ones afterwards
+        patches.callback(remembered.cache_clear)
         if team is not None:
             patches.enter_context(patch("projgen.cpu.call.team", lambda: SimpleNamespace(run=run)))
             patches.enter_context(patch("projgen.cpu.call.SHARED_BYTES", 0))
