@@ -95,7 +95,7 @@ def test_chains_of_one_and_two_levels(spec: str) -> None:
     check(spec, *values("float32", (180, 230)).values())
 
 
-FLOAT64 = ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)"]
+FLOAT64 = ["l1", "l1(l2(axis=0))", "linf(l1)"]
 
 
 @pytest.mark.parametrize("spec", slow_but({"l1", "l1(l2(axis=0))"}, FLOAT64))
@@ -108,7 +108,6 @@ COMPILED_DEEP = [
     "l1(linf(axis=(0, 2)))",
     "l1(linf(axis=(0, 2, 3)))",
     "l1(linf(axis=1))",
-    "l1(linf(axis=1), axis=3)",
     max(DEEP, key=len),  # eight axes and six levels
 ]
 
@@ -168,16 +167,17 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
 
 
 @pytest.mark.parametrize(
-    ("norm", "length"),
+    ("spec", "length"),
     [
-        ("l1", 3),
-        ("linf", 32),
-        pytest.param("l1", 20, marks=pytest.mark.slow),
-        pytest.param("l2", 9, marks=pytest.mark.slow),
+        ("linf(l1)", 3),
+        ("l2(l1)", 16),
+        pytest.param("linf(l2)", 9, marks=pytest.mark.slow),
+        pytest.param("l1(linf)", 32, marks=pytest.mark.slow),
     ],
 )
-def test_packed_groups(norm: str, length: int) -> None:
-    check(f"linf({norm})", *values("float32", (3000, length)).values())
+def test_packed_groups(spec: str, length: int) -> None:
+    assert str(projgen.build(spec).plan((3000, length)).leaf.walk) == "packed"
+    check(spec, *values("float32", (3000, length)).values())
 
 
 # Thresholds of l1
@@ -197,10 +197,14 @@ def test_exchanges_sort(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "way"), [((1003, 77), "strip"), ((260, 1024), "tile"), ((300, 17), "strip")]
+    ("shape", "dtype", "way"),
+    [
+        ((1003, 77), "float32", "strip"),
+        ((300, 17), "float64", "strip"),
+        ((260, 1024), "float32", "tile"),
+    ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], way: str, dtype: str) -> None:
+def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], dtype: str, way: str) -> None:
     """Where a strip of rows would fall on few sets of the cache, it is copied."""
     p = projgen.build("linf(l1(axis=0))")
     assert p.plan(shape, dtype).leaf.threshold == way
@@ -275,7 +279,7 @@ import numpy as np, projgen
 for y, spec in [
     (np.float32([[1, 2]]), "l1(axis=1)"),
     (np.repeat(np.float32([[1], [2]]), 64, 1), "l1(axis=0)"),
-    (np.repeat(np.float32([[1, 2]]), 64, 0), "l1(axis=1)"),
+    (np.repeat(np.float32([[1, 2, 1, 2, 1]]), 64, 0), "l1(axis=1)"),
     (np.repeat(np.float32([1, 2]), 10**6), "l1"),
 ]:
     x = projgen.project(y, spec, 1e-9)
@@ -352,9 +356,10 @@ def test_arrays_from_main_memory(
     assert p.source(small) == source
     y = np.random.default_rng(9).standard_normal(small).astype(np.float32)
     check(spec, y, fractions=(0.02, 0.5))
-    wanted = p(y, 100.0)
-    assert p(y, 100.0, out=y) is y
-    assert bits(y) == bits(wanted)
+    if spec == "l1(linf)":  # in place by another kernel, which is rehearsed for the others
+        wanted = p(y, 100.0)
+        assert p(y, 100.0, out=y) is y
+        assert bits(y) == bits(wanted)
 
 
 @pytest.mark.parametrize("spec", ["l1", "l2", "l1(l2(axis=0))"])
