@@ -77,6 +77,15 @@ def values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> dict[str, Array
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
+def values_to_compile_for(spec: str, shape: tuple[int, ...]) -> list[Array]:
+    """Those of float32. Where sums of huge ones leave its range, they are scaled, and projected in
+    place: by one kernel more, which is compiled for `l1` alone. For all it is rehearsed."""
+    arrays = values("float32", shape)
+    if spec != "l1" and projgen.build(spec).tree.levels[-1].norm == "l1":
+        del arrays["huge"]
+    return list(arrays.values())
+
+
 def check(spec: str, *arrays: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 1.1)) -> None:
     """One projection, which makes each kernel once, of all arrays on several radii."""
     projection = projgen.build(spec)
@@ -92,7 +101,7 @@ def check(spec: str, *arrays: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 
 @pytest.mark.parametrize("spec", COMPILED)
 def test_chains_of_one_and_two_levels(spec: str) -> None:
     """Large enough for several blocks."""
-    check(spec, *values("float32", (180, 230)).values())
+    check(spec, *values_to_compile_for(spec, (180, 230)))
 
 
 FLOAT64 = ["l1", "l1(l2(axis=0))", "linf(l1)"]
@@ -177,7 +186,7 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
 )
 def test_packed_groups(spec: str, length: int) -> None:
     assert str(projgen.build(spec).plan((3000, length)).leaf.walk) == "packed"
-    check(spec, *values("float32", (3000, length)).values())
+    check(spec, *values_to_compile_for(spec, (3000, length)))
 
 
 # Thresholds of l1
@@ -206,9 +215,11 @@ def test_exchanges_sort(size: int) -> None:
 )
 def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], dtype: str, way: str) -> None:
     """Where a strip of rows would fall on few sets of the cache, it is copied."""
-    p = projgen.build("linf(l1(axis=0))")
-    assert p.plan(shape, dtype).leaf.threshold == way
-    check("linf(l1(axis=0))", *values(dtype, shape).values(), fractions=(1e-3, 0.4))
+    spec = "linf(l1(axis=0))"
+    assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
+    single = dtype == "float32"
+    arrays = values_to_compile_for(spec, shape) if single else values(dtype, shape).values()
+    check(spec, *arrays, fractions=(1e-3, 0.4))
 
 
 def test_rounding_right_of_the_threshold() -> None:
