@@ -36,6 +36,7 @@ _programs: OrderedDict[tuple[str, str, bool], Simt] = OrderedDict()
 
 def program(source: str, machine: str = "fibers", fused: bool = False) -> Simt:
     """The running program of a source; a few dozen are kept."""
+    source = build.uncommented(source)
     key = source, machine, fused
     if key not in _programs:
         while len(_programs) >= 24:

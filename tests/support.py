@@ -20,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from projgen import interpret, plan
+from projgen.api import remembered
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
 from projgen.cpu import geometry, lower
+from projgen.render import render
+from projgen.tree import NormTree
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +33,19 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}  # of the largest magnitude of a
 REHEARSED_TOLERANCE = 2e-5  # float32: without vectors, its sums have up to 1024 terms in a row
 
 
+@lru_cache(maxsize=4096)
+def tree_of(spec: str) -> NormTree:
+    """The tree of a spec, which tests ask for again with each array and radius."""
+    return parse_tree(spec)
+
+
+@lru_cache(maxsize=4096)
+def _bound(spec: str, shape: tuple[int, ...]) -> Binding:
+    return bind(tree_of(spec), len(shape), shape)
+
+
 def bound(spec: str, y: Array) -> Binding:
-    return bind(parse_tree(spec), y.ndim, y.shape)
+    return _bound(spec, y.shape)
 
 
 def norm(spec: str, y: Array) -> Array:
@@ -124,13 +138,18 @@ def together(part: Part, followers: int) -> int:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
+        _at_work.set()
         for thread in threads:
             thread.start()
         return part()
     finally:
         for thread in threads:
             thread.join()
+        _at_work.clear()
         sys.setswitchinterval(before)
+
+
+_at_work = threading.Event()  # a team of several threads
 
 
 @contextmanager
@@ -164,10 +183,13 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
 
     with ExitStack() as patches:
         patches.enter_context(_no_hang())
+        remembered.cache_clear()  # neither compiled kernels here, nor rehearsed ones afterwards
+        patches.callback(remembered.cache_clear)
         if team is not None:
             patches.enter_context(patch("projgen.cpu.call.team", lambda: SimpleNamespace(run=run)))
             patches.enter_context(patch("projgen.cpu.call.SHARED_BYTES", 0))
         patches.enter_context(patch("projgen.cpu.call.load_kernel", load))
+        patches.enter_context(patch("projgen.compiler.render", _rendered))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
             modules = [module for module in (plan, lower, geometry) if hasattr(module, name)]
@@ -236,7 +258,7 @@ _adding = threading.Lock()
 
 
 def _add(cells: tuple[int, _Type], index: int, amount: int) -> int:
-    if amount == 0:
+    if amount == 0 and _at_work.is_set():
         time.sleep(0)  # somebody waits: let the others go on
     cell = ctypes.c_int64.from_address(cells[0] + 8 * int(index))
     with _adding:
@@ -452,6 +474,9 @@ _STAND_INS = {
         ir=None, alloca_once_value=None, for_range=None, get_or_insert_function=None
     ),
 }
+
+
+_rendered = lru_cache(maxsize=512)(render)
 
 
 @lru_cache(maxsize=512)

@@ -235,7 +235,7 @@ def test_the_source_is_what_is_loaded(y: Array) -> None:
     """`source` shows the code that runs for such an array."""
     code = """
 import pathlib, numpy as np, projgen
-p = projgen.build("l1(linf(axis=1))")
+p = projgen.build("l1(linf)")
 p(np.ones((1000, 1000), np.float32), 1.0)
 (call,) = p._calls.values()
 assert pathlib.Path(call._module.__file__).read_text() == p.source((1000, 1000))

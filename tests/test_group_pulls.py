@@ -47,16 +47,21 @@ class Level:
         self.g[...] = RNG.standard_normal(y.shape)
         self.x = np.empty_like(y)
         rows, outer = self._rows(y), [n for i, n in enumerate(y.shape) if i not in axes]
-        count = [] if labels is None else [int(labels.max()) + 1]
-        self.values = np.zeros((*outer, *count))
-        self.radii = np.zeros((*outer, *count))
+        rows = rows.reshape(-1, rows.shape[-1])
+        own = None if weights is None else self._rows(weights).reshape(rows.shape)
+        parts = [slice(None)] if labels is None else [labels == i for i in range(labels.max() + 1)]
+        self.values, self.radii = np.zeros((2, len(rows), len(parts)))
         left = np.zeros(rows.shape)
-        for group in np.ndindex(*self.values.shape):
-            which = slice(None) if labels is None else labels == group[-1]
-            row = group[: len(outer)]
-            own = {} if weights is None else {"w": self._rows(weights)[row][which]}
-            self._fill(group, rows[row][which], own)
-            left[(*row, which)] = self._left
+        p = self._projection()
+        for label, which in enumerate(parts):
+            if rows[:, which].size:
+                given = {} if own is None else {"w": own[:, which]}
+                values = np.asarray(p.norm(rows[:, which], **given))
+                radii = self._some_radii(values)
+                left[:, which] = p(rows[:, which], radii, **given)
+                self.values[:, label], self.radii[:, label] = values, radii
+        shape = outer if labels is None else [*outer, len(parts)]
+        self.values, self.radii = self.values.reshape(shape), self.radii.reshape(shape)
         moved = np.moveaxis(self.x, axes, range(-len(axes), 0))
         moved[...] = left.reshape(moved.shape)
         self.rise = RNG.standard_normal(self.values.shape)
@@ -72,18 +77,22 @@ class Level:
         outer = moved.shape[: moved.ndim - len(self.axes)]
         return np.asarray(moved, np.float64).reshape(*outer, -1)
 
-    def _fill(self, group: tuple[int, ...], entries: Array, own: Any) -> None:
-        """The value, the radius and the projection of a group."""
-        options = [f"p={self.ball.p}"] * (self.ball.p is not None) + ["w=w"] * bool(own)
-        options += ["nonneg=True"] * self.ball.nonneg
-        p = projgen.build(f"{self.ball.norm}({', '.join(options)})", backend="numpy")
-        value = float(p.norm(entries, **own)) if entries.size else 0.0
+    def _projection(self) -> projgen.Projection:
+        """The reference, of rows that are groups."""
+        options = [f"p={self.ball.p}"] * (self.ball.p is not None)
+        options += ["w=w"] * self.ball.weighted + ["nonneg=True"] * self.ball.nonneg
+        return projgen.build(
+            f"{self.ball.norm}({', '.join(['axis=1', *options])})", backend="numpy"
+        )
+
+    def _some_radii(self, values: Array) -> Array:
+        """Those of groups that have these values."""
         everywhere = self.ball.norm == "simplex"
-        share = RNG.choice([0.0, 0.2, 0.6, 1.0, 1.5] + [np.inf] * (not everywhere))
-        radius = share if everywhere else share * value if value > 0 else 0.0
-        radius = np.floor(radius) if self.ball.norm == "l0" else radius
-        self._left = p(entries, radius, **own) if entries.size else entries
-        self.values[group], self.radii[group] = value, radius
+        shares = RNG.choice([0.0, 0.2, 0.6, 1.0, 1.5] + [np.inf] * (not everywhere), values.shape)
+        if everywhere:
+            return shares
+        radii = np.multiply(shares, values, out=np.zeros(values.shape), where=values > 0)
+        return np.floor(radii) if self.ball.norm == "l0" else radii
 
     def expected(self) -> tuple[Array, Array]:
         """The gradients of the array and of the radii, by the rules."""
@@ -104,15 +113,18 @@ class Level:
         moved[...] = (signs * (direct + lifted)).reshape(moved.shape)
         return result, slopes
 
-    def pulled(self, threads: int = 1) -> tuple[Array, Array]:
-        """The same by a kernel."""
+    def group(self, threads: int = 1) -> Group:
+        """The level, as a tree has it."""
         strides = tuple(s // self.y.itemsize for s in self.y.strides)
         own = None if self.weights is None else self.weights.strides
         own = None if own is None else tuple(s // self.weights.itemsize for s in own)
         form = "float64" if self.weights is None else self.weights.dtype.name
         ways = self.y.dtype.name, self.y.shape, strides, strides, own, self.labels, threads
-        group = Group(self.ball, self.axes, *ways, form)
-        pull = GroupPull(group, self.depth, threads)
+        return Group(self.ball, self.axes, *ways, form)
+
+    def pulled(self, threads: int = 1, group: Group | None = None) -> tuple[Array, Array]:
+        """The same by a kernel."""
+        pull = GroupPull(group or self.group(threads), self.depth, threads)
         result = np.full_like(self.y, np.nan)
         tape = np.concatenate([self.radii.reshape(-1), self.values.reshape(-1)])
         views = Views(self.y, self.x, self.g, result)
@@ -121,8 +133,8 @@ class Level:
         pull.end(state, self.rise)
         return result, slopes
 
-    def check(self, threads: int = 1) -> tuple[Array, Array]:
-        pulled, slopes = self.pulled(threads)
+    def check(self, threads: int = 1, group: Group | None = None) -> tuple[Array, Array]:
+        pulled, slopes = self.pulled(threads, group)
         expected, expected_slopes = self.expected()
         scale = 1 + np.abs(self.g).max(initial=0) + np.abs(self.rise).max(initial=0)
         tolerance = scale * (1e-12 if self.y.dtype == np.float64 else 1e-6)
@@ -278,16 +290,18 @@ def test_a_small_radius_and_large_weights() -> None:
 
 
 def test_compiled_kernels() -> None:
-    y = RNG.standard_normal((300, 200)).astype(np.float32)
-    named = {"w": 0.1 + np.abs(RNG.standard_normal(200)), "q": np.arange(200) * 7 % 30}
-    specs = ("l1(l2(axis=0, w=w))", "l1(linf(axis=1, groups=q))", "simplex(axis=1)", "lp(p=1.5)")
-    for spec in specs:
-        results = set()
-        for threads in (1, 3):
-            p = projgen.build(spec, threads=threads)
-            given = {name: named[name] for name in p.tree.bound_names}
-            radius = 0.2 * np.abs(p.norm(y, **given))
-            pulled, slope = p.vjp(y, radius, **given)[1](np.cos(y))
-            results.add((bits(pulled), bits(np.asarray(slope))))
-        assert len(results) == 1
-        tree_agrees(spec, y, radius=radius, **given)
+    """By columns, labels and rows, and of all of an array; one of them on the whole way."""
+    shape, labels = (300, 200), np.arange(200) * 7 % 30
+    y = RNG.standard_normal(shape).astype(np.float32)
+    levels = [
+        Level(Ball("l2", weighted=True), y, (0,), weights_like(shape)),
+        Level(Ball("linf", ragged=True), y, (1,), None, labels),
+        Level(Ball("simplex"), y, (1,), depth=0),
+        Level(Ball("lp", 1.5), y, (0, 1), depth=0),
+    ]
+    with rehearsals():  # nothing is projected by them
+        groups = [level.group() for level in levels]
+    for level, group in zip(levels, groups, strict=True):
+        alone, shared = (level.check(threads, group) for threads in (1, 3))
+        assert all(bits(one) == bits(other) for one, other in zip(alone, shared, strict=True))
+    tree_agrees("simplex(axis=1)", y, radius=1.0)

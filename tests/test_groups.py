@@ -1,14 +1,13 @@
 """One level of any norm: its kernels against the references, and what makes a point the nearest."""
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import Array, early, lay_out, rehearsals, run_python, together
+from support import Array, early, lay_out, rehearsals, together
 
 import projgen
 from projgen.cpu.ball import Ball
@@ -398,7 +397,10 @@ def test_compiled_lp_keeps_the_digits_of_every_entry(p: float) -> None:
     assert error <= (1e-13 if p >= 1.5 else 1e-10), error
 
 
-COMPILED = [Ball("lp", 1.5), Ball("l1", weighted=True), Ball("l0")]
+COMPILED = [  # columns of lp are copied, and then solved as rows are
+    (Ball("lp", 1.5), 0),
+    *((ball, axis) for ball in (Ball("l1", weighted=True), Ball("l0")) for axis in (0, 1)),
+]
 
 
 def test_compiled_ranks_of_short_groups() -> None:
@@ -416,8 +418,7 @@ def test_compiled_ranks_of_short_groups() -> None:
     assert groups.norms() is None
 
 
-@pytest.mark.parametrize("ball", COMPILED, ids=repr)
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("ball", "axis"), COMPILED, ids=repr)
 def test_compiled(ball: Ball, axis: int) -> None:
     """Against the reference; and the same bits whatever the threads."""
     y = np.random.default_rng(4).standard_normal((400, 300)).astype(np.float32)
@@ -507,7 +508,6 @@ def test_sums_whose_terms_leave_the_range_of_float32(norm: str, form: str, axis:
         Ball("l2", weighted=True),
         Ball("simplex"),
         Ball("l0"),
-        Ball("lp", 3.0),
     ],
     ids=repr,
 )
@@ -555,12 +555,13 @@ def test_counting_for_l0_ends_at_ties_and_at_the_ends() -> None:
             rng.integers(-2, 3, n).astype(float),
         ):
             y = np.stack([row, row[::-1], np.abs(row)])
-            for dtype in ("float64", "float32"):
+            for dtype in ("float64", "float32")[: 2 if n < 100 else 1]:
                 with np.errstate(over="ignore", under="ignore"):
                     z = np.clip(y, -3e38, 3e38).astype(dtype)
-                for k in (0, 1, n // 3, n - 1):
-                    with rehearsals():
-                        x = Groups(Ball("l0"), z, (1,), out=np.empty_like(z)).project(float(k))
+                with rehearsals():
+                    groups = Groups(Ball("l0"), z, (1,), out=np.empty_like(z))
+                    results = {k: groups.project(float(k)).copy() for k in (0, 1, n // 3, n - 1)}
+                for k, x in results.items():
                     for before, after in zip(z, x, strict=True):
                         kept = np.argsort(-np.abs(before), kind="stable")[:k]
                         wanted = np.where(np.isin(np.arange(n), kept), before, 0)
@@ -639,21 +640,6 @@ def test_rows_of_labelled_elements_are_read_together(dtype: str, norm: str) -> N
                     ).norms()
                     is None
                 )
-
-
-def test_kernels_that_copy_groups_are_linked_without_numba(tmp_path: Path) -> None:
-    """They allocate nothing: code that does asks for numba's runtime."""
-    code = """if True:
-        import sys
-        import numpy as np
-        import projgen
-        y = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
-        projgen.build("l1(w=w, axis=(0, 2))", threads=1)(y, 1.0, w=np.ones_like(y))
-        print("numba" in sys.modules)
-    """
-    tmp_path.chmod(0o700)
-    found = [run_python(code, PROJGEN_CACHE_DIR=str(tmp_path)).strip() for _ in range(2)]
-    assert found == ["True", "False"]
 
 
 # Searches that begin where the last group's ended

@@ -77,30 +77,39 @@ def values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> dict[str, Array
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
-def check(spec: str, y: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 1.1)) -> None:
+def values_to_compile_for(spec: str, shape: tuple[int, ...]) -> list[Array]:
+    """Those of float32. Where sums of huge ones leave its range, they are scaled, and projected in
+    place: by one kernel more, which is compiled for `l1` alone. For all it is rehearsed."""
+    arrays = values("float32", shape)
+    if spec != "l1" and projgen.build(spec).tree.levels[-1].norm == "l1":
+        del arrays["huge"]
+    return list(arrays.values())
+
+
+def check(spec: str, *arrays: Array, fractions: tuple[float, ...] = (1e-3, 0.4, 0.95, 1.1)) -> None:
+    """One projection, which makes each kernel once, of all arrays on several radii."""
     projection = projgen.build(spec)
-    norms = norm(spec, y)
-    for radius in (0.0, *(fraction * norms for fraction in fractions), math.inf):
-        if np.all(np.isfinite(radius)) or np.ndim(radius) == 0:
-            assert_projected(spec, y, radius, projection(y, radius))
-    with np.errstate(over="ignore", divide="ignore"):  # by the kernel that is there
-        np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-11)
+    for y in arrays:
+        norms = norm(spec, y)
+        for radius in (0.0, *(fraction * norms for fraction in fractions), math.inf):
+            if np.all(np.isfinite(radius)) or np.ndim(radius) == 0:
+                assert_projected(spec, y, radius, projection(y, radius))
+        with np.errstate(over="ignore", divide="ignore"):  # by the kernel that is there
+            np.testing.assert_allclose(projection.norm(y), norms, rtol=1e-11)
 
 
 @pytest.mark.parametrize("spec", COMPILED)
 def test_chains_of_one_and_two_levels(spec: str) -> None:
     """Large enough for several blocks."""
-    for y in values("float32", (180, 230)).values():
-        check(spec, y)
+    check(spec, *values_to_compile_for(spec, (180, 230)))
 
 
-FLOAT64 = ["l1", "l2(linf)", "l1(l2(axis=0))", "linf(l1)"]
+FLOAT64 = ["l1", "l1(l2(axis=0))", "linf(l1)"]
 
 
 @pytest.mark.parametrize("spec", slow_but({"l1", "l1(l2(axis=0))"}, FLOAT64))
 def test_float64(spec: str) -> None:
-    for y in values("float64", (140, 150)).values():
-        check(spec, y)
+    check(spec, *values("float64", (140, 150)).values())
 
 
 COMPILED_DEEP = [
@@ -108,7 +117,6 @@ COMPILED_DEEP = [
     "l1(linf(axis=(0, 2)))",
     "l1(linf(axis=(0, 2, 3)))",
     "l1(linf(axis=1))",
-    "l1(linf(axis=1), axis=3)",
     max(DEEP, key=len),  # eight axes and six levels
 ]
 
@@ -125,8 +133,7 @@ def test_rehearsed(spec: str, dtype: str) -> None:
     shape = DEEP.get(spec, (19, 23))
     shape = shape if math.prod(shape) < 2000 else tuple(min(n, 5) for n in shape)
     with rehearsals(BLOCK_BYTES=256, SHARED_VALUES=16, SCRATCH_BYTES=4096):
-        for y in values(dtype, shape).values():
-            check(spec, y)
+        check(spec, *values(dtype, shape).values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -134,7 +141,7 @@ def test_rehearsed(spec: str, dtype: str) -> None:
 def test_packed_groups_of_every_length(norm: str, dtype: str) -> None:
     with rehearsals(BLOCK_BYTES=2048):
         for length in range(1, 34):
-            check(f"l1({norm})", values(dtype, (70, length), length)["normal"], (0.4,))
+            check(f"l1({norm})", values(dtype, (70, length), length)["normal"], fractions=(0.4,))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -145,7 +152,7 @@ def test_groups_that_alternate(norm: str, dtype: str) -> None:
         for shape in ((40, 2, 2), (50, 3, 3), (17, 32, 4), (300, 2, 17), (35, 40, 3)):
             leaf = projgen.build(f"l1({norm}(axis=1))").plan(shape, dtype).leaf
             assert (str(leaf.walk), leaf.bundle) == ("packed", shape[2])
-            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], (0.4,))
+            check(f"l1({norm}(axis=1))", values(dtype, shape)["normal"], fractions=(0.4,))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -165,22 +172,21 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
     spec = f"linf(l1(axis={len(shape) - 2}))"
     assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
     with rehearsals(BLOCK_BYTES=2048):
-        for y in values(dtype, shape).values():
-            check(spec, y, (1e-3, 0.4))
+        check(spec, *values(dtype, shape).values(), fractions=(1e-3, 0.4))
 
 
 @pytest.mark.parametrize(
-    ("norm", "length"),
+    ("spec", "length"),
     [
-        ("l1", 3),
-        ("linf", 32),
-        pytest.param("l1", 20, marks=pytest.mark.slow),
-        pytest.param("l2", 9, marks=pytest.mark.slow),
+        ("linf(l1)", 3),
+        ("l2(l1)", 16),
+        pytest.param("linf(l2)", 9, marks=pytest.mark.slow),
+        pytest.param("l1(linf)", 32, marks=pytest.mark.slow),
     ],
 )
-def test_packed_groups(norm: str, length: int) -> None:
-    for y in values("float32", (3000, length)).values():
-        check(f"linf({norm})", y)
+def test_packed_groups(spec: str, length: int) -> None:
+    assert str(projgen.build(spec).plan((3000, length)).leaf.walk) == "packed"
+    check(spec, *values_to_compile_for(spec, (3000, length)))
 
 
 # Thresholds of l1
@@ -200,23 +206,23 @@ def test_exchanges_sort(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "way"),
+    ("shape", "dtype", "way"),
     [
-        ("float32", (300, 17), "strip"),
-        ("float64", (60, 77), "strip"),
-        ("float32", (260, 1024), "tile"),
-        ("float64", (40, 2048), "tile"),
-        ("float32", (1003, 77), "transpose"),
-        ("float64", (1003, 77), "transpose"),
+        ((300, 17), "float32", "strip"),
+        ((60, 77), "float64", "strip"),
+        ((260, 1024), "float32", "tile"),
+        ((1003, 77), "float32", "transpose"),
+        ((1003, 77), "float64", "transpose"),
     ],
 )
-def test_columns_of_16_groups_and_the_rest(dtype: str, shape: tuple[int, ...], way: str) -> None:
+def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], dtype: str, way: str) -> None:
     """Where a strip of rows would fall on few sets of the cache, it is copied; long columns are
     searched as rows."""
-    p = projgen.build("linf(l1(axis=0))")
-    assert p.plan(shape, dtype).leaf.threshold == way
-    for y in values(dtype, shape).values():
-        check("linf(l1(axis=0))", y, (1e-3, 0.4))
+    spec = "linf(l1(axis=0))"
+    assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
+    single = dtype == "float32"
+    arrays = values_to_compile_for(spec, shape) if single else values(dtype, shape).values()
+    check(spec, *arrays, fractions=(1e-3, 0.4))
 
 
 def test_rounding_right_of_the_threshold() -> None:
@@ -224,8 +230,8 @@ def test_rounding_right_of_the_threshold() -> None:
     column = np.repeat([16, 17, 18, 19, 23], [40, 3, 4, 4, 1]) * np.float32(1e-45)
     y = np.tile(column.astype(np.float32)[:, None], 16)
     with rehearsals():
-        check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
-    check("linf(l1(axis=0))", y, (6.011 / 868, 0.1))
+        check("linf(l1(axis=0))", y, fractions=(6.011 / 868, 0.1))
+    check("linf(l1(axis=0))", y, fractions=(6.011 / 868, 0.1))
 
 
 def newton_turns(y: Array, radius: float) -> int:
@@ -287,7 +293,7 @@ import numpy as np, projgen
 for y, spec in [
     (np.float32([[1, 2]]), "l1(axis=1)"),
     (np.repeat(np.float32([[1], [2]]), 64, 1), "l1(axis=0)"),
-    (np.repeat(np.float32([[1, 2]]), 64, 0), "l1(axis=1)"),
+    (np.repeat(np.float32([[1, 2, 1, 2, 1]]), 64, 0), "l1(axis=1)"),
     (np.repeat(np.float32([1, 2]), 10**6), "l1"),
 ]:
     x = projgen.project(y, spec, 1e-9)
@@ -321,8 +327,7 @@ def test_the_ends_of_float64(spec: str, scale: float) -> None:
     mixed = y.copy()
     mixed[::2] = rng.uniform(-1, 1, (5, 20))
     with rehearsals():
-        for z in (y, mixed):
-            check(spec, z, (1e-3, 0.3, 1.1))
+        check(spec, y, mixed, fractions=(1e-3, 0.3, 1.1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -364,10 +369,11 @@ def test_arrays_from_main_memory(
     monkeypatch.setattr(plan, "STREAMED_BYTES", 1 << 20)
     assert p.source(small) == source
     y = np.random.default_rng(9).standard_normal(small).astype(np.float32)
-    check(spec, y, (0.02, 0.5))
-    wanted = p(y, 100.0)
-    assert p(y, 100.0, out=y) is y
-    assert bits(y) == bits(wanted)
+    check(spec, y, fractions=(0.02, 0.5))
+    if spec == "l1(linf)":  # in place by another kernel, which is rehearsed for the others
+        wanted = p(y, 100.0)
+        assert p(y, 100.0, out=y) is y
+        assert bits(y) == bits(wanted)
 
 
 @pytest.mark.parametrize("spec", ["l1", "l2", "l1(l2(axis=0))"])
@@ -375,20 +381,20 @@ def test_sums_of_a_million_equal_float32(spec: str) -> None:
     for value in (0.1, 1e-3, 1e4):
         y = np.full((500_000, 2), value, np.float32)
         y[::1000] *= 3
-        check(spec, y, (0.9, 0.999))
+        check(spec, y, fractions=(0.9, 0.999))
 
 
 def test_one_huge_and_a_million_tiny() -> None:
     y = (np.random.default_rng(10).standard_normal(1_000_000) * 1e-6).astype(np.float32)
     y[654_321] = -1e6
-    check("l1", y, (1e-7, 1e-3, 0.5, 0.9999999))
+    check("l1", y, fractions=(1e-7, 1e-3, 0.5, 0.9999999))
 
 
 @pytest.mark.parametrize("spec", ["linf(l1)"])
 def test_equal_float32_far_apart(spec: str) -> None:
     """Values with a stride are summed one after the other, without vectors."""
     y = np.full((300, 4000, 2), 0.9, np.float32)[:, :, 0]
-    check(spec, y, (0.86, 0.9999))
+    check(spec, y, fractions=(0.86, 0.9999))
 
 
 # Threads, rehearsed: what they do together is right in whatever order they come
@@ -437,8 +443,7 @@ def test_groups_of_several_columns(
     norm: str, spec: str, shape: tuple[int, ...], dtype: str
 ) -> None:
     with rehearsals(BLOCK_BYTES=256):
-        for y in values(dtype, shape).values():
-            check(spec.format(norm), y)
+        check(spec.format(norm), *values(dtype, shape).values())
 
 
 @pytest.mark.parametrize("size", [5, 24])

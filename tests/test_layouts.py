@@ -71,7 +71,7 @@ LAYOUTS = [
     unaligned,
     records,
 ]
-COMPILED = [copied, fortran, every_other, backwards, unaligned]
+COMPILED = [copied, every_other, backwards, unaligned]
 
 
 def repeated_rows(values: Array) -> Array:
@@ -152,12 +152,12 @@ class TestRehearsed:
     @pytest.mark.parametrize("order", list(permutations(range(4))))
     def test_four_axes_in_every_order(self, order: tuple[int, ...]) -> None:
         rng = np.random.default_rng(2)
-        spec = "l1(linf(axis=(0, 2)), axis=3)"
+        p = projgen.build("l1(linf(axis=(0, 2)), axis=3)")
         for steps in product((1, -1, 2), repeat=4):
             y = lay_out(rng.standard_normal((3, 4, 2, 20)), order, steps)
-            radii = norm(spec, y) * [0.1, 0.5, 2.0, 0.0]
-            assert_projected(spec, y, radii, projgen.project(y, spec, radii))
-            np.testing.assert_allclose(projgen.build(spec).norm(y), norm(spec, y), rtol=1e-13)
+            radii = norm(p.spec, y) * [0.1, 0.5, 2.0, 0.0]
+            assert_projected(p.spec, y, radii, p(y, radii))
+            np.testing.assert_allclose(p.norm(y), norm(p.spec, y), rtol=1e-13)
 
     def test_the_result_lies_in_memory_as_the_input_does(self, values: Array) -> None:
         for lay in (copied, fortran, transposed):
@@ -185,13 +185,13 @@ class TestRehearsed:
 @pytest.mark.parametrize("lay", COMPILED)
 def test_compiled(lay: LayOut, values: Array) -> None:
     y = lay(values)
-    x = projgen.project(y, SPEC, 7.0)
-    assert_projected(SPEC, values, 7.0, x)
+    x = projgen.project(y, "l1(linf)", 7.0)
+    assert_projected("l1(linf)", values, 7.0, x)
     out = copied(values)
-    projgen.project(y, SPEC, 7.0, out=out)
-    assert_projected(SPEC, values, 7.0, out)
-    projgen.project(y, SPEC, 7.0, out=y)
-    assert_projected(SPEC, values, 7.0, y)
+    projgen.project(y, "l1(linf)", 7.0, out=out)
+    assert_projected("l1(linf)", values, 7.0, out)
+    projgen.project(y, "l1(linf)", 7.0, out=y)
+    assert_projected("l1(linf)", values, 7.0, y)
 
 
 @pytest.mark.usefixtures("rehearsed")
@@ -232,8 +232,8 @@ def test_no_elements(spec: str, shape: tuple[int, ...]) -> None:
     ],
 )
 def test_axes_of_length_one(spec: str, shape: tuple[int, ...]) -> None:
-    y = np.random.default_rng(3).standard_normal(shape)
+    y, p = np.random.default_rng(3).standard_normal(shape), projgen.build(spec)
     for view in (y, y.T.copy().T, y[::-1, :, ::-1]):
         radius = 0.4 * norm(spec, view)
-        assert_projected(spec, view, radius, projgen.project(view, spec, radius))
-        np.testing.assert_allclose(projgen.build(spec).norm(view), norm(spec, view), rtol=1e-13)
+        assert_projected(spec, view, radius, p(view, radius))
+        np.testing.assert_allclose(p.norm(view), norm(spec, view), rtol=1e-13)

@@ -507,7 +507,7 @@ def test_workers_are_forked_while_kernels_have_threads() -> None:
 
 LOADER = """
 import torch, projgen, projgen.torch
-p = projgen.build("l1(linf(axis=1))", threads=2)
+p = projgen.build("l1(linf)", threads=2)
 
 class Data(torch.utils.data.Dataset):
     def __len__(self):

@@ -131,14 +131,13 @@ KINDS: list[tuple[str, Any, dict[str, Any]]] = [
 ]
 
 
-# The others are rehearsed: a compilation takes seconds.
+# One of each way in which parts meet. The others are rehearsed: a compilation takes seconds, and
+# the kernels of their parts are compiled by the tests of chains and of groups.
 COMPILED = {
     "l1(linf(axis=1, block=4))",
     "l1(w=w)",
     "l1(a=2.0*linf(axis=1), b=0*l2, c=l2(axis=0))",
     "l1(l2(axis=1, groups=g))",
-    "lp(p=4, l2(axis=1))",
-    "simplex(axis=1)",
 }
 
 
@@ -227,14 +226,15 @@ def test_values_out_of_range() -> None:
     y = [1e200 * normal(5, 4), 1e200 * normal(5)]
     spec = "l2(l2(axis=1), l2)"
     radius = 0.5 * float(norm_of(spec, y))
-    x = projgen.project(y, spec, radius)
+    with rehearsals():
+        x = projgen.project(y, spec, radius)
     assert abs(float(norm_of(spec, x)) / radius - 1) < 1e-12
 
 
 def test_without_the_check_what_is_not_finite_spoils_its_batch_entry_alone() -> None:
-    y = [normal(3, 5, 6), normal(3, 5, 7)]
+    y = [normal(3, 5, 6), normal(3, 5, 6)]
     y[1][1, 2, 3] = np.inf
-    p = projgen.build("l1(linf(axis=2), l2(axis=2), axis=1)", check_finite=False)
+    p = projgen.build("l1(linf(axis=2), linf(axis=2), axis=1)", check_finite=False)
     x = p(y, 1.0)
     clean = projgen.project([y[0][::2], y[1][::2]], p.spec, 1.0)
     for array, good in zip(x, clean, strict=True):

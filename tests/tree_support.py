@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from support import TOLERANCE, Array, lay_out
+from support import TOLERANCE, Array, lay_out, tree_of
 
 import projgen
 from projgen import interpret_trees
-from projgen.check import parse_tree
 from projgen.structure import Key, flat, places
 from projgen.trees import BoundTree, bind_tree
 from projgen.weights import read_given
 
 
 def bound_tree(spec: str, y: Any, given: Mapping[str, Any]) -> tuple[BoundTree, dict[Key, Array]]:
-    tree = parse_tree(spec)
+    tree = tree_of(spec)
     place = places(tree, y, "pass")
     arrays = {key: array for key, array in flat(y) if key in {leaf.key for leaf in place.arms}}
     ordered = {leaf.key: np.asarray(arrays[leaf.key]) for leaf in place.arms}

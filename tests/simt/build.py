@@ -60,7 +60,11 @@ def cache() -> Path:
 
 
 def build(source: str, machine: str = "fibers", flags: tuple[str, ...] = ()) -> Path:
-    """The program that runs the kernels of `source`. A `BuildError` if it does not compile."""
+    """The program that runs the kernels of `source`. A `BuildError` if it does not compile.
+
+    Kernels of different specs often differ by their comments alone: they share a program.
+    """
+    source = uncommented(source)
     flags = (*COMMON, *KERNEL, "-fsanitize=thread", *OPTIONS[machine], *flags)
     directory = cache() / _key(source, machine, *flags)
     program = directory / "program"
@@ -99,6 +103,11 @@ def _name(symbol: str) -> str:
     """Of a mangled local variable: ``_ZZ...E4sums`` is sums."""
     mangled = re.search(r"E\d+([A-Za-z_]\w*?)(?:_\d+)?$", symbol)
     return mangled[1] if mangled else symbol
+
+
+def uncommented(source: str) -> str:
+    """Without its comments, each line where it was."""
+    return re.sub("//.*", "", source)
 
 
 def _for_the_host(source: str) -> str:

@@ -1,7 +1,7 @@
-"""l2(l1(axis=0)): projects float32 arrays in place.
+"""l2(l1(axis=0)): projects float32 arrays.
 
     level 0  l2    of v0: rows (reduced)
-    level 1  l1    of y: columns (reduced, groups); threshold by transpose
+    level 1  l1    of y: columns (reduced, groups); threshold by tile
 
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from numba import cfunc, types
-from numba.core.cgutils import ir
+from numba.core.cgutils import alloca_once_value, for_range, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -258,56 +258,89 @@ def aggregate_0(v0, total, axes):
 
 
 @intrinsic
-def turn_8(typing_context, source, at, step, tile, to, length):
-    """tile[to + length * j + i] = source[at + step * i + j] for 8 x 8 values: rows are vectors, and rounds
-    of shuffles exchange halves of ever larger parts of them.
+def survey_32(typing_context, values, at, step, rows, limits, found):
+    """Of 16 groups side by side, with `rows` values from `at` on, `step` apart: how far they exceed
+    the groups' limits in all, how many do, and how far the least of these and the one next to it do.
     """
 
     def codegen(context, builder, signature, args):
-        source, tile = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        values, limits, found = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5)
         )
-        at, step, to, length = args[1], args[2], args[4], args[5]
+        at, step, rows = args[1:4]
         word = ir.IntType(64)
-        vector = ir.VectorType(context.get_value_type(types.float32), 8)
-        lanes = ir.VectorType(ir.IntType(32), 8)
-
-        def place(array, start, step, i):
-            index = builder.add(start, builder.mul(step, word(i)))
-            return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
-
-        rows = [builder.load(place(source, at, step, i), align=4) for i in range(8)]
-        # How far apart the rows are that exchange values, what stays of both, and what follows it.
-        rounds = (
-            (1, (0, 8, 1, 9, 4, 12, 5, 13), 2),
-            (2, (0, 1, 8, 9, 4, 5, 12, 13), 2),
-            (4, (0, 1, 2, 3, 8, 9, 10, 11), 4),
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        wide = ir.VectorType(ir.DoubleType(), 16)
+        integers = ir.VectorType(ir.IntType(32), 16)
+        zero, one = (ir.Constant(vector, [float(x)] * 16) for x in (0, 1))
+        magnitude, infinity = (
+            ir.Constant(integers, [x] * 16) for x in (0x7FFFFFFF, 0x7F800000)
         )
-        for apart, low, following in rounds:
-            halves = [ir.Constant(lanes, [i + more for i in low]) for more in (0, following)]
-            for i in range(8):
-                if i & apart == 0:
-                    pair = rows[i], rows[i + apart]
-                    rows[i], rows[i + apart] = (builder.shuffle_vector(*pair, half) for half in halves)
-        columns = 0, 2, 1, 3, 4, 6, 5, 7  # where the rounds have put them
-        for j, column in enumerate(columns):
-            builder.store(rows[column], place(tile, to, length, j), align=4)
+
+        def place(array, index, kind=vector):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def less(a, b):  # of the bits of positive numbers, as integers
+            return builder.select(builder.icmp_unsigned("<", a, b), a, b)
+
+        def more(a, b):
+            return builder.select(builder.icmp_unsigned("<", a, b), b, a)
+
+        limit = builder.load(place(limits, word(0)), align=4)
+        cursor = alloca_once_value(builder, at)
+        totals = [alloca_once_value(builder, ir.Constant(wide, [0.0] * 16)) for i in range(2)]
+        # Two rows at a time, each with sums of its own: excess, count, least, next.
+        sums = [[alloca_once_value(builder, x) for x in (zero, zero, infinity, infinity)] for i in range(2)]
+
+        def add_row(excess, count, least, following):
+            here = builder.load(cursor)
+            builder.store(builder.add(here, step), cursor)
+            x = builder.bitcast(builder.load(place(values, here), align=4), integers)
+            above = builder.fsub(builder.bitcast(builder.and_(x, magnitude), vector), limit)
+            exceeds = builder.fcmp_ordered(">", above, zero)
+            number = builder.bitcast(above, integers)
+
+            def update(cell, new):
+                builder.store(builder.select(exceeds, new, builder.load(cell)), cell)
+
+            update(excess, builder.fadd(builder.load(excess), above))
+            update(count, builder.fadd(builder.load(count), one))
+            update(following, less(builder.load(following), more(builder.load(least), number)))
+            update(least, less(builder.load(least), number))
+
+        def add_rows(size):
+            with for_range(builder, builder.udiv(size, word(2))):
+                add_row(*sums[0])
+                add_row(*sums[1])
+
+        def flush():
+            for i, total in enumerate(totals):
+                both = builder.fadd(builder.load(sums[0][i]), builder.load(sums[1][i]))
+                part = builder.fpext(both, wide)
+                builder.store(builder.fadd(builder.load(total), part), total)
+                for row in sums:
+                    builder.store(zero, row[i])
+
+        with for_range(builder, builder.udiv(rows, word(64))):  # so that sums in float32 stay short
+            add_rows(word(64))
+            flush()
+        rest = builder.urem(rows, word(64))
+        add_rows(rest)
+        with for_range(builder, builder.urem(rest, word(2))):
+            add_row(*sums[0])
+        flush()
+        (a, b), (c, d) = [[builder.load(cell) for cell in row[2:]] for row in sums]
+        least, following = less(a, c), less(more(a, c), less(b, d))
+        outcome = [builder.load(total) for total in totals]
+        for x in (least, following):
+            above = builder.bitcast(x, vector)
+            outcome.append(builder.fpext(above, wide))
+        for i, x in enumerate(outcome):
+            builder.store(x, place(found, word(16 * i), wide), align=8)
         return context.get_dummy_value()
 
     index = types.int64
-    return types.void(source, index, index, tile, index, index), codegen
-
-
-@register_jitable
-def turn(source, at, step, rows, columns, tile, length):
-    """Columns beside each other become the rows of a tile, which are `length` apart."""
-    whole, vectors = rows - rows % 8, columns - columns % 8
-    for i in range(0, whole, 8):
-        for j in range(0, vectors, 8):
-            turn_8(source, at + step * i + j, step, tile, length * j + i, length)
-    for i in range(rows):
-        for j in range(vectors if i < whole else 0, columns):
-            tile[length * j + i] = source[at + step * i + j]
+    return types.void(values, index, index, index, limits, found), codegen
 
 
 @register_jitable(fastmath=FAST)
@@ -332,73 +365,100 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @register_jitable(fastmath=FINITE)
-def newton_1(row, v, u, guess):
-    """The threshold of one group with value v on radius u < v, and how many values are above."""
-    safe = (v - u) / row.size
-    goal = max(guess, safe)
-    before = 0
-    while True:
-        t = np.float32(goal)
-        excess = 0.0
-        count = 0
-        for start in range(0, row.size, 1024):
-            part = row[start : start + 1024]
-            part_excess = np.float32(0)
-            part_count = np.float32(0)
-            for j in range(part.size):
-                above = abs(part[j]) - t
-                part_excess += above if above > 0 else np.float32(0)
-                part_count += np.float32(1) if above > 0 else np.float32(0)
-            excess += np.float64(part_excess)
-            count += int(part_count)
-        if count == 0:
-            if before > 0 or goal == safe:  # the radius is less than the values' rounding
-                return max(goal, 0.0), 1
-            goal = safe  # the guess was right of every value: from here Newton cannot fail
-            continue
-        goal = np.float64(t) + (excess - u) / count
-        if count == before:
-            return max(goal, 0.0), count
-        if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
-            return max(np.float64(t), 0.0), count
-        before = count
+def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
+    """The thresholds of up to 16 groups side by side."""
+    excess, count, least, following = span(found, 0, 16), span(found, 16, 16), span(found, 32, 16), span(found, 48, 16)
+    before, goal, safe, radius = span(search, 0, 16), span(search, 16, 16), span(search, 32, 16), span(search, 48, 16)
+    trial[:] = np.inf
+    before[:] = -1
+    goal[:] = 0
+    searching = 0
+    for g in range(v.size):
+        if u[g] <= 0:
+            goal[g] = np.inf
+        elif u[g] < v[g]:
+            guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
+            radius[g] = u[g]
+            safe[g] = (v[g] - u[g]) / rows
+            trial[g] = max(guess, safe[g])
+            before[g] = 0
+            searching += 1
+    while searching > 0:
+        survey_32(source, at, step, rows, trial, found)
+        searching = 0
+        for g in range(16):  # without branches
+            t = np.float64(trial[g])
+            move = (excess[g] - radius[g]) / max(count[g], 1.0)
+            further = (excess[g] - least[g] - radius[g]) / max(count[g] - 1.0, 1.0)
+            same = count[g] == before[g]
+            over = (move > least[g]) & (count[g] > 1) & (not same)
+            exact = (move >= 0) & (further <= following[g] if over else True)
+            exact &= move <= t / 64  # the sums of a longer step are rounded too much
+            past = (before[g] > 0) & (move <= 0)  # rounding has put t right of the threshold
+            settled = exact | same | past
+            aim = t if past else t + (further if over else move)
+            # No value above: the guess was right of them all, and from the safe one Newton cannot
+            # fail; unless the radius is less than the values' rounding.
+            none = count[g] == 0
+            again = none & (before[g] == 0) & (trial[g] != np.float32(safe[g]))
+            settled = not again if none else settled
+            aim = (safe[g] if again else max(t, safe[g])) if none else aim
+            searches = before[g] >= 0
+            goal[g] = aim if searches else goal[g]
+            trial[g] = aim if searches else trial[g]
+            searching += 1 if searches & (not settled) else 0
+            before[g] = (-1.0 if settled else count[g]) if searches else before[g]
+    values = thresholds = radii = counts = 0.0
+    for g in range(v.size):
+        t = max(goal[g], 0.0)
+        limit[g] = up(t)
+        if 0 < u[g] < v[g]:
+            values += v[g]
+            thresholds += t
+            radii += u[g]
+            counts += count[g] / v.size
+    if values > 0:
+        hint[0] = thresholds / values
+        hint[1] = radii / values
+        hint[2] = 1 / max(counts, 1.0)
 
 
 @register_jitable(fastmath=FAST)
 def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     n0, s0, pitch = axes[0], axes[2], axes[6]
-    tile = view(span(scratch, 8, scratch.size - 8), np.float32)
-    length = (n0 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
+    found = span(scratch, 8, 64)
+    search = span(scratch, 72, 64)
+    memory = view(span(scratch, 136, scratch.size - 136), np.float32)
+    trial = span(memory, 0, 16)
+    tile = span(memory, 16, memory.size - 16)
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
-        turn(y, 0 + start, s0, n0, width, tile, length)
-        for j in range(width):
-            g = start + j
-            v = v0[g]
-            u = u0[g]
-            if u >= v:
-                limit[g] = 0
-            elif u <= 0:
-                limit[g] = np.inf
-            else:
-                row = span(tile, length * j, n0)
-                goal, count = newton_1(row, v, u, v * hint[0] - (u - v * hint[1]) * hint[2])
-                hint[0], hint[1], hint[2] = goal / v, u / v, 1 / count
-                limit[g] = up(goal)
+        for i0 in range(n0):
+            at = i0 * s0 + start
+            row = span(y, at, width)
+            cells = span(tile, i0 * pitch, width)
+            for j in range(width):
+                cells[j] = row[j]
+        for part in range(0, width, 16):
+            size = min(16, width - part)
+            g = start + part
+            newton_1(tile, part, pitch, n0, span(v0, g, size), span(u0, g, size), span(limit, g, size), trial, found, search, hint)
 
 
 @register_jitable(fastmath=FAST)
-def project_1(y, limit, first, last, axes):
+def project_1(y, x, limit, first, last, axes):
     """Project the groups of level 1, l1 of y."""
-    n1, s0 = axes[1], axes[2]
+    n1, s0, t0 = axes[1], axes[2], axes[4]
     limits = span(limit, 0, n1)
     for i0 in range(first, last):
         at = i0 * s0
+        to = i0 * t0
         row = span(y, at, n1)
+        out = span(x, to, n1)
         for j in range(limits.size):
             t = limits[j]
-            row[j] = row[j] - min(max(row[j], -t), t)
+            out[j] = row[j] - min(max(row[j], -t), t)
 
 
 @cfunc(
@@ -426,6 +486,7 @@ def project(y_at, x_at, geometry, work, desk):
     """
     cells = fetch(geometry, 45)
     y_size = cells[0]
+    x_size = cells[1]
     blocks_1 = cells[21]
     step_1 = cells[22]
     end_1 = cells[23]
@@ -457,6 +518,7 @@ def project(y_at, x_at, geometry, work, desk):
         return 0
     resumes = read(desk, 1) != 0
     y = span(y_at, 0, y_size)
+    x = span(x_at, 0, x_size)
     memory = span(work, 0, memory_size)
     radius = span(memory, radius_at, radius_end - radius_at)
     total = span(memory, total_at, total_end - total_at)
@@ -514,5 +576,5 @@ def project(y_at, x_at, geometry, work, desk):
             break
         first = block * step_1
         last = min(first + step_1, end_1)
-        project_1(y, limit_1, first, last, axes_1)
+        project_1(y, x, limit_1, first, last, axes_1)
     return 0
