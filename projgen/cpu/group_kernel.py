@@ -25,6 +25,7 @@ class GroupKernel(GroupWays):
     """A kernel; equal ones have equal sources."""
 
     shares_cell: int = field(default=32, init=False)
+    some: int = field(default=walks.SOME, init=False)
     version: int = field(default=VERSION, init=False)
 
     @property

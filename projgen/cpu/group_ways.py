@@ -84,8 +84,8 @@ class GroupWays(GroupNumbers):
     @property
     def joins(self) -> frozenset[str]:
         """How passes over huge groups join what their blocks find, if not by adding it up."""
-        ways = {"l2": {"highest", "longest"}, "linf": {"highest"}, "lp": {"highest"}}
-        ways["simplex"] = {"highest", "least"}
+        ways = {norm: {"highest"} for norm in ("l0", "linf", "lp")}
+        ways |= {"l2": {"highest", "longest"}, "simplex": {"highest", "least"}}
         if self.ball.weighted:
             ways["l1"] = ways["l2"]
             ways["l2"] = {"highest", "longest", "least"}

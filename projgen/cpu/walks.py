@@ -28,6 +28,7 @@ PIECES = 32  # of labelled elements, if there are few rows of them
 HUGE = 1 << 17  # elements: groups of so many are shared among the threads,
 FEW = 16  # if there are fewer of them
 PART = 1 << 14  # elements of them that a thread draws together
+SOME = 16  # blocks of them, of which parts are looked at first
 RECORDS = 512  # passes over them, at the end of each of which the threads meet, that are on record
 
 # The geometry that a kernel is given: these, and then the vectors of the walk's index.
@@ -184,7 +185,7 @@ def plan_walk(
     slots = groups * pieces if pieces > 1 else 0
     if form.huge:
         pieces = -(-run // PART)
-        slots = 3 * pieces + 3 * RECORDS + kernel.spare_size(longest)
+        slots = 3 * max(pieces, SOME) + 3 * RECORDS + kernel.spare_size(longest)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
     # Of what is copied, an odd number of cache lines: so that rows have other sets of the cache.
