@@ -1,5 +1,5 @@
-"""Groups so long and few that the threads share each of them: against the references, to the bit the
-same whoever does which blocks, and right where numbers have little room."""
+"""Groups so long and few that the threads share each of them: against the references; to the bit
+the same whoever does which blocks; and where numbers have little room."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -145,7 +145,9 @@ def test_what_is_not_finite_is_noticed(ball: Ball) -> None:
 
 
 @pytest.mark.parametrize("team", [early, together])
-def test_few_passes_are_on_record(team: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_passes_are_on_record(
+    team: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who comes late goes by it, or is waited for, or need not come any more."""
     ball = Ball("simplex")
     y = problem(ball, "float64")[0]
@@ -164,7 +166,9 @@ def test_which_groups_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     def huge(shape: tuple[int, int], axis: int, labels: Any = None) -> bool:
         strides = (shape[1], 1)
         ball = Ball("l1", ragged=labels is not None)
-        return walk_groups(ball, "float32", shape, strides, (axis,), strides, None, labels).kernel.huge
+        return walk_groups(
+            ball, "float32", shape, strides, (axis,), strides, None, labels
+        ).kernel.huge
 
     assert huge((3, 200), 1)
     assert not huge((4, 200), 1)

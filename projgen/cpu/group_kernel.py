@@ -197,7 +197,9 @@ class GroupKernel(GroupWays):
     @property
     def solved(self) -> str:
         """The first arguments of `solve`."""
-        return self.arguments(*(("group", "group_x", "group_w") if self.huge else ("row", "target", "w")))
+        if self.huge:
+            return self.arguments("group", "group_x", "group_w")
+        return self.arguments("row", "target", "w")
 
     def arguments(self, row: str, target: str, weights: str) -> str:
         """The same, by other names."""
