@@ -30,6 +30,7 @@ DONE, ENDED, SEATED = 8, 16, 3  # cells of the desk: of a pass the blocks that a
 # passes have, and how many values these; how many passes have ended for it, and how many blocks of the
 # next one it has done; what was found in the blocks of a pass, and in those that have ended.
 Crew = namedtuple("Crew", "desk seat seats blocks piece turns slots record")
+PLAIN = {"fastmath": False, "error_model": "numpy"}  # said once, what these call is compiled once
 
 
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 may hold where weights are,
@@ -94,33 +95,33 @@ def draw(desk, seat, seats, phase, blocks):
     return -1
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def block_of(values, crew, block):
     """A block of a group's values."""
     return values[block * crew.piece : (block + 1) * crew.piece]
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def coarse(crew, size, blocks):
     """For passes over so many values in so many blocks."""
     piece = -(-size // blocks)
     return Crew(crew.desk, crew.seat, crew.seats, blocks, piece, crew.turns, crew.slots, crew.record)
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def draw_block(crew):
     """The next block of a pass for a thread; -1 when all are drawn."""
     return draw(crew.desk, crew.seat, crew.seats, crew.turns[0], crew.blocks)
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def leave(crew, block, first, second, third):
     """Leave what was found in a block."""
     crew.slots[3 * block], crew.slots[3 * block + 1], crew.slots[3 * block + 2] = first, second, third
     crew.turns[1] += 1
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def leave_bits(crew, block, first, second):
     """The same of integers."""
     slots = crew.slots.view(np.int64)
@@ -128,7 +129,7 @@ def leave_bits(crew, block, first, second):
     crew.turns[1] += 1
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def forget(crew, turn):
     """Wait for who may still need the record of a pass; who has not come by then need not come."""
     if read(crew.desk, SEATED) == 0:
@@ -138,7 +139,7 @@ def forget(crew, turn):
             pass
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def ends(crew):
     """Whether a thread's blocks were the last ones of a pass."""
     done = crew.turns[1]
@@ -148,7 +149,7 @@ def ends(crew):
     return last
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def go_on(crew, last):
     """Tell the others of the end of a pass, or wait for it; where its record is."""
     if last:
@@ -162,7 +163,7 @@ def go_on(crew, last):
     return at
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def meet(crew):
     """The end of a pass: the sums of what its blocks found, in their order."""
     record = crew.record
@@ -179,7 +180,7 @@ def meet(crew):
     return record[at], record[at + 1], record[at + 2]
 
 
-@register_jitable
+@register_jitable(**PLAIN)
 def meet_highest(crew):
     """The same of integers, of which the highest are kept."""
     slots, record = crew.slots.view(np.int64), crew.record.view(np.int64)
