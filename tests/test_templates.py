@@ -44,7 +44,8 @@ NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob
 MACROS = {norm.name: f"cpu/norms/{norm.name}.py.j2" for norm in CHAINED.values()}
 BALLS = {name for name in NAMES if name.startswith("cpu/balls/")}
 PARTS = (
-    "groups", "abreast", "gather", "lp_steps", "powers", "ranks", "scales", "spread", "survey",
+    "groups", "abreast", "gather", "lp_steps", "passes", "powers", "ranks", "scales", "spread",
+    "survey",
 )  # fmt: skip
 GROUPS = {*(f"cpu/{part}.py.j2" for part in PARTS), *BALLS}
 GROUP_PULLS = {name for name in NAMES if name.startswith("cpu/group_pull")}  # of their way back

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
+from projgen.cpu import walks  # a module: tests replace what it says is huge
 from projgen.cpu.group_ways import GroupWays
 from projgen.cpu.lower import VERSION
 from projgen.cpu.walks import CELLS
@@ -24,6 +25,7 @@ class GroupKernel(GroupWays):
     """A kernel; equal ones have equal sources."""
 
     shares_cell: int = field(default=32, init=False)
+    some: int = field(default=walks.SOME, init=False)
     version: int = field(default=VERSION, init=False)
 
     @property
@@ -84,7 +86,8 @@ class GroupKernel(GroupWays):
         if self.ball.ragged:
             return ("the elements of a group lie anywhere along an axis: each has an offset",)
         if self.direct:
-            return ("a group is contiguous in memory, and is worked on where it lies",)
+            lies = "a group is contiguous in memory, and is worked on where it lies"
+            return (lies + ", by all threads together" * self.huge,)
         if "y" in self.contiguous:
             return ("a group's runs are contiguous in memory",)
         return ("a group's runs have a step between elements",)
@@ -112,6 +115,9 @@ class GroupKernel(GroupWays):
             without |= {"pitch", "spare_size"}
         if not self.spare:
             without.add("spare_size")
+        if self.huge:
+            names += ["pieces", "piece", "slots_at", "slots_size"]
+            without |= {"blocks", "block_size", "items", "labels", "starts_at"}
         return tuple(name for name in names if name not in without)
 
     @property
@@ -191,12 +197,21 @@ class GroupKernel(GroupWays):
     @property
     def solved(self) -> str:
         """The first arguments of `solve`."""
+        if self.huge:
+            return self.arguments("group", "group_x", "group_w")
         return self.arguments("row", "target", "w")
 
     def arguments(self, row: str, target: str, weights: str) -> str:
         """The same, by other names."""
         names = [row] + [target] * (self.target == "target") + [weights] * self.ball.weighted
-        return ", ".join(names + ["spare"] * self.spare)
+        return ", ".join(names + ["spare"] * self.spare + ["crew"] * self.huge)
+
+    def swept(self, arrays: str) -> list[str]:
+        """Of some arrays of a group those that there are."""
+        without = {"target"} if self.target == "row" else set()
+        if not self.ball.weighted:
+            without.add("w")
+        return [name for name in arrays.split() if name not in without]
 
     @property
     def tile(self) -> str:
@@ -220,6 +235,8 @@ class GroupKernel(GroupWays):
 
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
+        if self.ball.norm == "l0" and self.huge:  # some values, and those that are searched among
+            return 4096 - (-longest // walks.PART) + longest * ITEMSIZE[self.dtype] // 8
         if self.ball.norm == "l0":
             return 0 if self.ranked else 4096  # some values
         if self.ball.norm == "lp":
@@ -229,6 +246,8 @@ class GroupKernel(GroupWays):
     def scratch_size(self, pitch: int, longest: int, elements: int) -> int:
         """The room that a thread needs for groups of up to `longest` of that many elements, or so
         many labels."""
+        if self.huge:
+            return 16  # where a thread counts passes
         if self.ranked:
             return self.lanes * (1 + self.ranked)
         if self.spread:

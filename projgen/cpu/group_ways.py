@@ -20,7 +20,8 @@ class GroupWays(GroupNumbers):
     together. ``stripped``: the groups of a tile, whose values are found where they lie, are
     projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
     their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
-    tile's columns and back. ``weight_dtype``: how weights are read.
+    tile's columns and back. ``huge``: groups are so few and long that the threads share each of
+    them, in blocks. ``weight_dtype``: how weights are read.
     """
 
     in_place: bool
@@ -32,6 +33,7 @@ class GroupWays(GroupNumbers):
     stripped: bool = False
     surveyed: int = 0
     crossed: bool = False
+    huge: bool = False
     weight_dtype: str = "float64"
 
     @property
@@ -78,6 +80,21 @@ class GroupWays(GroupNumbers):
         """Whether groups to be ranked are copied first, value by value: the compiler finds shuffles
         for a few values that lie one after the other."""
         return self.ranked > 8 or (self.ranked > 0 and not self.units["y"])
+
+    @property
+    def joins(self) -> frozenset[str]:
+        """How passes over huge groups join what their blocks find, if not by adding it up."""
+        ways = {norm: {"highest"} for norm in ("l0", "linf", "lp")}
+        ways |= {"l2": {"highest", "longest"}, "simplex": {"highest", "least"}}
+        if self.ball.weighted:
+            ways["l1"] = ways["l2"]
+            ways["l2"] = {"highest", "longest", "least"}
+        return frozenset(ways.get(self.ball.norm, ()))
+
+    @property
+    def coarse(self) -> bool:
+        """Whether some passes over huge groups have a few long blocks, or a single one."""
+        return self.drafts or self.ball.norm in ("l0", "lp", "simplex")
 
     @property
     def always(self) -> bool:

@@ -37,7 +37,7 @@ def walk_groups(
 
     def kernel(form: Form) -> GroupKernel:
         way = form.lanes, form.contiguous, form.direct, form.ranked, form.spread
-        turned = form.stripped, form.surveyed, form.crossed
+        turned = form.stripped, form.surveyed, form.crossed, form.huge
         own = weight_dtype if ball.weighted else "float64"
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
@@ -46,7 +46,7 @@ def walk_groups(
     if spreads and not (halves or weighted or ball.nonneg):
         spreads = BESIDE
     ways = strides, axes, out_strides, weight_strides, labels
-    return plan_walk(kernel, ball, shape, *ways, spreads, halves)
+    return plan_walk(kernel, ball, shape, *ways, spreads, halves, shares=True)
 
 
 @np.errstate(invalid="ignore")  # what is not finite is noticed by the kernel
@@ -150,7 +150,7 @@ class GroupCall:
         work.memory[self._groups] = -1.0
         self._run(y, y, weights, work, 0, projects=False)
         slots = work.memory[self._slots]
-        if slots.size:
+        if self._walk.kernel.spread and slots.size:
             values = work.memory[: self._groups].reshape(-1, self._slots_shape[-1])
             values[...] = self._combine(slots.reshape(self._slots_shape), axis=1)
         return work

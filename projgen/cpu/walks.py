@@ -25,6 +25,11 @@ LONG = 64  # elements: groups of so many are worth turning into rows
 CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
 PIECES = 32  # of labelled elements, if there are few rows of them
+HUGE = 3 << 16  # elements: groups of so many are shared among the threads,
+FEW = 16  # if there are fewer of them
+PART = 1 << 14  # elements of them that a thread draws together
+SOME = 16  # blocks of them, of which parts are looked at first
+RECORDS = 512  # passes over them, at the end of each of which the threads meet, that are on record
 
 # The geometry that a kernel is given: these, and then the vectors of the walk's index.
 CELLS = (
@@ -115,6 +120,7 @@ class Form(NamedTuple):
     stripped: bool = False
     surveyed: int = 0
     crossed: bool = False
+    huge: bool = False
     tiled: bool = False
     beside: frozenset[str] = frozenset()
 
@@ -130,11 +136,12 @@ def plan_walk(
     labels: Offsets | None,
     spreads: int,
     halves: bool = False,
+    shares: bool = False,
 ) -> Walk[Made]:
     """The walk of a kernel that is made by its form. `spreads`: how many rows of
     labelled elements it can read together in their own order, where groups do not lie side by
     side; 0 for none. `halves`: of these lp and l0, which look at a value many times, work on
-    copies; and labelled elements are not turned."""
+    copies; and labelled elements are not turned. `shares`: threads can share a group."""
     ways = {"y": strides, "x": out_strides, "w": weight_strides}
     steps = {name: tuple(way) for name, way in ways.items() if way is not None}
     outward = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
@@ -146,6 +153,8 @@ def plan_walk(
     extent, lane = rows.pop()
     size = math.prod(shape[axis] for axis in axes)
     form = _form(ball, loops, (extent, lane), labels, size, spreads, halves)
+    few = math.prod(shape[axis] for axis in batch) < FEW
+    form = form._replace(huge=shares and form.direct and form.lanes == 1 and few and size >= HUGE)
     kernel = make(form)
     run, step = loops[-1]
     if labels is not None:
@@ -171,6 +180,10 @@ def plan_walk(
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
     block_size = max(1, BLOCK // average)
+    slots = groups * pieces if pieces > 1 else 0
+    if form.huge:
+        pieces = -(-run // PART)
+        slots = 3 * max(pieces, SOME) + 3 * RECORDS + kernel.spare_size(longest)
     if kernel.searches:  # each search starts from what the last one found
         block_size = max(block_size, min(4, items // 16))
     # Of what is copied, an odd number of cache lines: so that rows have other sets of the cache.
@@ -180,7 +193,7 @@ def plan_walk(
         "spare_size": kernel.spare_size(longest),
         "pitch": pitch,
         "groups": groups,
-        "blocks": -(-items // block_size),
+        "blocks": pieces if form.huge else -(-items // block_size),
         "block_size": block_size,
         "items": items,
         "labels": numbers,
@@ -188,9 +201,9 @@ def plan_walk(
         "extent": extent,
         "run": run,
         "pieces": pieces,
-        "piece": -(-run // pieces),
+        "piece": PART if form.huge else -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
-        "slots_size": groups * pieces if pieces > 1 else 0,
+        "slots_size": slots,
         "scratch_size": kernel.scratch_size(pitch, numbers if form.spread else longest, run),
         **{f"{name}_step": step[name] for name in steps},
         **{f"{name}_lane": lane[name] for name in steps},
