@@ -169,7 +169,7 @@ def test_a_contiguous_group_is_not_copied(ball: Ball, dtype: Any) -> None:
     walk = walk_groups(ball, dtype.name, (1 << 20,), (1,), (0,), (1,), own, None)
     room = 2 if ball.norm == "l2" else 0  # numbers for each element, whatever the array's type
     cells = walk.cells
-    assert cells["spare_size"] == room << 20  # once, for all threads; beside it is what passes found
+    assert cells["spare_size"] == room << 20  # once for all threads, beside what passes found
     assert cells["scratch_size"] + cells["slots_size"] < (room << 20) + 2048
 
 
