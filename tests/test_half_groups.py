@@ -167,7 +167,9 @@ def test_a_contiguous_group_is_not_copied(ball: Ball, dtype: Any) -> None:
     own = (1,) if ball.weighted else None
     walk = walk_groups(ball, dtype.name, (1 << 20,), (1,), (0,), (1,), own, None)
     room = 2 if ball.norm == "l2" else 0  # numbers for each element, whatever the array's type
-    assert walk.cells["scratch_size"] == room << 20
+    cells = walk.cells
+    assert cells["spare_size"] == room << 20  # once for all threads, beside what passes found
+    assert cells["scratch_size"] + cells["slots_size"] < (room << 20) + 2048
 
 
 @TYPES
