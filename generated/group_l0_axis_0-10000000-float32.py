@@ -174,13 +174,6 @@ def draw(desk, seat, seats, phase, blocks):
 
 
 @register_jitable(**PLAIN)
-def block_of(values, crew, block):
-    """A block of a group's values."""
-    first = block * crew.piece
-    return span(values, first, min(crew.piece, values.size - first))
-
-
-@register_jitable(**PLAIN)
 def coarse(crew, size, blocks):
     """For passes over so many values in so many blocks."""
     piece = -(-size // blocks)
@@ -287,7 +280,9 @@ def value_of(group, crew):
         block = draw_block(crew)
         if block < 0:
             break
-        row = block_of(group, crew, block)
+        offset = block * crew.piece
+        extent = min(crew.piece, group.size - offset)
+        row = span(group, offset, extent)
         count, spoilt = 0.0, 0.0
         for j in range(row.size):
             a = abs(np.float64(row[j]))
@@ -369,7 +364,10 @@ def select(all_cells, all_kept, counts, low, high, crew):
         block = draw_block(crew)
         if block < 0:
             break
-        cells, kept = block_of(all_cells, crew, block), block_of(all_kept, crew, block)
+        offset = block * crew.piece
+        extent = min(crew.piece, all_cells.size - offset)
+        cells = span(all_cells, offset, extent)
+        kept = span(all_kept, offset, extent)
         several, fewer = np.uint64(0), reaching(cells, high)
         for j in range(min(cells.size, kept.size)):
             a = (cells[j] & MAGNITUDE)
@@ -388,7 +386,9 @@ def reaching_of(all_kept, counts, least, crew):
         block = draw_block(crew)
         if block < 0:
             break
-        kept = block_of(all_kept, crew, block)
+        offset = block * crew.piece
+        extent = min(crew.piece, all_kept.size - offset)
+        kept = span(all_kept, offset, extent)
         count = reaching(span(kept, 0, int(counts[block])), least)
         leave(crew, block, count, 0.0, 0.0)
     count = meet(crew)[0]
@@ -402,7 +402,9 @@ def cut_off(all_cells, level, number, crew):
         block = draw_block(crew)
         if block < 0:
             break
-        cells = block_of(all_cells, crew, block)
+        offset = block * crew.piece
+        extent = min(crew.piece, all_cells.size - offset)
+        cells = span(all_cells, offset, extent)
         count = reaching(cells, level) - reaching(cells, level + 1)
         leave(crew, block, count, 0.0, 0.0)
     count = meet(crew)[0]
@@ -466,7 +468,10 @@ def solve(group, group_x, spare, crew, v, u, guess):
         block = draw_block(crew)
         if block < 0:
             break
-        cells, results = block_of(all_cells, crew, block), block_of(all_results, crew, block)
+        offset = block * crew.piece
+        extent = min(crew.piece, all_cells.size - offset)
+        cells = span(all_cells, offset, extent)
+        results = span(all_results, offset, extent)
         own = min(max(cut - block * crew.piece, 0), cells.size)
         keep(span(cells, 0, own), span(results, 0, own), low)
         keep(span(cells, own, cells.size - own), span(results, own, cells.size - own), low + 1)
@@ -553,7 +558,10 @@ def project(y_at, x_at, geometry, work, desk):
                 block = draw_block(crew)
                 if block < 0:
                     break
-                row, target = block_of(group, crew, block), block_of(group_x, crew, block)
+                offset = block * crew.piece
+                extent = min(crew.piece, group.size - offset)
+                row = span(group, offset, extent)
+                target = span(group_x, offset, extent)
                 for j in range(row.size):
                     target[j] = row[j]
                 leave(crew, block, 0.0, 0.0, 0.0)

@@ -236,7 +236,7 @@ class GroupKernel(GroupWays):
     def spare_size(self, longest: int) -> int:
         """The room that the projection of one group of `longest` elements needs."""
         if self.ball.norm == "l0" and self.huge:  # some values, and those that are searched among
-            return 4096 - (-longest // walks.PART) + longest * ITEMSIZE[self.dtype] // 8
+            return 4096 - (-longest // walks.PART) - (-longest * ITEMSIZE[self.dtype] // 8)
         if self.ball.norm == "l0":
             return 0 if self.ranked else 4096  # some values
         if self.ball.norm == "lp":
