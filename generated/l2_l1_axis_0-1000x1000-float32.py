@@ -258,56 +258,46 @@ def aggregate_0(v0, total, axes):
 
 
 @intrinsic
-def turn_8(typing_context, source, at, step, tile, to, length):
-    """tile[to + length * j + i] = source[at + step * i + j] for 8 x 8 values: rows are vectors, and rounds
-    of shuffles exchange halves of ever larger parts of them.
+def turn_float32(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
+    within pairs, fours and eights.
     """
 
     def codegen(context, builder, signature, args):
-        source, tile = (
+        source, target = (
             context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
         )
-        at, step, to, length = args[1], args[2], args[4], args[5]
-        word = ir.IntType(64)
+        word, lane = ir.IntType(64), ir.IntType(32)
         vector = ir.VectorType(context.get_value_type(types.float32), 8)
-        lanes = ir.VectorType(ir.IntType(32), 8)
+        lanes = ir.VectorType(lane, 8)
 
-        def place(array, start, step, i):
-            index = builder.add(start, builder.mul(step, word(i)))
-            return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
+        def row(array, start, step, r):
+            at = builder.add(start, builder.mul(step, word(r)))
+            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
 
-        rows = [builder.load(place(source, at, step, i), align=4) for i in range(8)]
-        # How far apart the rows are that exchange values, what stays of both, and what follows it.
-        rounds = (
-            (1, (0, 8, 1, 9, 4, 12, 5, 13), 2),
-            (2, (0, 1, 8, 9, 4, 5, 12, 13), 2),
-            (4, (0, 1, 2, 3, 8, 9, 10, 11), 4),
-        )
-        for apart, low, following in rounds:
-            halves = [ir.Constant(lanes, [i + more for i in low]) for more in (0, following)]
-            for i in range(8):
-                if i & apart == 0:
-                    pair = rows[i], rows[i + apart]
-                    rows[i], rows[i + apart] = (builder.shuffle_vector(*pair, half) for half in halves)
-        columns = 0, 2, 1, 3, 4, 6, 5, 7  # where the rounds have put them
-        for j, column in enumerate(columns):
-            builder.store(rows[column], place(tile, to, length, j), align=4)
+        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(8)]
+        for near in (1, 2, 4):
+            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
+            parts = [builder.shuffle_vector(*pair) for pair in pairs]
+        for c, part in enumerate(parts):
+            builder.store(part, row(target, args[4], args[5], c), align=4)
         return context.get_dummy_value()
 
     index = types.int64
-    return types.void(source, index, index, tile, index, index), codegen
+    return types.void(source, index, index, target, index, index), codegen
 
 
 @register_jitable
-def turn(source, at, step, rows, columns, tile, length):
-    """Columns beside each other become the rows of a tile, which are `length` apart."""
-    whole, vectors = rows - rows % 8, columns - columns % 8
-    for i in range(0, whole, 8):
-        for j in range(0, vectors, 8):
-            turn_8(source, at + step * i + j, step, tile, length * j + i, length)
-    for i in range(rows):
-        for j in range(vectors if i < whole else 0, columns):
-            tile[length * j + i] = source[at + step * i + j]
+def cross(source, at, step, target, to, pitch, columns, rows):
+    """target[to + pitch * c + r] = source[at + step * r + c] for that many columns c and rows r."""
+    deep, wide = rows - rows % 8, columns - columns % 8
+    for r in range(0, deep, 8):
+        for c in range(0, wide, 8):
+            turn_float32(source, at + step * r + c, step, target, to + pitch * c + r, pitch)
+    for r in range(rows):
+        for c in range(wide if r < deep else 0, columns):
+            target[to + pitch * c + r] = source[at + step * r + c]
 
 
 @register_jitable(fastmath=FAST)
@@ -372,7 +362,7 @@ def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     length = (n0 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
-        turn(y, 0 + start, s0, n0, width, tile, length)
+        cross(y, 0 + start, s0, tile, 0, length, width, n0)
         for j in range(width):
             g = start + j
             v = v0[g]
