@@ -299,7 +299,7 @@ def turn_8(typing_context, source, at, step, tile, to, length):
 
 
 @register_jitable
-def turn(source, at, step, rows, columns, tile, length):
+def transpose_32(source, at, step, rows, columns, tile, length):
     """Columns beside each other become the rows of a tile, which are `length` apart."""
     whole, vectors = rows - rows % 8, columns - columns % 8
     for i in range(0, whole, 8):
@@ -372,7 +372,7 @@ def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     length = (n0 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
-        turn(y, 0 + start, s0, n0, width, tile, length)
+        transpose_32(y, start, s0, n0, width, tile, length)
         for j in range(width):
             g = start + j
             v = v0[g]

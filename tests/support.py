@@ -308,7 +308,8 @@ def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
         assert kind is not None
         return lambda address: (address, _TYPES[kind.group()])
     if made.__name__.startswith("turn_"):
-        side = np.arange(8)
+        of_values = made.__name__.removeprefix("turn_")
+        side = np.arange(int(of_values) if of_values.isdigit() else 8)
 
         def turn(source: Array, at: int, step: int, target: Array, to: int, pitch: int) -> None:
             target[to + pitch * side[:, None] + side] = source[at + step * side + side[:, None]]
