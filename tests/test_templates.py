@@ -408,7 +408,8 @@ def test_undefined_names_are_found() -> None:
 
 
 def test_repeated_names_are_found() -> None:
-    assert repeated_names("def f(): pass\n\n\nx = 1\n\n\ndef f(): pass\n\n\nx = y = 2") == ["f", "x"]
+    source = "def f(): pass\n\n\nx = 1\n\n\ndef f(): pass\n\n\nx = y = 2"
+    assert repeated_names(source) == ["f", "x"]
 
 
 def test_long_columns_of_both_types() -> None:
