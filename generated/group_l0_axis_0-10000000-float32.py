@@ -24,7 +24,10 @@ STEP = 1 << 18  # between magnitudes, as integers: some percent
 MAGNITUDE = np.int32(0x7FFFFFFF)
 
 SOME = 16  # blocks, of which parts say where a search is to start
-DONE, ENDED, SEATED = 8, 16, 3  # cells of the desk: of a pass the blocks that are done; passes that have ended; see `forget`
+# More cells of the desk: of a pass the blocks that are done; passes that have ended; how many threads are
+# waited for, once that is settled. The second cell after that of a thread's share counts the passes
+# to whose end it has come.
+DONE, ENDED, SEATED = 8, 16, 3
 
 # A thread's part in the passes over a group: its seat at the desk, and among how many; how many blocks the
 # passes have, and how many values these; how many passes have ended for it, and how many blocks of the
@@ -543,9 +546,9 @@ def project(y_at, x_at, geometry, work, desk):
     for item in range(groups):
         outer, past = item // extent, item % extent
         at_y = index[y_bases_at + outer] + past * y_lane
-        group = y[at_y : at_y + pitch]
+        group = span(y, at_y, pitch)
         at_x = index[x_bases_at + outer] + past * x_lane
-        group_x = x[at_x : at_x + pitch]
+        group_x = span(x, at_x, pitch)
         if not projecting:
             value = value_of(group, crew)
             values[item], highest = value, max(highest, bits_of(value))

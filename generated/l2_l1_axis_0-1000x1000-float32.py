@@ -289,7 +289,7 @@ def turn_float32(typing_context, source, at, step, target, to, pitch):
 
 
 @register_jitable
-def cross(source, at, step, target, to, pitch, columns, rows):
+def cross_float32(source, at, step, target, to, pitch, columns, rows):
     """target[to + pitch * c + r] = source[at + step * r + c] for that many columns c and rows r."""
     deep, wide = rows - rows % 8, columns - columns % 8
     for r in range(0, deep, 8):
@@ -362,7 +362,7 @@ def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     length = (n0 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
     for start in range(first, last, pitch):
         width = min(pitch, last - start)
-        cross(y, 0 + start, s0, tile, 0, length, width, n0)
+        cross_float32(y, start, s0, tile, 0, length, width, n0)
         for j in range(width):
             g = start + j
             v = v0[g]

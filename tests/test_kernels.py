@@ -225,6 +225,16 @@ def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], dtype: str, w
     check(spec, *arrays, fractions=(1e-3, 0.4))
 
 
+def test_long_columns_of_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the leaf of the array's type, and of float64 above."""
+    monkeypatch.setattr(plan, "TRANSPOSED", {4: 32, 8: 32})
+    monkeypatch.setattr(plan, "SHARED_VALUES", 1)
+    spec, shape = "l2(l1(l1(axis=1), axis=0))", (50, 61, 43)
+    stages = projgen.build(spec).plan(shape).stages
+    assert [str(stage.threshold) for stage in stages] == ["None", "transpose", "transpose"]
+    check(spec, *(values("float32", shape)[name] for name in ("normal", "zero groups")))
+
+
 def test_rounding_right_of_the_threshold() -> None:
     """Of denormals, a guess may be rounded past values: the search once fell back behind them."""
     column = np.repeat([16, 17, 18, 19, 23], [40, 3, 4, 4, 1]) * np.float32(1e-45)

@@ -273,8 +273,10 @@ class TestSources:
         assert found <= {"math", "numpy", "numba"}
 
     def test_nothing_is_there_for_nothing(self, name: str, sources: dict[str, str]) -> None:
-        """Every import, constant and function is used, and every variable is read."""
+        """Every import, constant and function is used, and none is there twice; every variable is
+        read."""
         assert unused_names(sources[name]) == []
+        assert repeated_names(sources[name]) == []
 
     def test_bodies_of_intrinsics_are_plain_python(
         self, name: str, sources: dict[str, str]
@@ -382,6 +384,12 @@ def unused_arguments(source: str) -> list[str]:
     return sorted(name for each in names(source) for name in each.arguments)
 
 
+def repeated_names(source: str) -> list[str]:
+    """Functions and constants that are defined twice: of two, all callers would have the last."""
+    found = [name for each in names(source) for name in each.top]
+    return sorted(name for name in set(found) if found.count(name) > 1)
+
+
 def undefined_names(source: str) -> list[str]:
     """Names that are read and that nothing in the module defines."""
     found = names(source)
@@ -397,6 +405,20 @@ def test_unused_names_are_found() -> None:
 def test_undefined_names_are_found() -> None:
     source = "import math\n\n\ndef f(x): return max(x, math.pi, y, g)\nz = f"
     assert undefined_names(source) == ["g", "y"]
+
+
+def test_repeated_names_are_found() -> None:
+    source = "def f(): pass\n\n\nx = 1\n\n\ndef f(): pass\n\n\nx = y = 2"
+    assert repeated_names(source) == ["f", "x"]
+
+
+def test_long_columns_of_both_types() -> None:
+    """The leaf's are of the array's type, those above of float64: each has functions of its own."""
+    binding = bind(parse_tree("linf(l1(l1(axis=1), axis=0))"), 3)
+    compiled = compile_binding(binding, (100, 512, 1000), "float32")
+    assert [s.threshold for s in compiled.kernel.stages] == ["", "transpose", "transpose"]
+    assert repeated_names(compiled.source) == []
+    assert undefined_names(compiled.source) == [] == unused_names(compiled.source)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -421,6 +443,7 @@ def test_every_way_of_a_level_goes_with_every_way_of_another(leaf: str, in_place
         ways |= {way for s in compiled.kernel.stages for way in (s.walk, s.threshold)}
         assert undefined_names(compiled.source) == [], (spec, shape)
         assert unused_names(compiled.source) == [], (spec, shape)
+        assert repeated_names(compiled.source) == [], (spec, shape)
     assert ways >= {*map(str, Walk), "row", "transpose", "sweep"}
     assert leaf != "l1" or "tile" in ways
 
@@ -448,6 +471,7 @@ def test_every_way_back_through_groups() -> None:
     for source in {kernel.source for kernel in group_pulls()}:
         assert undefined_names(source) == [], source
         assert unused_names(source) == [], source
+        assert repeated_names(source) == [], source
         assert unused_arguments(source) == [], source
         assert not re.search(r"[ \t]\n|\t|\n{4}|:\n\n", source), source
 

@@ -125,7 +125,7 @@ class GroupCall:
         walk = self._walk
         if walk is None or self._followers or walk.kernel.ball.weighted:
             return None
-        if walk.cells["slots_size"]:  # they are put together here
+        if walk.cells["slots_size"]:  # of pieces, put together here, or of huge groups
             return None
         if self._natural != tuple(range(len(self._natural))):
             return None
