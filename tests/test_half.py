@@ -189,7 +189,9 @@ def conversions(template: str) -> dict[str, Any]:
         "np": np, "types": types, "ir": ir, "cpu_target": cpu_target,
         "intrinsic": intrinsic, "register_jitable": register_jitable,
     }  # fmt: skip
-    exec(getattr(environment().get_template("cpu/halves.py.j2").module, template)(), names)
+    text = getattr(environment().get_template("cpu/halves.py.j2").module, template)()
+    memory = environment().get_template("cpu/memory.py.j2").module
+    exec(getattr(memory, "memory")(text) + text, names)  # noqa: B009, which mypy would not know
 
     def over_arrays(function: Any) -> Any:
         @njit
