@@ -610,3 +610,33 @@ if sys.platform == "linux":
     def test_one_processor_and_seven_threads() -> None:
         code = "import os\nos.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
         run_python(code + setup("l2(l1(axis=0))", 7) + "for _ in range(10): check()")
+
+
+def test_a_follower_that_waited_for_the_interpreter_joins() -> None:
+    """Its patience ends while another thread has the interpreter, which then calls: it has not gone
+    to sleep yet, so that nothing wakes it."""
+    out = run_python("""
+import ctypes, threading, time
+from projgen.cpu import pool
+
+here = []
+
+def meet(*_):
+    here.append(threading.get_ident())
+    deadline = time.monotonic() + 2.0
+    while len(here) < 2 and time.monotonic() < deadline:
+        time.sleep(0)
+    return 0
+
+entry = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5)(meet)
+address = ctypes.cast(entry, ctypes.c_void_p).value
+team = pool.Team()
+for gap in (0.0, *[10 * pool.PATIENCE] * 5):  # seconds that nobody else has the interpreter
+    until = time.perf_counter() + gap
+    while time.perf_counter() < until:
+        pass
+    here.clear()
+    assert team.run((address, 0, 0, 0, 0, 0), 1) == 0
+    print(len(here))
+""")
+    assert out.split() == ["2"] * 6

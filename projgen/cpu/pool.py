@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -98,7 +99,17 @@ class Team:
             heard = self._follow(self._at, heard, self._looks)
             wake.clear()
             self._asleep.append(wake)
-            wake.wait()
+            if self._calls_after(heard):
+                # It could not wake this thread, which waited for the interpreter's lock meanwhile.
+                with suppress(ValueError):
+                    self._asleep.remove(wake)
+            else:
+                wake.wait()
+
+    def _calls_after(self, heard: int) -> bool:
+        """Whether a call is open, or about to be, that came after the bell was last heard."""
+        open_and_heard = heard % 2 == 1 and heard == self._board[BOARD["BELL"]]
+        return self._busy.locked() and not open_and_heard
 
 
 _team: Team | None = None
