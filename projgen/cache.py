@@ -149,7 +149,7 @@ class Store:
         """Remove an entry that cannot be used, and say so once per process."""
         entry = self.path(key)
         if _discard(entry):
-            _warn_once("damaged", f"removed a damaged kernel from the cache: {entry} {damage}")
+            _warn_once("damaged", f"removed damaged code from the cache: {entry} {damage}")
 
     def begin(self) -> Path:
         """A fresh private directory, to be filled and then published or abandoned."""
@@ -377,6 +377,7 @@ def _title(entry: Path) -> str:
 
 
 _warned: set[str] = set()
+_OURS = ("projgen", "jinja2")  # who stands between a warning and the line it is about
 
 
 def _warn_once(kind: str, message: str) -> None:
@@ -384,6 +385,6 @@ def _warn_once(kind: str, message: str) -> None:
         return
     _warned.add(kind)
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "projgen":
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, CacheWarning, stacklevel=level)  # at the line that called projgen

@@ -324,7 +324,7 @@ def test_damaged_entries_heal_with_one_warning(root: Path) -> None:
     report = python("report['hits'] = [hits(run(factor)) for factor in (2, 3, 4)]", root)
     assert report["hits"] == [0, 0, 0]
     assert len(report["warnings"]) == 1
-    assert report["warnings"][0].startswith("CacheWarning: removed a damaged kernel")
+    assert report["warnings"][0].startswith("CacheWarning: removed damaged code")
     assert cache.health() == [] and not list(root.rglob(".tmp-*"))
 
     report = python("report['hits'] = [hits(run(factor)) for factor in (2, 3, 4)]", root)

@@ -26,6 +26,7 @@ from projgen.render import render_series
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     text = render_series(("y", "x", "work"))
+assert all("removed damaged code" in str(w.message) and w.filename == "<string>" for w in caught)
 print(json.dumps([len(made), hashlib.sha256(text.encode()).hexdigest(), len(caught)]))
 """
 
