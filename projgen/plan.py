@@ -33,7 +33,7 @@ CROSSED = 32  # columns up to this are taken together with others, where tiles a
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 TRANSPOSED = {4: 512, 8: 64}  # values of so many bytes: columns from here on are searched alone
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
-_IN_PLACE = (Threshold.STRIP, Threshold.TRANSPOSE)  # read from where they lie
+_WHERE_THEY_LIE = (Threshold.STRIP, Threshold.TRANSPOSE)  # are columns read in these ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             threshold = Threshold.SWEEP
         elif leaf and walk is Walk.COLUMNS and _few_rows(axes):
             threshold = Threshold.SORT
-        if threshold in _IN_PLACE and leaf and ITEMSIZE[dtype] < itemsize:
+        if threshold in _WHERE_THEY_LIE and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
         searched = [Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE]  # tile by tile
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
@@ -157,7 +157,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             tiles = cut
         elif threshold in searched:
             crossing = _crosses(axes)
-            threshold = Threshold.TILE if crossing and threshold in _IN_PLACE else threshold
+            threshold = Threshold.TILE if crossing and threshold in _WHERE_THEY_LIE else threshold
             tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
     large = math.prod(axis.extent for axis in axes) * itemsize >= BLOCK_BYTES
