@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from projgen.arrays import Array, detached, view, written
+from projgen.arrays import Array, detached, on_gpu, view, written
 from projgen.dtypes import put
 from projgen.forks import wholly
 from projgen.operands import check_radii, is_dense
@@ -81,7 +81,10 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     y, given = _split(projection, y, named)
     call = read(projection, y, given, out, projects=True)
     if call.gpu:
-        results = call.gpu.project(projection, call.ready, _required(projection, radius))
+        needed = _required(projection, radius)
+        if not on_gpu(needed):
+            _check_simplex(projection, needed)
+        results = call.gpu.project(projection, call.ready, needed, call.given)
         return rebuilt(y, results) if out is None else _written(call, out)
     radii = _radii(projection, radius, call.bound)
     targets = call.targets
@@ -152,7 +155,7 @@ def norm(projection: Projection, y: Any, named: Mapping[str, Any]) -> Any:
     y, given = _split(projection, y, named)
     call = read(projection, y, given)
     if call.gpu:
-        norms = call.gpu.norm(call.ready)
+        norms = call.gpu.norm(call.ready, call.given)
         return call.wraps[0](norms) if call.bound.batch else norms
     if projection.backend == "numpy":
         from projgen import interpret_trees
@@ -175,7 +178,7 @@ def active(projection: Projection, x: Any, named: Mapping[str, Any]) -> Any:
     results: dict[Key, Any] = dict.fromkeys(key for key, _ in flat(x)) if passes else {}
     for arm, wrap in zip(call.bound.arms, call.wraps, strict=True):
         if call.gpu:
-            on_device = call.gpu.active(arm)
+            on_device = call.gpu.active(arm, call.given.labels)
             results[arm.key] = on_device if isinstance(on_device, bool) else wrap(on_device)
             continue
         nonzero = counted(arm, call.arrays[arm.key] != 0, call.given.labels)
@@ -201,12 +204,16 @@ def _split(
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     checked = check_radii(_required(projection, radius), bound.batch, projection.tree)
-    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(checked)):
+    _check_simplex(projection, checked)
+    radii = np.asarray(checked, np.float64)
+    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
+
+
+def _check_simplex(projection: Projection, radii: Any) -> None:
+    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(radii)):
         raise ValueError(
             "values that add up to an infinite radius are none of a simplex: its radius is finite"
         )
-    radii = np.asarray(checked, np.float64)
-    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

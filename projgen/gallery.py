@@ -25,6 +25,9 @@ from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.compiler import CompiledPull
 from projgen.cuda.compiler import compile_binding as compile_cuda
 from projgen.cuda.compiler import compile_pull as compile_cuda_pull
+from projgen.cuda.group_kernel import GroupKernel as CudaGroupKernel
+from projgen.cuda.groups import walk_groups as walk_cuda_groups
+from projgen.loops import Offsets
 from projgen.resources import resource_dir
 from projgen.simplify import simplify
 
@@ -132,11 +135,10 @@ class CudaPullExhibit(Showing):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupExhibit:
+class ShowingGroups:
     """A kernel of one level of groups, along ``axes`` of C-ordered arrays.
 
     ``labels``: for groups of given sizes, how many; the kernel does not depend on which they are.
-    ``back``: of one that takes gradients back, how many levels of a tree stand above.
     """
 
     shows: str
@@ -145,25 +147,57 @@ class GroupExhibit:
     axes: tuple[int, ...]
     dtype: str = "float32"
     labels: int = 0
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its end: ``group_l1_w_axis_0-1000x1000-float32``."""
+        axes = "_".join(["axis", *map(str, self.axes)])
+        title = re.sub(r"[^a-z0-9]+", "_", f"group_{self.ball.title}_{axes}".lower())
+        return f"{title}-{'x'.join(map(str, self.shape))}-{self.dtype}"
+
+    @property
+    def ways(self) -> tuple[Ball, str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """What planning a walk begins with."""
+        return self.ball, self.dtype, self.shape, c_strides(self.shape), self.axes
+
+    @property
+    def rest(self) -> tuple[tuple[int, ...] | None, Offsets | None]:
+        """The strides of weights, and labels."""
+        labels = np.arange(self.shape[self.axes[0]]) % self.labels if self.labels else None
+        return (c_strides(self.shape) if self.ball.weighted else None), labels
+
+
+@dataclass(frozen=True, slots=True)
+class GroupExhibit(ShowingGroups):
+    """On the CPU. ``back``: of one that takes gradients back, how many levels stand above."""
+
     back: int | None = None
 
     @property
     def name(self) -> str:
-        """The file's name: ``group_l1_w_axis_0-1000x1000-float32.py``."""
-        axes = "_".join(["axis", *map(str, self.axes)])
-        title = re.sub(r"[^a-z0-9]+", "_", f"group_{self.ball.title}_{axes}")
+        """The file's name."""
         back = "" if self.back is None else "-pull-part" if self.back else "-pull"
-        return f"{title}-{'x'.join(map(str, self.shape))}-{self.dtype}{back}.py"
+        return f"{self.stem}{back}.py"
 
     def compiled(self) -> GroupKernel | GroupPullKernel:
         """The kernel that walks such arrays."""
-        strides = c_strides(self.shape)
-        labels = np.arange(self.shape[self.axes[0]]) % self.labels if self.labels else None
-        weights = strides if self.ball.weighted else None
-        ways = self.ball, self.dtype, self.shape, strides, self.axes
         if self.back is not None:
-            return walk_pull(*ways, weights, labels, "float64", self.back).kernel
-        return walk_groups(*ways, strides, weights, labels).kernel
+            return walk_pull(*self.ways, *self.rest, "float64", self.back).kernel
+        return walk_groups(*self.ways, c_strides(self.shape), *self.rest).kernel
+
+
+@dataclass(frozen=True, slots=True)
+class CudaGroupExhibit(ShowingGroups):
+    """On a GPU."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.stem}.cu"
+
+    def compiled(self) -> CudaGroupKernel:
+        """The kernel that walks such arrays."""
+        return walk_cuda_groups(*self.ways, c_strides(self.shape), *self.rest).kernel
 
 
 CANON = (
@@ -228,6 +262,18 @@ CUDA_CANON = (
                 "l1(l2(linf(axis=(0, 2)), axis=4), axis=3)", (9, 8, 7, 6, 5)),
 )  # fmt: skip
 
+CUDA_GROUP_CANON = (
+    CudaGroupExhibit("rows with weights: a warp takes one", Ball("l1", weighted=True), (1000, 1000),
+                     (1,)),
+    CudaGroupExhibit("groups of several runs: a block takes one", Ball("linf", nonneg=True),
+                     (30, 400, 50, 8), (1, 3), "float16"),
+    CudaGroupExhibit("a search in logarithms", Ball("lp", 1.5), (1000, 1000), (0,), "float64"),
+    CudaGroupExhibit("2:4 sparsity", Ball("l0"), (4096, 1024, 4), (2,), "bfloat16"),
+    CudaGroupExhibit("values with their signs", Ball("simplex"), (1000, 4000), (1,)),
+    CudaGroupExhibit("groups of given sizes", Ball("l2", ragged=True), (100, 1000), (1,),
+                     labels=30),
+)  # fmt: skip
+
 CUDA_PULL_CANON = (
     CudaPullExhibit("gradients of rows: a warp takes one", "l1(linf)", (1000, 1000)),
     CudaPullExhibit("gradients of columns, cut into pieces, half precision", "l2(l1(axis=0))",
@@ -246,7 +292,8 @@ PULL_CANON = (
 
 def gallery() -> dict[str, str]:
     """The sources by file name."""
-    exhibits = (*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON, *CUDA_PULL_CANON)
+    cuda = *CUDA_CANON, *CUDA_GROUP_CANON, *CUDA_PULL_CANON
+    exhibits = (*CANON, *GROUP_CANON, *PULL_CANON, *cuda)
     return {exhibit.name: exhibit.compiled().source for exhibit in exhibits}
 
 

@@ -11,7 +11,7 @@ from projgen.cpu.pool import team
 from projgen.cuda import load, nvrtc
 from projgen.cuda.compiler import Compiled as CudaCompiled
 from projgen.cuda.cupy import cupy, no_driver
-from projgen.cuda.weighted import WeightedKernel
+from projgen.cuda.group_kernel import GroupKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Product:
 
 def produce(compiled: Loadable, architecture: str | None) -> Product:
     """Compile, and keep; an ImportError if `architecture` is given and cannot be had."""
-    if isinstance(compiled, (CudaCompiled, WeightedKernel)):
+    if isinstance(compiled, (CudaCompiled, GroupKernel)):
         return _for_gpu(compiled.source, architecture)
     if architecture is not None:
         raise ValueError("--arch names a GPU's machine code: it goes with --backend cuda")

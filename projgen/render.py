@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from projgen.cpu.group_pull_kernel import GroupPullKernel
     from projgen.cpu.pull_kernel import PullKernel
     from projgen.cpu.tally import TallyKernel
+    from projgen.cuda.group_kernel import GroupKernel as CudaGroupKernel
     from projgen.cuda.kernel import Kernel as CudaKernel
     from projgen.cuda.pull_kernel import PullKernel as CudaPullKernel
-    from projgen.cuda.weighted import WeightedKernel
 
 
 def render_team(board: Mapping[str, int]) -> str:
@@ -86,9 +86,9 @@ def render_cuda_pull(kernel: CudaPullKernel) -> str:
     return _GAPS.sub("\n\n", _PRAGMAS.sub("", text)).strip() + "\n"
 
 
-def render_weighted(kernel: WeightedKernel) -> str:
-    """The CUDA C++ source of a level whose values have weights."""
-    text = _template("cuda/weighted.cu.j2").render(kernel=kernel)
+def render_cuda_group(kernel: CudaGroupKernel) -> str:
+    """The CUDA C++ source of one level of groups."""
+    text = _template("cuda/group.cu.j2").render(kernel=kernel)
     return _GAPS.sub("\n\n", text).rstrip() + "\n"
 
 

@@ -20,7 +20,7 @@ from projgen.arms import bind_arm
 from projgen.arrays import check_dtype
 from projgen.dtypes import bfloat16
 from projgen.errors import SpecError
-from projgen.norms import CHAINED
+from projgen.norms import NORMS
 from projgen.structure import Key, at, entries, places
 from projgen.tree import Node, NormTree
 from projgen.trees import BoundTree, bind_tree
@@ -40,30 +40,25 @@ def has_branches(tree: NormTree) -> bool:
 
 def require_gpu(tree: NormTree) -> None:
     """A SpecError for a tree that no GPU kernels take."""
+    from projgen.cuda.group_kernel import BALLS
+
     for node in tree.levels:
-        for_cpu = _for_cpu(node)
-        if for_cpu is not None:
+        if not _is_chained(node) and node.norm not in BALLS:
+            alone = "" if not NORMS[node.norm].chained else ", where it is a level of its own"
             raise SpecError(
-                f"{tree} runs on the CPU: {for_cpu}. A GPU takes trees of {', '.join(CHAINED)}, "
-                "with branches, blocks, weights of children and nonneg",
+                f"{tree} runs on the CPU: {node.norm} has no kernel for a GPU{alone}. "
+                f"{', '.join(BALLS)} have one",
                 *filter(None, [node.span]),
                 hint="leave the backend out, or say 'cpu', and give arrays that are not on a GPU",
             )
 
 
-def _for_cpu(node: Node) -> str | None:
-    """Why a level runs on the CPU alone, or None."""
-    from projgen.cuda.weighted import BALLS
-
-    if node.norm not in CHAINED:
-        return f"{node.norm} has no kernel for a GPU"
-    if node.weights is not None:
-        return f"w={node.weights} binds an array of weights"
-    if node.groups is not None:
-        return f"groups={node.groups} binds an array of labels"
-    if node.is_branch and node.norm not in BALLS and any(c.weight != 1 for c in node.children):
-        return f"{node.norm} with weights has no kernel for a GPU"
-    return None
+def _is_chained(node: Node) -> bool:
+    """Whether a kernel of many levels has the level among them: see `projgen.parts`."""
+    weighted = node.weights is not None or (
+        node.is_branch and any(child.weight != 1 for child in node.children)
+    )
+    return NORMS[node.norm].chained and not weighted and node.groups is None
 
 
 @dataclass(frozen=True, slots=True)

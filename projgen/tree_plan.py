@@ -17,9 +17,11 @@ import numpy as np
 
 from projgen.bind import Binding, bind
 from projgen.compiler import c_strides, compile_binding
+from projgen.cpu.ball import Ball
 from projgen.cpu.groups import walk_groups
 from projgen.cpu.leaf_part import ball_of
 from projgen.dtypes import ITEMSIZE
+from projgen.loops import Offsets
 from projgen.part_sweeps import ChainSweep, GroupSweep, Sweep
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.pieces import Piece, pieces
@@ -232,11 +234,10 @@ class Planner:
         nonneg = any(node.nonneg for node in part.arm.arm.nodes)
         name = part.last.node.groups
         labels = None if name is None else self.outline.labels[name]
-        ways = steps, axes, out_steps, weight_steps, labels, weight_dtype
-        walk = walk_groups(ball_of(part, nonneg), dtype, piece.shape, *ways)
         if labels is not None:
             groups *= int(labels.max(initial=-1)) + 1
-        return GroupSweep(piece.shape, dtype, groups, walk)
+        ways = steps, axes, out_steps, weight_steps, labels, weight_dtype
+        return self.level(ball_of(part, nonneg), dtype, piece.shape, *ways, groups)
 
     def _weight_form(self, part: Part) -> tuple[tuple[int, ...], str]:
         """Strides, in elements, and dtype of weights that are given; else of float64 in C order."""
@@ -260,7 +261,9 @@ class Planner:
             axes = tuple((level + 1,) for level in part.levels)
             binding = bind(chain_of(part, axes), len(shape))
             return self.chain(binding, shape, "float64", strides, strides, groups)
-        return self.level(part, shape, strides, groups)
+        own = strides if is_weighted(part.last) else None
+        ways = strides, (len(shape) - 1,), strides, own, None, "float64"
+        return self.level(ball_of(part, False), "float64", shape, *ways, groups)
 
     def chain(
         self,
@@ -278,14 +281,21 @@ class Planner:
         return ChainSweep(shape, dtype, groups, compiled)
 
     def level(
-        self, part: Part, shape: tuple[int, ...], strides: tuple[int, ...], groups: int
+        self,
+        ball: Ball,
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        axes: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        weight_strides: tuple[int, ...] | None,
+        labels: Offsets | None,
+        weight_dtype: str,
+        groups: int,
     ) -> Sweep:
-        """One level of joined values."""
-        own = strides if is_weighted(part.last) else None
-        walk = walk_groups(
-            ball_of(part, False), "float64", shape, strides, (len(shape) - 1,), strides, own, None
-        )
-        return GroupSweep(shape, "float64", groups, walk)
+        """One level of any norm, on an array and with weights that lie so."""
+        ways = strides, axes, out_strides, weight_strides, labels, weight_dtype
+        return GroupSweep(shape, dtype, groups, walk_groups(ball, dtype, shape, *ways))
 
 
 def _groups(part: Part, piece: Piece) -> int:

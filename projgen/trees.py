@@ -66,6 +66,15 @@ class BoundArm:
             found = self._walks[level] = self.natural(level), self.order(level), self.dims(level)
         return found
 
+    def axis_of_numbers(self, level: int) -> int | None:
+        """Which axis of the values that level `level` aggregates, as the array has them, counts
+        groups with labels; None without."""
+        for cut in self.arm.cuts:
+            if cut.groups is not None:
+                owners = self.arm.owners[: self.arm.number_axis(cut)]
+                return sum(owner <= level for owner in owners)
+        return None
+
     def is_ragged(self, cut: Cut) -> bool:
         return bool(cut.block) and self.shape[cut.axis] % cut.block != 0
 

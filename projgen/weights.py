@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.arrays import detached, span, view
+from projgen.arrays import detached, on_gpu, span, view
 from projgen.errors import quote
 from projgen.structure import Key, Place, at, dotted, entries, flat, rebuilt
 from projgen.tree import NormTree
@@ -75,14 +75,30 @@ class Given:
         for name in names:
             copies: dict[Key, Array] = {}
             for key, weights in flat(self.arrays[name]):
-                array = view(detached(weights))[0]
-                low, high = span(array)
+                low, high = span(_where(weights))
                 before = bisect_left(spans, (high, high)) - 1  # the last one that begins below
                 if before >= 0 and spans[before][1] > low:
-                    copies[key] = array.copy()
+                    copies[key] = _copy(weights)
             if copies:
                 arrays[name] = rebuilt(self.arrays[name], copies)
         return replace(self, arrays=arrays)
+
+
+def _where(weights: Any) -> Array:
+    """An array at the place of the weights, not to be read if that is on a GPU."""
+    if on_gpu(weights):
+        from projgen.cuda.arrays import view as view_on_gpu
+
+        return view_on_gpu(weights).ghost
+    return view(detached(weights))[0]
+
+
+def _copy(weights: Any) -> Any:
+    if on_gpu(weights):
+        from projgen.cuda.weights import copied
+
+        return copied(weights)
+    return view(detached(weights))[0].copy()
 
 
 def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
@@ -99,7 +115,8 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
 
 def _form(weights: Any) -> tuple[tuple[int, ...], Hashable]:
     """Their shape, and dtype: a leaf's kernel reads float32 ones as they are."""
-    return np.shape(detached(weights)), getattr(weights, "dtype", None)
+    shape = tuple(weights.shape) if on_gpu(weights) else np.shape(detached(weights))
+    return shape, getattr(weights, "dtype", None)
 
 
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
@@ -107,7 +124,13 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
     labels: dict[str, Array] = {}
     for node in tree.levels if tree.bound_names else ():
         if node.groups is not None and node.groups not in labels:
-            array = view(detached(_given(node.groups, given, "an array of labels")))[0]
+            own = given_to(node.groups, given, "an array of labels")
+            if on_gpu(own):
+                raise TypeError(
+                    f"{quote(node.groups)} has labels on a GPU, and the CPU reads them: give a "
+                    "NumPy array, or a tensor's .cpu()"
+                )
+            array = view(detached(own))[0]
             if array.dtype.kind not in "iu" or array.ndim != 1:
                 raise TypeError(
                     f"{quote(node.groups)} takes a vector of whole numbers, the group of each "
@@ -182,7 +205,7 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
     if not place.children:
         return np.asarray(leaf_weights(bound, place, given), np.float64)
     if not node.is_branch:
-        return _ordered(_given(name, given), arm, level, name)
+        return ordered(given_to(name, given), arm, level, name)
     *outer, _ = arm.dims(level)
     parts: list[Array] = []
     for child in place.children:
@@ -190,9 +213,9 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
         dims = (*outer, arms[0].dims(level)[-1])
         part: Array = np.full(dims, child.node.weight)
         if name is not None:
-            own = _of_child(name, given, place, child)
+            own = of_child(name, given, place, child)
             one = len(arms) == 1
-            part = part * (_ordered(own, arms[0], level, name) if one else _fitted(own, dims, name))
+            part = part * (ordered(own, arms[0], level, name) if one else _fitted(own, dims, name))
         parts.append(part)
     return np.concatenate(parts, axis=-1)
 
@@ -200,18 +223,18 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
 def leaf_weights(bound: BoundTree, place: Place, given: Mapping[str, Any]) -> Array:
     """The same of a leaf, but float32 weights are left as they are, for kernels to read."""
     name = place.node.weights
-    return _fitted(_given(name, given), bound.arms_of(place)[0].shape, name, single=True)
+    return _fitted(given_to(name, given), bound.arms_of(place)[0].shape, name, single=True)
 
 
-def _given(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
+def given_to(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
     if name is None or name not in given:
         raise TypeError(f"the spec names {what}, {quote(str(name))}: give {name}=array at the call")
     return given[name]
 
 
-def _of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) -> Any:
+def of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) -> Any:
     """The weights of one child of a branch: they stand as the arrays do."""
-    weights = _given(name, given, "the weights of a branch")
+    weights = given_to(name, given, "the weights of a branch")
     key = child.key[len(place.key) :]
     found = entries(weights)
     if found is not None and dotted(key) in found:
@@ -225,7 +248,7 @@ def _of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) -
         ) from None
 
 
-def _ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
+def ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
     """Weights with the array's axes, in the shape and order of the level's values."""
     natural, order, dims = arm.walk(level)
     fitted = _fitted(weights, natural, name)
@@ -243,13 +266,18 @@ def _fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool
     try:
         fitted = fitted if fitted.shape == shape else np.broadcast_to(fitted, shape)
     except ValueError:
-        raise ValueError(
-            f"{quote(str(name))} has shape {array.shape}, which does not broadcast to the shape of "
-            f"the values that it weighs, {shape}"
-        ) from None
+        raise misfit(name, array.shape, shape) from None
     if array.size and not _are_weights(array):
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
+
+
+def misfit(name: str | None, own: tuple[int, ...], shape: tuple[int, ...]) -> ValueError:
+    """What is wrong with weights that do not broadcast."""
+    return ValueError(
+        f"{quote(str(name))} has shape {own}, which does not broadcast to the shape of the values "
+        f"that it weighs, {shape}"
+    )
 
 
 def _are_weights(array: Array) -> bool:

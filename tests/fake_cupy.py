@@ -138,6 +138,9 @@ class ndarray:
     def __getitem__(self, key: Any) -> ndarray:
         return _view(self, self._a[key])
 
+    def __mul__(self, other: float) -> ndarray:
+        return asarray(self._a * other)
+
     def __and__(self, other: int) -> ndarray:
         return asarray(self._a & np.asarray(other, self.dtype))
 

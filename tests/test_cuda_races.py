@@ -14,6 +14,10 @@ from test_cuda_mutants import MUTANTS, RACE, Mutant
 from test_cuda_pulls import agrees
 from test_cuda_run import normal
 
+from projgen.cpu.ball import Ball
+from projgen.cuda.groups import walk_groups
+from projgen.references import REFERENCES
+
 pytestmark = needs_simt
 
 
@@ -58,6 +62,26 @@ def test_silent(spec: str, shape: tuple[int, ...]) -> None:
 def test_gradients_are_silent(spec: str, shape: tuple[int, ...]) -> None:
     y = normal(shape, "float32")
     agrees(spec, y, 0.3 * float(norm(spec, y)), "float32", machine="threads")
+
+
+@pytest.mark.parametrize("ball", [Ball("l2", weighted=True), Ball("l0"), Ball("simplex")], ids=repr)
+def test_levels_of_their_own_are_silent(ball: Ball) -> None:
+    """Of one group, of which a block joins what its threads find."""
+    y = normal((1, 1100), "float64")
+    own = (1100, 1) if ball.weighted else None
+    walk = walk_groups(ball, "float64", y.shape, own or (1100, 1), (1,), None, own, None)
+    work = Buffer("total", np.zeros(1), True, True)
+    index, geometry = Buffer("index", walk.index), np.void(walk.geometry)
+    weights = (Buffer("weights", np.ones_like(y)),) if ball.weighted else ()
+    array = Buffer("y", y, True, True)
+    size = (walk.grid,), (walk.block,)
+    with Simt(walk.kernel.source, "threads") as simt:
+        simt.run([Launch("aggregate", *size, (array, *weights, work, index, geometry))])
+        radius = np.float64(work.array[0] // 3)
+        rest = work, None, radius, index, geometry
+        simt.run([Launch("project", *size, (array, array, *weights, *rest))])
+    left = REFERENCES[ball.norm].norm(np.abs(array.array), (1,))
+    assert left == pytest.approx(radius, rel=1e-9)
 
 
 SEEDED = [mutant for mutant in MUTANTS if mutant.sees == RACE and "block" not in mutant.fault]

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from cuda_support import compiled, compiled_pull
 
+from projgen.cpu.ball import Ball
 from projgen.cuda import nvrtc
 from projgen.cuda.compiler import Compiled, CompiledPull
-from projgen.cuda.weighted import BALLS, WeightedKernel
+from projgen.cuda.group_kernel import BALLS, GroupKernel
+from projgen.norms import NORMS
 
 
 @dataclass(frozen=True)
@@ -229,12 +231,14 @@ def _bulk(function: Function, access: str, dtype: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
-def test_weighted_levels_keep_to_registers(norm: str, architecture: str) -> None:
-    functions = machine_code(WeightedKernel(norm).source, architecture)
-    assert set(functions) == {"aggregate", "project"}
-    for function in functions.values():
-        assert not (function.local or function.stack or function.count(r"LDL|STL"))
-        assert function.registers <= 64  # blocks have 1024 threads
+def test_levels_of_their_own_keep_to_registers(norm: str, architecture: str) -> None:
+    ball = Ball(norm, 1.5 if norm == "lp" else None, weighted=NORMS[norm].weighs)
+    for line in (True, False):
+        functions = machine_code(GroupKernel(ball, "float32", False, line).source, architecture)
+        assert set(functions) == {"aggregate", "project"}
+        for function in functions.values():
+            assert not (function.local or function.stack or function.count(r"LDL|STL"))
+            assert function.registers <= 128  # two blocks of 256 threads
 
 
 def test_occupancy() -> None:

@@ -14,12 +14,19 @@ import projgen
 from projgen.bind import bind
 from projgen.check import parse_tree
 from projgen.cuda.compiler import compile_binding
+from projgen.cuda.group_kernel import BALLS, GroupKernel
 from projgen.cuda.kernel import Kernel
 from projgen.cuda.levels import Axis, Level, StageCode
 from projgen.cuda.lower import lower
 from projgen.cuda.pull_kernel import PullKernel, PullLevel, PullStage, Ruled, lower_pull
-from projgen.cuda.weighted import BALLS, WeightedKernel
-from projgen.gallery import CUDA_CANON, CUDA_PULL_CANON, CudaExhibit, CudaPullExhibit, gallery
+from projgen.gallery import (
+    CUDA_CANON,
+    CUDA_GROUP_CANON,
+    CUDA_PULL_CANON,
+    CudaExhibit,
+    CudaPullExhibit,
+    gallery,
+)
 from projgen.norms import CHAINED, NORMS
 from projgen.render import render_cuda, render_cuda_pull
 from projgen.stage import Stage
@@ -28,8 +35,9 @@ NAMES = sorted(path.relative_to(TEMPLATES).as_posix() for path in TEMPLATES.glob
 MACROS = {norm: f"cuda/norms/{norm}.cu.j2" for norm in CHAINED}
 RULES = {norm: f"cuda/pulls/{norm}.cu.j2" for norm in CHAINED if NORMS[norm].pulls}
 IDS = [exhibit.name for exhibit in CUDA_CANON]
+GROUP_IDS = [exhibit.name for exhibit in CUDA_GROUP_CANON]
 PULL_IDS = [exhibit.name for exhibit in CUDA_PULL_CANON]
-WEIGHTED = {"cuda/weighted.cu.j2", *(f"cuda/balls/{norm}.cu.j2" for norm in BALLS)}
+GROUPS = {"cuda/group.cu.j2", *(f"cuda/balls/{norm}.cu.j2" for norm in BALLS)}
 # Macros of norms are asked by both kinds of levels.
 VARIABLES: dict[str, tuple[type, ...]] = {
     "kernel": (Kernel,),
@@ -45,7 +53,7 @@ OF_PULLS: dict[str, tuple[type, ...]] = {
     "l": (PullLevel,),
     "last": (PullLevel,),
 }
-CONTRACT = (Kernel, StageCode, Level, WeightedKernel, Ruled, PullStage, PullLevel, PullKernel)
+CONTRACT = (Kernel, StageCode, Level, GroupKernel, Ruled, PullStage, PullLevel, PullKernel)
 HINTS = {"stage": Stage, "run": Axis, "beside": Axis, "leaf": StageCode}
 
 
@@ -61,8 +69,8 @@ def used() -> set[tuple[type, str]]:
                     kinds = OF_PULLS.get(owner.name, ())
                 if "/pulls/" in name:
                     kinds = (PullStage, PullLevel)
-                if name in WEIGHTED:
-                    kinds = (WeightedKernel,) if owner.name == "kernel" else ()
+                if name in GROUPS:
+                    kinds = (GroupKernel,) if owner.name == "kernel" else ()
                 found |= {(kind, node.attr) for kind in kinds}
             elif isinstance(owner, nodes.Getattr) and owner.attr in HINTS:
                 found.add((HINTS[owner.attr], node.attr))
@@ -98,12 +106,12 @@ def test_one_object_is_all_that_the_templates_are_given() -> None:
         found = tree(name).find_all(nodes.Name)
         somewhere = {node.name for node in found if node.ctx == "store"}
         undeclared = meta.find_undeclared_variables(tree(name)) - somewhere
-        whole = {"cuda/kernel.cu.j2", "cuda/weighted.cu.j2", "cuda/pull.cu.j2"}
+        whole = {"cuda/kernel.cu.j2", "cuda/group.cu.j2", "cuda/pull.cu.j2"}
         assert undeclared == ({"kernel"} if name in whole else set()), name
 
 
 def test_every_template_is_reached_and_every_macro_used() -> None:
-    whole = {"cuda/kernel.cu.j2", "cuda/pull.cu.j2", *WEIGHTED}
+    whole = {"cuda/kernel.cu.j2", "cuda/pull.cu.j2", *GROUPS}
     reached, new = set(), {*whole, *MACROS.values(), *RULES.values()}
     while new:
         reached |= new
@@ -132,13 +140,13 @@ def test_norms_offer_the_same_macros(own: dict[str, set[str]]) -> None:
 
 
 def test_balls_offer_the_same_macros() -> None:
-    """And each has its template: those are the norms that take weights on a GPU."""
+    """And each has its template: those are the norms that may be levels of their own on a GPU."""
     offers = {
         name: {m.name: tuple(a.name for a in m.args) for m in tree(name).find_all(nodes.Macro)}
         for name in NAMES
         if name.startswith("cuda/balls/")
     }
-    assert offers.keys() == WEIGHTED - {"cuda/weighted.cu.j2"}
+    assert offers.keys() == GROUPS - {"cuda/group.cu.j2"}
     for name, offer in offers.items():
         assert offer == offers["cuda/balls/l2.cu.j2"], name
 
@@ -148,7 +156,7 @@ def sources() -> dict[str, str]:
     return {name: source for name, source in gallery().items() if name.endswith(".cu")}
 
 
-@pytest.mark.parametrize("name", [*IDS, *PULL_IDS])
+@pytest.mark.parametrize("name", [*IDS, *GROUP_IDS, *PULL_IDS])
 class TestSources:
     def test_it_needs_nothing_but_nvrtc(self, name: str, sources: dict[str, str]) -> None:
         headers = set(re.findall(r"#include <(.*)>", sources[name]))
@@ -188,7 +196,7 @@ class TestSources:
         assert [word for word in declared if words[word] < 2] == []
         fields = re.search(r"struct Geometry \{(.*?)\};", code, re.S)
         assert fields
-        named = re.findall(r"\w+", re.sub(r"\b(long long|index)\b", "", fields[1]))
+        named = re.findall(r"\w+", re.sub(r"\b(long long|index|Place)\b", "", fields[1]))
         assert [field for field in named if f"geo.{field}" not in code] == []
 
 

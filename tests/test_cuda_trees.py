@@ -101,6 +101,9 @@ KINDS: dict[str, tuple[str, Any]] = {
     ),
     "no negative values": ("l1(enc=linf(axis=1, nonneg=True), dec=linf(axis=0))", two()),
     "no negative values anywhere": ("l1(linf(axis=1, block=7), nonneg=True)", normal(30, 21)),
+    "lp": ("l1(enc=lp(p=1.5, axis=1), dec=lp(p=3.0, axis=0))", two()),
+    "lp at the root": ("lp(linf(axis=1), p=4.0)", normal(30, 21)),
+    "lp of branches": ("lp(enc=linf(axis=1), dec=2.0*l1(axis=0), p=1.3)", two()),
     "no values": (TWO, {"enc": normal(0, 21), "dec": normal(20, 31)}),
     "no values at all": (TWO, {"enc": normal(0, 21), "dec": normal(20, 0)}),
 }
@@ -127,6 +130,102 @@ def test_trees(cp: Any, kind: str) -> None:  # noqa: F811
     inside = projgen.build(spec, backend="numpy")(values, np.max(total) * 1.01)  # y, or max(y, 0)
     for (_, a), (_, b) in zip(flat(inside), flat(moved(more, to_host)), strict=True):
         assert np.array_equal(a, b)
+
+
+@dataclass
+class Bound:
+    """A tree with names for arrays, or whose values are no magnitudes."""
+
+    spec: str
+    y: Any
+    radius: Any
+    given: dict[str, Any]
+
+
+def weights_like(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).integers(0, 4, shape) / 2
+
+
+BOUND = {
+    "counts": Bound("l0(linf(axis=1))", normal(30, 21), 7, {}),
+    "a count in the spec": Bound("l0(l2(axis=1), k=5)", normal(30, 21), None, {}),
+    "counts in blocks": Bound("l0(axis=1, block=4, k=2)", normal(30, 23).round(), None, {}),
+    "a simplex": Bound("simplex(axis=1)", normal(30, 21), 2.0, {}),
+    "weights of values": Bound("l1(l2(axis=1, w=w))", normal(30, 21), 9.0, {"w": weights_like(21)}),
+    "weights of all values": Bound(
+        "l1(linf(axis=0, w=w))", normal(30, 21), 9.0, {"w": weights_like(30, 21)}
+    ),
+    "weights of float32": Bound(
+        "l1(w=w)", normal(30, 21), 9.0, {"w": weights_like(30, 1).astype(np.float32)}
+    ),
+    "weights of halves": Bound(
+        "l1(lp(p=3, axis=1, w=w))", normal(30, 21), 9.0, {"w": weights_like(21).astype(np.float16)}
+    ),
+    "weights of groups": Bound(
+        "l1(linf(axis=1), w=w)", normal(30, 21), 9.0, {"w": weights_like(30)}
+    ),
+    "weights of groups of rank 3": Bound(
+        "l2(l1(linf(axis=0), axis=2, w=w))", normal(3, 5, 4), 4.0, {"w": weights_like(5, 4)}
+    ),
+    "weights of children": Bound(
+        "l1(enc=2.0*linf(axis=1), dec=linf(axis=0), w=w)",
+        two(),
+        9.0,
+        {"w": {"enc": weights_like(30), "dec": weights_like(31)}},
+    ),
+    "weights in blocks": Bound(
+        "l1(l2(axis=1, block=4, w=w))", normal(30, 23), 9.0, {"w": weights_like(30, 23)}
+    ),
+    "labels": Bound("l1(linf(axis=1, groups=g))", normal(30, 21), 9.0, {"g": np.arange(21) % 4}),
+    "labels before other axes": Bound(
+        "l1(l2(axis=0, groups=g))", normal(12, 5, 4), 9.0, {"g": np.array([4, 0, 2, 2] * 3)}
+    ),
+    "labels and weights": Bound(
+        "l1(l1(axis=1, groups=g, w=w))",
+        normal(30, 21),
+        9.0,
+        {"g": np.arange(21) // 5, "w": weights_like(30, 21)},
+    ),
+    "no negative values": Bound(
+        "l1(lp(p=1.5, axis=1, groups=g, nonneg=True))", normal(9, 21), 3.0, {"g": np.arange(21) % 2}
+    ),
+    "a batch": Bound(
+        "l1(l2(axis=2, w=w), axis=1)",
+        normal(3, 5, 21),
+        np.array([1.0, 0.0, 99.0]),
+        {"w": weights_like(21)},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["host", "GPU"])
+@pytest.mark.parametrize("kind", BOUND)
+def test_bound_arrays(cp: Any, kind: str, where: str) -> None:  # noqa: F811
+    """What names bind lies on the host, or weights on the GPU."""
+    case = BOUND[kind]
+    given = dict(case.given)
+    if where == "GPU":
+        given = {k: v if k == "g" else moved(v, to_gpu) for k, v in given.items()}
+    p = projgen.build(case.spec)
+    reference = projgen.build(case.spec, backend="numpy")
+    y = moved(case.y, to_gpu)
+    total = reference.norm(case.y, **case.given)
+    found = p.norm(y, **given)
+    np.testing.assert_allclose(to_host(found) if np.ndim(total) else found, total, rtol=1e-6)
+    x = p(y, case.radius, **given)
+    assert_tree_projected(case.spec, case.y, case.radius, moved(x, to_host), **case.given)
+    after = moved(x, to_host)
+    kept, active = reference.active(after, **case.given), p.active(x, **given)
+    for (_, a), (_, b) in zip(flat(active), flat(kept), strict=True):
+        assert np.array_equal(a if isinstance(a, bool) else to_host(a), b)
+    assert p(y, case.radius, out=y, **given) is y
+    for (_, a), (_, b) in zip(flat(y), flat(x), strict=True):
+        assert np.array_equal(to_host(a), to_host(b))
+    if case.spec.startswith(("l0", "simplex")) or np.ndim(case.radius):
+        return
+    _, info = p(moved(case.y, to_gpu), case.radius, return_info=True, **given)
+    _, expected = reference(case.y, case.radius, return_info=True, **case.given)
+    assert str(info) == str(expected)
 
 
 def test_half_types(cp: Any, torch: Any) -> None:  # noqa: F811
@@ -285,8 +384,20 @@ def refusals(cp: Any) -> dict[str, Callable[[], Any]]:  # noqa: F811
         "radius must be at least 0": lambda: p(y, -1.0),
         "does not fit l1": lambda: p(y, cp.asarray(np.ones(3))),
         "radius is on GPU 1": lambda: p(y, far["dec"]),
-        "runs on the CPU: lp has no kernel": lambda: projgen.build("lp(p=1.5)")(y["enc"], 1),
-        "runs on the CPU: w=v": lambda: projgen.build("l1(linf, w=v)").norm(y["enc"], v=1),
+        "'v' takes numbers, not <U1": lambda: projgen.build("l1(linf, w=v)")(y["enc"], 1, v="a"),
+        "'v' has weights that are negative": lambda: projgen.build("l1(linf, w=v)")(
+            y["enc"], 1, v=-np.ones(30)
+        ),
+        "'v' is on GPU 1, and y on GPU 0": lambda: projgen.build("l1(linf, w=v)")(
+            y["enc"], 1, v=far["dec"]
+        ),
+        r"'v' has shape \(20, 31\), which does not broadcast": lambda: projgen.build("l1(w=v)")(
+            y["enc"], 1, v=y["dec"]
+        ),
+        "'g' has labels on a GPU": lambda: projgen.build("l1(linf(axis=1, groups=g))")(
+            y["enc"], 1, g=y["dec"]
+        ),
+        "its radius is finite": lambda: projgen.build("simplex")(y["enc"], np.inf),
         "'v' is not named": lambda: p(y, 1.0, v=1),
     }
 
@@ -387,6 +498,20 @@ def calls(draw: st.DrawFn) -> tuple[Problem, float, str]:
     if draw(st.booleans()):
         spec = f"{spec[:-1]}, nonneg=True)"
     return Problem(spec, problem.y), draw(st.sampled_from([0.0, 0.1, 0.7, 1.1])), way
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.0, 0.1, 0.7, 1.1]), st.booleans())
+def test_random_trees_of_all_levels(
+    reference_kernels: Any, problem: Problem, share: float, in_place: bool
+) -> None:
+    p = projgen.build(problem.spec)
+    values = moved(problem.y, np.array)
+    total = norm_of(problem.spec, values, **problem.given)
+    radius = share * total if total.ndim else share * float(total)
+    y = moved(problem.y, to_gpu)
+    x = p(y, radius, out=y if in_place else None, **problem.given)
+    assert_tree_projected(problem.spec, values, radius, moved(x, to_host), **problem.given)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 from projgen.gallery import (
     CANON,
     CUDA_CANON,
+    CUDA_GROUP_CANON,
     CUDA_PULL_CANON,
     GROUP_CANON,
     PULL_CANON,
@@ -22,7 +23,7 @@ from projgen.stage import Threshold, Walk
 
 GENERATED = resource_dir("generated")
 IDS = [exhibit.name for exhibit in CANON]
-EXHIBITS = [*CANON, *GROUP_CANON, *CUDA_CANON, *PULL_CANON, *CUDA_PULL_CANON]
+EXHIBITS = [*CANON, *GROUP_CANON, *CUDA_CANON, *CUDA_GROUP_CANON, *PULL_CANON, *CUDA_PULL_CANON]
 ALL = [exhibit.name for exhibit in EXHIBITS]
 
 

@@ -124,9 +124,31 @@ def test_wrong_shapes(
 
 
 @pytest.mark.parametrize("level", ["lp(p=1.5)", "l1(w=v)", "l2(groups=g, axis=0)"])
-def test_gpus_do_not_take_everything(level: str) -> None:
+def test_levels_of_their_own_on_a_gpu(level: str) -> None:
     p = projgen.build(f"l1(linf, {level})", backend="cuda")
-    with pytest.raises(projgen.SpecError, match="runs on the CPU"):
+    plan = p.plan([(3, 2), (4,)])
+    group = plan.parts[-1].sweeps[0]
+    assert group.title.startswith("group ") and group.launches == 3
+    assert group.kernel.source in plan.source
+    read, written = group.traffic
+    assert written == 4 * 4 + 2 * 8 * group.groups
+    assert read == 2 * 4 * 4 * (1 + 2 * (level == "l1(w=v)")) + 2 * 8 * group.groups
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("lp(p=1.5)", "lp has no kernel for a GPU. l1 have"),
+        ("l2(w=v)", "l2 has no kernel for a GPU, where it is a level of its own"),
+    ],
+)
+def test_a_norm_that_no_gpu_takes(
+    level: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of someone who wrote no template for it."""
+    monkeypatch.setattr("projgen.cuda.group_kernel.BALLS", ("l1",))
+    p = projgen.build(f"l1(linf, {level})", backend="cuda")
+    with pytest.raises(projgen.SpecError, match=message):
         p.plan([(3, 2), (4,)])
 
 
@@ -134,4 +156,6 @@ def test_a_plan_for_a_gpu(snapshot: Snapshot) -> None:
     p = projgen.build("l2(enc=2.0*linf(axis=1), dec=l1(axis=0, block=7))", backend="cuda")
     plan = p.plan({"enc": (1000, 300), "dec": (200, 100)}, {"enc": "float16", "dec": "float32"})
     snapshot("tree_plan_cuda", f"{plan}\n")
-    assert p.source({"enc": (1000, 300), "dec": (200, 100)}).startswith("// kernel 1 of 4: l2 with")
+    assert p.source({"enc": (1000, 300), "dec": (200, 100)}).startswith(
+        "// kernel 1 of 4: l2(w), for"
+    )

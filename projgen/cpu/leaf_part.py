@@ -49,7 +49,7 @@ class LeafPart:
         self._order = arm.order(part.top - 1)
         self._dims = arm.dims(part.top - 1)
         self._back = tuple(np.argsort(self._order))
-        self._numbers = self._axis_of_numbers()
+        self._numbers = arm.axis_of_numbers(part.top - 1)  # which kernels have at the end
         self.walks = [
             Walk(piece, self._kernel(piece, y, out, weights, labels, threads, warm))
             for piece in pieces(arm)
@@ -167,14 +167,6 @@ class LeafPart:
             written = walk.kernel.end(state, y_at, out_at, own, own_at, tapes)
             if not (written or in_place):
                 np.copyto(view_of(piece, out), view_of(piece, y))
-
-    def _axis_of_numbers(self) -> int | None:
-        """Where the values have the groups' numbers, which a kernel counts along its last axis."""
-        arm = self.arm.arm
-        for cut in arm.cuts:
-            if cut.groups is not None:
-                return sum(owner < self.part.top for owner in arm.owners[: arm.number_axis(cut)])
-        return None
 
     def abandon(self, begun: list[Any]) -> None:
         for walk, state in zip(self.walks, begun, strict=True):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from projgen.cpu.ball import Ball
-
-Offsets = NDArray[np.int64]
-Loop: TypeAlias = "tuple[int, dict[str, int]]"  # its extent, and its step in each array
+from projgen.loops import Loop, Offsets, merged, sums
 
 LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
@@ -148,8 +145,8 @@ def plan_walk(
     batch = tuple(axis for axis in outward if axis not in axes)
     # Of equal values l0 keeps the first: its elements are walked in the order of their axes.
     inner = sorted(axes) if ball.norm == "l0" else [axis for axis in outward if axis in axes]
-    loops = _merged(shape, steps, inner) or [(1, dict.fromkeys(steps, 1))]
-    rows = _merged(shape, steps, batch) or [(1, dict.fromkeys(steps, 0))]
+    loops = merged(shape, steps, inner) or [(1, dict.fromkeys(steps, 1))]
+    rows = merged(shape, steps, batch) or [(1, dict.fromkeys(steps, 0))]
     extent, lane = rows.pop()
     size = math.prod(shape[axis] for axis in axes)
     form = _form(ball, loops, (extent, lane), labels, size, spreads, halves)
@@ -165,7 +162,7 @@ def plan_walk(
         low = sum(min(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         high = sum(max(0, s * (n - 1)) for s, n in zip(way, shape, strict=True))
         offset[name], span[name] = low, high - low + 1
-        bases[name] = _sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
+        bases[name] = sums([n for n, _ in rows], [way[name] for _, way in rows]) - low
     each = 1 if form.crossed else run
     longest = 0 if form.spread else int(np.diff(starts).max(initial=0)) * each
     tiles = -(-extent // kernel.lanes)
@@ -285,7 +282,7 @@ def _elements(
     step = loops[-1][1]
     if labels is None:
         extents, ways = [n for n, _ in loops[:-1]], [way for _, way in loops[:-1]]
-        offsets = {name: _sums(extents, [way[name] for way in ways]) for name in step}
+        offsets = {name: sums(extents, [way[name] for way in ways]) for name in step}
         return np.array([0, offsets["y"].size]), 1, offsets
     if form.spread:
         return labels, int(labels.max()) + 1, {name: np.zeros(0, np.int64) for name in step}
@@ -293,30 +290,6 @@ def _elements(
     starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     offsets = {name: order * (CROSSED if form.crossed else step[name]) for name in step}
     return starts, starts.size - 1, offsets
-
-
-def _merged(
-    shape: Sequence[int], steps: Mapping[str, Sequence[int]], axes: Sequence[int]
-) -> list[Loop]:
-    """Loops over `axes`; two are one where every array lets them be."""
-    loops: list[Loop] = []
-    for axis in axes:
-        own = {name: way[axis] for name, way in steps.items()}
-        if shape[axis] == 1 and len(axes) > 1:
-            continue
-        if loops and all(loops[-1][1][name] == own[name] * shape[axis] for name in own):
-            loops[-1] = loops[-1][0] * shape[axis], own
-        else:
-            loops.append((shape[axis], own))
-    return loops
-
-
-def _sums(extents: Sequence[int], steps: Sequence[int]) -> Offsets:
-    """The offsets of all indices of some axes, in their order."""
-    offsets = np.zeros(1, np.int64)
-    for extent, step in zip(extents, steps, strict=True):
-        offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * step).reshape(-1)
-    return offsets
 
 
 __all__ = ["ABREAST", "CELLS", "LANES", "Form", "Offsets", "Walk", "plan_walk"]

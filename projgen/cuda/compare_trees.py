@@ -15,6 +15,7 @@ from projgen.compare_trees import account, searches
 from projgen.cuda.call import on_stream
 from projgen.cuda.project import radii_for
 from projgen.cuda.trees import OnDevice
+from projgen.cuda.weights import on_host
 from projgen.info import Info
 from projgen.references import REFERENCES
 from projgen.structure import Key
@@ -44,7 +45,7 @@ def with_info(
     after = read(made)
     info = account(
         bound, arrays, _sent(_gpu(after)), norms, _norms(after), values,
-        np.full(bound.batch, radii), before.given, dtypes,
+        np.full(bound.batch, radii), on_host(before.given), dtypes,
     )  # fmt: skip
     return made, info
 
@@ -57,7 +58,7 @@ def _gpu(call: Reading) -> OnDevice:
 def _norms(call: Reading) -> Array:
     gpu = _gpu(call)
     with on_stream(gpu.device, gpu.stream):
-        norms = gpu.norms(call.ready)
+        norms = gpu.norms(call.ready, call.given)
         found: Array = norms.get()
         return found
 
@@ -66,7 +67,7 @@ def _root_values(call: Reading) -> Array | None:
     """What the root aggregates, along the last axis; None if its part sweeps an array."""
     gpu = _gpu(call)
     with on_stream(gpu.device, gpu.stream):
-        found = gpu.root_values(call.ready)
+        found = gpu.root_values(call.ready, call.given)
         if found is None:
             return None
         part, values = found

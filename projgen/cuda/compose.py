@@ -16,20 +16,22 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from projgen.bind import Binding, bind
+from projgen.compiler import c_strides
+from projgen.cpu.leaf_part import ball_of
 from projgen.cuda.arrays import DeviceArray
 from projgen.cuda.call import Call, Workspaces
 from projgen.cuda.compiler import compile_binding
 from projgen.cuda.cupy import cupy
+from projgen.cuda.groups import GroupCall, walk_groups
 from projgen.cuda.launches import ALIGNMENT
 from projgen.cuda.plan import ACCESS
-from projgen.cuda.weighted import Weighted
-from projgen.dtypes import ITEMSIZE
+from projgen.cuda.weights import OnGpu
 from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.pieces import Piece, pieces
 from projgen.structure import Key
 from projgen.trees import BoundArm, BoundTree
-from projgen.weights import is_weighted, level_weights
+from projgen.weights import is_weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,62 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
-    """A piece of an array, the kernel that walks it, and where that has its workspace."""
+class ChainWalk:
+    """A run of levels on a piece of an array, whose kernel has its workspace at ``at``."""
 
     piece: Piece
     binding: Binding
     call: Call
     at: int
+
+    def up(self, y: int, weights: int, work: Any) -> Any:
+        """The groups' values, by axis."""
+        norms = self.call.begin(y, work + self.at)
+        return axis_order(norms, self.binding, self.call.plan, self.piece.shape)
+
+    def down(self, y: int, x: int, weights: int, radii: float | Any, work: Any) -> Any:
+        """Project on a number or radii by axis; what the kernel reads those from."""
+        own = radii
+        if not isinstance(radii, float):
+            ordered = memory_order(radii, self.binding, self.call.plan)
+            own = cupy().ascontiguousarray(ordered)
+        self.call.end(y, x, own, work + self.at)
+        return own
+
+    @property
+    def groups(self) -> int:
+        return self.call.plan.batch
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsWalk:
+    """The same of one level of any norm. Groups with labels are numbered along axis ``numbers`` of
+    the values, if that is not None."""
+
+    piece: Piece
+    call: GroupCall
+    at: int
+    numbers: int | None
+
+    def up(self, y: int, weights: int, work: Any) -> Any:
+        values = self.call.begin(y, weights, work + self.at)
+        return values.transpose(*np.argsort(self._last(values.ndim)).tolist())
+
+    def down(self, y: int, x: int, weights: int, radii: float | Any, work: Any) -> Any:
+        own = radii
+        if not isinstance(radii, float):
+            own = cupy().ascontiguousarray(radii.transpose(*self._last(radii.ndim)))
+        self.call.end(y, x, weights, own, work + self.at)
+        return own
+
+    @property
+    def groups(self) -> int:
+        return self.call.walk.groups
+
+    def _last(self, rank: int) -> list[int]:
+        """The axes of values with that of the numbers at the end, as the kernel has them."""
+        numbers = rank - 1 if self.numbers is None else self.numbers
+        return [axis for axis in range(rank) if axis != numbers] + [numbers] * (rank > 0)
 
 
 class Kernels:
@@ -77,74 +128,93 @@ class Kernels:
             self._calls[key] = Call(compile_binding(binding, shape, dtype, *rest), self.device)
         return self._calls[key]
 
+    def groups(self, *ways: Any) -> GroupCall:
+        """See `walk_groups`."""
+        return GroupCall(walk_groups(*ways), self.device)
+
 
 class LeafPart:
     """A part at a leaf: it sweeps an array."""
 
-    def __init__(self, part: Part, like: Operand, kernels: Kernels, room: Room) -> None:
+    def __init__(
+        self, part: Part, like: Operand, given: OnGpu, kernels: Kernels, room: Room
+    ) -> None:
         arm = part.arm
         assert arm is not None
         self.arm: BoundArm = arm
         self.part = part
+        self.weighted = is_weighted(part.last)
         self._dims = arm.dims(part.top - 1)
         natural, order = arm.natural(part.top - 1), arm.order(part.top - 1)
         self._ordered = [natural[axis] for axis in order]
         self._back = tuple(map(int, np.argsort(order)))
-        self._walks = [self._walk(piece, like, kernels, room) for piece in pieces(arm)]
+        self._walks = [self._walk(piece, like, given, kernels, room) for piece in pieces(arm)]
 
-    def _walk(self, piece: Piece, like: Operand, kernels: Kernels, room: Room) -> _Walk:
+    def weights(self, given: OnGpu) -> DeviceArray | None:
+        """Those of a call; None without."""
+        return given.of_leaf(self.part.last) if self.weighted else None
+
+    def _walk(
+        self, piece: Piece, like: Operand, given: OnGpu, kernels: Kernels, room: Room
+    ) -> ChainWalk | GroupsWalk:
         y, out, owners = like.y, like.out, self.arm.arm.owners
-        size, in_place = ITEMSIZE[y.dtype], like.y is like.out
+        in_place = like.y is like.out
         axes = tuple(
             tuple(i for i, axis in enumerate(piece.axes) if owners[axis] == level)
             for level in self.part.levels
         )
-        binding = bind(chain_of(self.part, axes), len(piece.shape))
         parts = [piece_of(array, piece) for array in (y, out)]
-        strides, out_strides = (
-            tuple(step // size for step in array.ghost.strides) for array in parts
-        )
-        aligned = all(array.lowest % ACCESS == 0 for array in parts)
+        strides, out_strides = (array.strides for array in parts)
         positive = any(node.nonneg for node in self.arm.arm.nodes)
-        call = kernels.chain(
+        if self.part.kind == "group":
+            weights = given.of_leaf(self.part.last) if self.weighted else None
+            own = None if weights is None else piece_of(weights, piece).strides
+            call = kernels.groups(
+                ball_of(self.part, positive), y.dtype, piece.shape, strides, axes[0],
+                None if in_place else out_strides, own, given.labels_of(self.part.last),
+                "float64" if weights is None else weights.dtype,
+            )  # fmt: skip
+            numbers = self.arm.axis_of_numbers(self.part.top - 1)
+            return GroupsWalk(piece, call, room.take(call.work), numbers)
+        binding = bind(chain_of(self.part, axes), len(piece.shape))
+        aligned = all(array.lowest % ACCESS == 0 for array in parts)
+        chain = kernels.chain(
             binding, piece.shape, y.dtype, strides, None if in_place else out_strides, in_place,
             aligned, positive,
         )  # fmt: skip
-        return _Walk(piece, binding, call, room.take(call.work))
+        return ChainWalk(piece, binding, chain, room.take(chain.work))
 
-    def up(self, y: DeviceArray, work: Any, into: Any) -> None:
+    def up(self, y: DeviceArray, weights: DeviceArray | None, work: Any, into: Any) -> None:
         """The part's values, to an array of `BoundArm.dims`."""
         if not self._walks:
             into.fill(0.0)
         for walk in self._walks:
-            norms = walk.call.begin(_first(y, walk.piece), work + walk.at)
-            ordered = axis_order(norms, walk.binding, walk.call.plan, walk.piece.shape)
-            self._places(into, walk)[...] = ordered
+            found = walk.up(_first(y, walk.piece), _first(weights, walk.piece), work)
+            self._places(into, walk.piece)[...] = found
 
     def finite(self, work: Any) -> bool:
         """Whether what `up` found is finite. CuPy's current stream waits."""
-        found = (
-            cupy().ndarray((walk.call.plan.batch,), np.float64, work + walk.at)
-            for walk in self._walks
-        )
+        found = (cupy().ndarray((walk.groups,), np.float64, work + walk.at) for walk in self._walks)
         return all(bool(cupy().isfinite(norms).all()) for norms in found)
 
-    def down(self, operand: Operand, radii: Any, work: Any, kept: list[Any]) -> None:
+    def down(
+        self,
+        operand: Operand,
+        weights: DeviceArray | None,
+        radii: Any,
+        work: Any,
+        kept: list[Any],
+    ) -> None:
         """Project the operand, on a number or radii in the shape of those values."""
-        y, out = operand.y, operand.out
         for walk in self._walks:
-            own = radii
-            if not isinstance(radii, float):
-                shares = memory_order(self._places(radii, walk), walk.binding, walk.call.plan)
-                own = cupy().ascontiguousarray(shares)
-                kept.append(own)
-            y_at, out_at = (_first(array, walk.piece) for array in (y, out))
-            walk.call.end(y_at, out_at, own, work + walk.at)
+            own = radii if isinstance(radii, float) else self._places(radii, walk.piece)
+            y, x, w = (_first(a, walk.piece) for a in (operand.y, operand.out, weights))
+            kept.append(walk.down(y, x, w, own, work))
 
-    def _places(self, values: Any, walk: _Walk) -> Any:
+    def _places(self, values: Any, piece: Piece) -> Any:
         """Where a piece has its groups among the values, by the array's axes."""
         natural = values.reshape(self._ordered).transpose(*self._back)
-        owners = zip(walk.piece.where, self.arm.arm.owners, strict=True)
+        owners = zip(piece.where, self.arm.arm.owners, strict=True)
         where = tuple(place for place, owner in owners if owner < self.part.top)
         return natural[(*where, ...)]
 
@@ -152,60 +222,74 @@ class LeafPart:
 class JoinedPart:
     """A part above the leaves: it works on the values of others."""
 
-    def __init__(self, part: Part, bound: BoundTree, kernels: Kernels, room: Room) -> None:
+    def __init__(
+        self, part: Part, bound: BoundTree, given: OnGpu, kernels: Kernels, room: Room
+    ) -> None:
         level = part.levels[-1]
         outer = bound.arms_of(part.last)[0].dims(level - 1)
         counts = [bound.arms_of(child.places[0])[0].dims(level)[-1] for child in part.children]
         ends = np.cumsum(counts)
+        self.part = part
+        self.weighted = is_weighted(part.last)
+        # Those that the spec says are there for all calls.
+        constant = self.weighted and part.last.node.weights is None
+        self._weights = given.of_level(part.last, level) if constant else None
         self.slices = [slice(int(e) - n, int(e)) for e, n in zip(ends, counts, strict=True)]
         self._shape = (*outer, int(ends[-1]))
         self._outer = self._shape[: part.top + 1]
-        self._kernel: Call | Weighted | None = None
+        self._walk: ChainWalk | GroupsWalk | None = None
         size = int(np.prod(self._shape))
         self._values_at, self._radii_at = room.take(8 * size), room.take(8 * size)
         if not size:
             return
-        if is_weighted(part.last):
-            weights = level_weights(bound, part.last, level, {}).reshape(-1, self._shape[-1])[0]
-            groups = int(np.prod(outer))
-            self._kernel = Weighted(part.last.node.norm, groups, weights, kernels.device)
+        rank, shape = len(self._shape), self._shape
+        strides = c_strides(shape)
+        steps = tuple((axis, 1) for axis in range(rank))
+        piece = Piece(shape, tuple(range(rank)), (0,) * rank, steps, ())
+        if part.kind == "group":
+            own = strides if self.weighted else None
+            ways = shape, strides, (rank - 1,), strides, own, None
+            call = kernels.groups(ball_of(part, False), "float64", *ways)
+            self._walk = GroupsWalk(piece, call, room.take(call.work), None)
         else:
-            binding = bind(chain_of(part, tuple((i + 1,) for i in part.levels)), len(self._shape))
-            strides = tuple(int(np.prod(self._shape[i + 1 :])) for i in range(len(self._shape)))
-            self._kernel = kernels.chain(
-                binding, self._shape, "float64", strides, strides, False, True
-            )
-        self._at = room.take(self._kernel.work)
+            binding = bind(chain_of(part, tuple((i + 1,) for i in part.levels)), rank)
+            chain = kernels.chain(binding, shape, "float64", strides, strides, False, True)
+            self._walk = ChainWalk(piece, binding, chain, room.take(chain.work))
+
+    def weights(self, given: OnGpu) -> Any:
+        """Those of a call; None without."""
+        if self._weights is not None or not self.weighted:
+            return self._weights
+        return given.of_level(self.part.last, self.part.levels[-1])
 
     def values(self, work: Any) -> Any:
         """Where its children put their values."""
         return cupy().ndarray(self._shape, np.float64, work + self._values_at)
 
-    def up(self, work: Any, into: Any) -> None:
+    def up(self, weights: Any, work: Any, into: Any) -> None:
         """The part's values, from those of its children."""
-        if self._kernel is None:
+        if self._walk is None:
             into.fill(0.0)
             return
-        norms = self._kernel.begin((work + self._values_at).ptr, work + self._at)
-        into[...] = norms.reshape(self._outer)
+        found = self._walk.up((work + self._values_at).ptr, _pointer(weights), work)
+        into[...] = found.reshape(self._outer)
 
-    def down(self, radii: Any, work: Any, kept: list[Any]) -> Any:
+    def down(self, weights: Any, radii: Any, work: Any, kept: list[Any]) -> Any:
         """The radii that the part leaves to its children, where they have put their values."""
         shares = cupy().ndarray(self._shape, np.float64, work + self._radii_at)
-        if self._kernel is not None:
-            own = radii
-            if not isinstance(radii, float):
-                own = cupy().ascontiguousarray(radii.reshape(-1))
-                kept.append(own)
+        if self._walk is not None:
             y, x = ((work + at).ptr for at in (self._values_at, self._radii_at))
-            self._kernel.end(y, x, own, work + self._at)
+            own = radii if isinstance(radii, float) else radii.reshape(self._outer)
+            kept.append(self._walk.down(y, x, _pointer(weights), own, work))
         return shares
 
 
 class Composition:
     """The parts of a tree over arrays of certain shapes and layouts, made ready on a device."""
 
-    def __init__(self, bound: BoundTree, operands: Mapping[Key, Operand], device: int) -> None:
+    def __init__(
+        self, bound: BoundTree, operands: Mapping[Key, Operand], given: OnGpu, device: int
+    ) -> None:
         self.root = cut_into_parts(bound)
         self._entries = int(np.prod(bound.batch))
         kernels, room = Kernels(device), Room()
@@ -213,27 +297,33 @@ class Composition:
         self._runs: dict[int, LeafPart | JoinedPart] = {}
         for part in self.root.walk():
             if part.arm is None:
-                self._runs[id(part)] = JoinedPart(part, bound, kernels, room)
+                self._runs[id(part)] = JoinedPart(part, bound, given, kernels, room)
             else:
-                self._runs[id(part)] = LeafPart(part, operands[part.arm.key], kernels, room)
+                like = operands[part.arm.key]
+                self._runs[id(part)] = LeafPart(part, like, given, kernels, room)
         self._workspaces = Workspaces(lambda: cupy().cuda.alloc(room.size))
 
-    def norms(self, arrays: Mapping[Key, DeviceArray]) -> Any:
+    def norms(self, arrays: Mapping[Key, DeviceArray], given: OnGpu) -> Any:
         """A CuPy array: the norm of each index of the batch, in C order."""
         with self._workspaces.lent() as work:
-            return self._up(arrays, work).copy()
+            return self._up(arrays, given, work).copy()
 
-    def root_values(self, arrays: Mapping[Key, DeviceArray]) -> Any:
+    def root_values(self, arrays: Mapping[Key, DeviceArray], given: OnGpu) -> Any:
         """A CuPy array of what the root's part joins; None if it sweeps an array."""
         run = self._runs[id(self.root)]
         if isinstance(run, LeafPart):
             return None
         with self._workspaces.lent() as work:
-            self._up(arrays, work)
+            self._up(arrays, given, work)
             return run.values(work).copy()
 
     def project(
-        self, operands: Mapping[Key, Operand], radii: Any, check: bool, also: Sequence[Any]
+        self,
+        operands: Mapping[Key, Operand],
+        given: OnGpu,
+        radii: Any,
+        check: bool,
+        also: Sequence[Any],
     ) -> None:
         """Project the operands, on a number or a CuPy array with one for each index of the batch.
 
@@ -243,44 +333,55 @@ class Composition:
         kept = [self, *also]
         with self._workspaces.lent(kept) as work:
             arrays = {key: operand.y for key, operand in operands.items()}
-            total = self._up(arrays, work)
+            total = self._up(arrays, given, work)
             if check and not bool(cupy().isfinite(total).all()):
                 raise ValueError(
                     f"{self._culprit(work)}; nothing was written. Numbers must be finite, or build "
                     "with check_finite=False"
                 )
-            self._down(self.root, operands, radii, work, kept)
+            self._down(self.root, operands, given, radii, work, kept)
+            kept += given.arrays
 
-    def _up(self, arrays: Mapping[Key, DeviceArray], work: Any) -> Any:
+    def _up(self, arrays: Mapping[Key, DeviceArray], given: OnGpu, work: Any) -> Any:
+        for run in self._runs.values():  # what is wrong with them is told before the first launch
+            run.weights(given)
         total = cupy().ndarray((self._entries,), np.float64, work + self._total_at)
-        self._climb(self.root, arrays, work, total)
+        self._climb(self.root, arrays, given, work, total)
         return total
 
-    def _climb(self, part: Part, arrays: Mapping[Key, DeviceArray], work: Any, into: Any) -> None:
+    def _climb(
+        self,
+        part: Part,
+        arrays: Mapping[Key, DeviceArray],
+        given: OnGpu,
+        work: Any,
+        into: Any,
+    ) -> None:
         run = self._runs[id(part)]
         if isinstance(run, LeafPart):
-            run.up(arrays[run.arm.key], work, into)
+            run.up(arrays[run.arm.key], run.weights(given), work, into)
             return
         values = run.values(work)
         for child, place in zip(part.children, run.slices, strict=True):
-            self._climb(child, arrays, work, values[..., place])
-        run.up(work, into)
+            self._climb(child, arrays, given, work, values[..., place])
+        run.up(run.weights(given), work, into)
 
     def _down(
         self,
         part: Part,
         operands: Mapping[Key, Operand],
+        given: OnGpu,
         radii: Any,
         work: Any,
         kept: list[Any],
     ) -> None:
         run = self._runs[id(part)]
         if isinstance(run, LeafPart):
-            run.down(operands[run.arm.key], radii, work, kept)
+            run.down(operands[run.arm.key], run.weights(given), radii, work, kept)
             return
-        shares = run.down(radii, work, kept)
+        shares = run.down(run.weights(given), radii, work, kept)
         for child, place in zip(part.children, run.slices, strict=True):
-            self._down(child, operands, shares[..., place], work, kept)
+            self._down(child, operands, given, shares[..., place], work, kept)
 
     def _culprit(self, work: Any) -> str:
         for run in self._runs.values():
@@ -299,6 +400,10 @@ def piece_of(array: DeviceArray, piece: Piece) -> DeviceArray:
     return replace(array, ghost=ghost)
 
 
-def _first(array: DeviceArray, piece: Piece) -> int:
-    """The address of a piece's first element."""
-    return array.pointer + piece.offset(array.ghost.strides)
+def _first(array: DeviceArray | None, piece: Piece) -> int:
+    """The address of a piece's first element; 0 of no array."""
+    return 0 if array is None else array.pointer + piece.offset(array.ghost.strides)
+
+
+def _pointer(array: Any) -> int:
+    return 0 if array is None else int(array.data.ptr)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from projgen.compiler import Loadable
 from projgen.cuda.compiler import Compiled
+from projgen.cuda.groups import GroupWalk
 from projgen.cuda.traffic import Traffic, predict
-from projgen.cuda.weighted import WeightedKernel
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
 from projgen.part_sweeps import VALUE_BYTES, Sweep
 
@@ -59,36 +60,38 @@ class CudaChainSweep(Sweep):
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedSweep(Sweep):
-    """One level of joined values whose children have weights."""
+class CudaGroupSweep(Sweep):
+    """One level of any norm."""
 
-    weighted: WeightedKernel
+    walk: GroupWalk
+    in_place: bool
 
     @property
     def kernel(self) -> Loadable:
-        return self.weighted
+        return self.walk.kernel
 
     @property
     def title(self) -> str:
-        return self._titled("level", False)
+        return self._titled("group", self.in_place)
 
     @property
     def notes(self) -> Iterator[str]:
-        yield "  a block of threads takes a group"
+        yield from (f"  {note}" for note in self.walk.kernel.notes)
 
     @property
     def traffic(self) -> tuple[int, int]:
-        weights = self.shape[-1] * VALUE_BYTES
-        values = self.groups * VALUE_BYTES
-        return 2 * (self.array_bytes + weights) + 2 * values, self.array_bytes + 2 * values
+        kernel = self.walk.kernel
+        weights = math.prod(self.shape) * ITEMSIZE[kernel.weight_dtype] * kernel.weighted
+        values = 2 * self.groups * VALUE_BYTES
+        return 2 * (self.array_bytes + weights) + values, self.array_bytes + values
 
     @property
     def operations(self) -> int:
-        return math.prod(self.shape) * NORMS[self.weighted.norm].operations
+        return math.prod(self.shape) * NORMS[self.walk.kernel.ball.norm].operations
 
     @property
     def launches(self) -> int:
         return 3
 
 
-__all__ = ["CudaChainSweep", "WeightedSweep"]
+__all__ = ["CudaChainSweep", "CudaGroupSweep"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from projgen.bind import Binding
+from projgen.cpu.ball import Ball
 from projgen.cuda.compiler import compile_binding
-from projgen.cuda.part_sweeps import CudaChainSweep, WeightedSweep
-from projgen.cuda.weighted import WeightedKernel
+from projgen.cuda.groups import walk_groups
+from projgen.cuda.part_sweeps import CudaChainSweep, CudaGroupSweep
+from projgen.loops import Offsets
 from projgen.part_sweeps import Sweep
-from projgen.parts import Part
 from projgen.tree_plan import Planner
 
 
@@ -30,9 +31,21 @@ class CudaPlanner(Planner):
         return CudaChainSweep(shape, dtype, groups, compiled)
 
     def level(
-        self, part: Part, shape: tuple[int, ...], strides: tuple[int, ...], groups: int
+        self,
+        ball: Ball,
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        axes: tuple[int, ...],
+        out_strides: tuple[int, ...] | None,
+        weight_strides: tuple[int, ...] | None,
+        labels: Offsets | None,
+        weight_dtype: str,
+        groups: int,
     ) -> Sweep:
-        return WeightedSweep(shape, "float64", groups, WeightedKernel(part.last.node.norm))
+        ways = strides, axes, out_strides, weight_strides, labels, weight_dtype
+        walk = walk_groups(ball, dtype, shape, *ways)
+        return CudaGroupSweep(shape, dtype, groups, walk, out_strides is None)
 
 
 __all__ = ["CudaPlanner"]

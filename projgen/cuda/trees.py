@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from projgen.arrays import Array, Wrap, on_gpu
+from projgen.cpu.ball import Ball
 from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import on_stream, wait_for
-from projgen.cuda.compose import Composition, Operand, piece_of
+from projgen.cuda.compose import Composition, GroupsWalk, Operand, piece_of
 from projgen.cuda.cupy import cupy
+from projgen.cuda.groups import GroupCall, walk_groups
 from projgen.cuda.plan import ACCESS
 from projgen.cuda.project import check_target, radii_for, view_out
+from projgen.cuda.weights import OnGpu
 from projgen.operands import same_directions, same_memory, walkable
 from projgen.parts import Part
 from projgen.pieces import pieces
 from projgen.structure import Key, Place
 from projgen.trees import BoundArm
+from projgen.weights import Given
 
 if TYPE_CHECKING:
     from projgen.projection import Projection
@@ -88,7 +92,9 @@ class OnDevice:
         """The handle of the stream that does the work; None is CuPy's current one."""
         return self.lead.stream
 
-    def project(self, projection: Projection, ready: Ready, radius: Any) -> dict[Key, Any]:
+    def project(
+        self, projection: Projection, ready: Ready, radius: Any, given: Given
+    ) -> dict[Key, Any]:
         """The results by key; none if they go into `outs`."""
         radii = radii_for(radius, ready.bound.batch, projection.spec, self.lead)
         made: dict[Key, Any] = {}
@@ -96,13 +102,14 @@ class OnDevice:
             if not self.outs:
                 made = {key: array.empty() for key, array in self.arrays.items()}
         outs = self.outs or {key: view(array) for key, array in made.items()}
-        self._wait()
+        bound = self._bound(ready, given)
         check = bool(projection._check_finite)
         with on_stream(self.device, self.stream):
             operands = {key: _operand(y, outs[key], check) for key, y in self.arrays.items()}
             if not isinstance(radii, float):
                 radii = radii.reshape(-1)
-            self._composition(ready, operands).project(operands, radii, check, [radii])
+            composition = self._composition(ready, operands, bound)
+            composition.project(operands, bound, radii, check, [radii])
             for key, operand in operands.items():
                 if operand.out is not outs[key]:
                     outs[key].cupy()[...] = operand.out.cupy()
@@ -112,36 +119,41 @@ class OnDevice:
         wraps = ((key, self.arrays[key].wrap, x) for key, x in made.items())
         return {key: wrap(x) if isinstance(x, ndarray) else x for key, wrap, x in wraps}
 
-    def norms(self, ready: Ready) -> Any:
+    def norms(self, ready: Ready, given: Given) -> Any:
         """A CuPy array over the batch axes, made on the stream."""
-        arrays, composition = self._readied(ready)
+        arrays, bound, composition = self._readied(ready, given)
         with on_stream(self.device, self.stream):
-            return composition.norms(arrays).reshape(ready.bound.batch)
+            return composition.norms(arrays, bound).reshape(ready.bound.batch)
 
-    def norm(self, ready: Ready) -> Any:
+    def norm(self, ready: Ready, given: Given) -> Any:
         """The same; without a batch a float, for which the stream waits."""
-        norms = self.norms(ready)
+        norms = self.norms(ready, given)
         with on_stream(self.device, self.stream):
             return norms if norms.ndim else float(norms)
 
-    def root_values(self, ready: Ready) -> tuple[Part, Any] | None:
+    def root_values(self, ready: Ready, given: Given) -> tuple[Part, Any] | None:
         """The root's part and a CuPy array of what it joins, made on the stream; None if it
         sweeps an array."""
-        arrays, composition = self._readied(ready)
+        arrays, bound, composition = self._readied(ready, given)
         with on_stream(self.device, self.stream):
-            values = composition.root_values(arrays)
+            values = composition.root_values(arrays, bound)
         return None if values is None else (composition.root, values)
 
-    def _readied(self, ready: Ready) -> tuple[dict[Key, DeviceArray], Composition]:
-        """The arrays as kernels can read them, and these."""
-        self._wait()
+    def _readied(
+        self, ready: Ready, given: Given
+    ) -> tuple[dict[Key, DeviceArray], OnGpu, Composition]:
+        """The arrays and what is given with them as kernels can read them, and these."""
+        bound = self._bound(ready, given)
         with on_stream(self.device, self.stream):
             arrays = {key: y if walkable(y.ghost) else y.copy() for key, y in self.arrays.items()}
             operands = {key: Operand(y, y) for key, y in arrays.items()}
-            return arrays, self._composition(ready, operands)
+            return arrays, bound, self._composition(ready, operands, bound)
 
-    def active(self, arm: BoundArm) -> Any:
+    def active(self, arm: BoundArm, labels: Mapping[str, Array]) -> Any:
         """Which groups of the leaf level are not all zero: a CuPy array, or a bool."""
+        name = arm.arm.nodes[-1].groups
+        if name is not None:
+            return self._active_labels(arm, labels[name])
         array, owners, level = self.arrays[arm.key], arm.arm.owners, arm.arm.depth - 1
         with on_stream(array.device, array.stream):
             found = cupy().zeros(arm.natural(level - 1), np.bool_)
@@ -155,19 +167,43 @@ class OnDevice:
                 found[(*where, ...)] = (values != 0).any(axis=axes)
             return found if found.ndim else bool(found)
 
-    def _wait(self) -> None:
+    def _active_labels(self, arm: BoundArm, labels: Array) -> Any:
+        """The same of groups with labels: how many of their values are not zero is what l0 says."""
+        array, owners, level = self.arrays[arm.key], arm.arm.owners, arm.arm.depth - 1
+        with on_stream(array.device, array.stream):
+            cp = cupy()
+            found = cp.zeros(arm.natural(level - 1), np.bool_)
+            for piece in pieces(arm):
+                part = piece_of(array, piece)
+                axes = tuple(i for i, axis in enumerate(piece.axes) if owners[axis] == level)
+                ball = Ball("l0", ragged=True)
+                ways = part.strides, axes, None, None, labels
+                call = GroupCall(walk_groups(ball, array.dtype, piece.shape, *ways), array.device)
+                walk = GroupsWalk(piece, call, 0, arm.axis_of_numbers(level - 1))
+                places = zip(piece.where, owners, strict=True)
+                where = tuple(place for place, owner in places if owner < level)
+                found[(*where, ...)] = walk.up(part.pointer, 0, cp.cuda.alloc(call.work)) != 0
+            return found if found.ndim else bool(found)
+
+    def _bound(self, ready: Ready, given: Given) -> OnGpu:
+        """What is given with the arrays; the stream waits for those of all others."""
         for stream in self._others():
             wait_for(self.device, self.stream, stream)
+        bound = OnGpu(ready.bound, given)
+        bound.wait(self.lead)
+        return bound
 
     def _others(self) -> set[int | None]:
         """The streams that are not that of the first array."""
         arrays = (*self.arrays.values(), *self.outs.values())
         return {array.stream for array in arrays} - {self.stream}
 
-    def _composition(self, ready: Ready, operands: Mapping[Key, Operand]) -> Composition:
+    def _composition(
+        self, ready: Ready, operands: Mapping[Key, Operand], given: OnGpu
+    ) -> Composition:
         """The kernels for operands like these: made at their first call."""
         if ready.made is None:
-            ready.made = Composition(ready.bound, operands, self.device)
+            ready.made = Composition(ready.bound, operands, given, self.device)
         made: Composition = ready.made
         return made
 
