@@ -385,6 +385,7 @@ def _warn_once(kind: str, message: str) -> None:
         return
     _warned.add(kind)
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+    # The code of templates, which load others, is in no module.
+    while frame.f_back and frame.f_globals.get("__name__", "jinja2").partition(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, CacheWarning, stacklevel=level)  # at the line that called projgen

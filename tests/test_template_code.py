@@ -48,11 +48,12 @@ def test_a_second_process_makes_no_code(tmp_path: Path, monkeypatch: pytest.Monk
 
     # It is no kernel, but the cache's to check and to clear.
     assert cache.entries() == [] and cache.health() == []
-    code = kept(tmp_path)[0] / "template.code"
-    code.write_bytes(code.read_bytes()[:-1])
-    assert len(cache.health()) == 1
-    assert render(tmp_path) == [1, text, 1]
-    assert render(tmp_path) == [0, text, 0]
+    for entry in kept(tmp_path):  # of a template that loads others, and of those
+        code = entry / "template.code"
+        code.write_bytes(code.read_bytes()[:-1])
+        assert len(cache.health()) == 1
+        assert render(tmp_path) == [1, text, 1]
+        assert render(tmp_path) == [0, text, 0]
     count, size = cache.clear()
     assert count == 0 and size > 0 and not list(tmp_path.iterdir())
 
