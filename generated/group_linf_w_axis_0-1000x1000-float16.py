@@ -1,6 +1,6 @@
 """linf(w): groups of float16 arrays.
 
-    groups lie side by side in memory: 256 are worked on together, where they lie
+    groups lie side by side in memory: 1024 are worked on together, where they lie, some of their rows at a time
     arithmetic is in float32, and rounded when written
 
 A group's elements are read for its value, and in a second call to project it.
@@ -19,7 +19,7 @@ from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
-LANES = 256  # groups side by side that are worked on together
+LANES = 1024  # groups side by side that are worked on together
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
@@ -240,14 +240,13 @@ def unless_free(limit, w, infinity):
 
 
 @register_jitable(fastmath=FAST)
-def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
+def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
     """The bits of the largest of the groups of a tile."""
     tops[:] = 0
     y_offsets = span(index, axes[31], end)
     y_step = axes[21]
     w_offsets = span(index, axes[35], end)
     w_step = axes[23]
-    run = axes[20]
     whole = run - run % 8
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
@@ -312,7 +311,7 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, tops):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level):
+def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, run, level):
     """The projection of the groups of a tile, whose levels are found."""
     y_offsets = span(index, axes[31], end)
     y_step = axes[21]
@@ -320,7 +319,6 @@ def write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level
     x_step = axes[22]
     w_offsets = span(index, axes[35], end)
     w_step = axes[23]
-    run = axes[20]
     for o in range(begin, end):
         at_y = base_y + y_offsets[o]
         at_x = base_x + x_offsets[o]
@@ -372,7 +370,6 @@ def project(y_at, x_at, geometry, work, desk):
     blocks = axes[10]
     block_size = axes[11]
     items = axes[12]
-    labels = axes[13]
     tiles = axes[14]
     extent = axes[15]
     starts_at = axes[16]
@@ -382,6 +379,10 @@ def project(y_at, x_at, geometry, work, desk):
     y_lane = axes[24]
     x_lane = axes[25]
     w_lane = axes[26]
+    pieces = axes[27]
+    piece = axes[28]
+    slots_at = axes[29]
+    slots_size = axes[30]
     seat = add(desk, 0, 1)
     if seat >= seats:
         return 0
@@ -392,7 +393,7 @@ def project(y_at, x_at, geometry, work, desk):
     w = span(pointer(read(desk, 1)), 0, w_size)
     values = span(memory, 0, groups)
     radii = span(memory, groups, groups)
-    at = 2 * groups + seat * scratch_size
+    at = 2 * groups + slots_size + seat * scratch_size
     sums_lanes = span(memory, at, LANES)
     level_lanes = span(memory, at + LANES, LANES)
     radius_step = read(desk, 2)
@@ -404,24 +405,32 @@ def project(y_at, x_at, geometry, work, desk):
             swap(desk, SHARES + 16 * seat + 1, 0, highest)
             return 0
         for item in range(block * block_size, min((block + 1) * block_size, items)):
-            # A tile: groups side by side.
-            tile, m = item // labels, item % labels
+            # Some rows of a tile: groups side by side.
+            tile, part = item // pieces, item % pieces
             outer, past = tile // tiles, tile % tiles * LANES
             first, width = outer * extent + past, min(LANES, extent - past)
             base_y = index[y_bases_at + outer] + past * y_lane
             base_x = index[x_bases_at + outer] + past * x_lane
             base_w = index[w_bases_at + outer] + past * w_lane
-            begin, end = index[starts_at + m], index[starts_at + m + 1]
+            begin, end, run = index[starts_at], index[starts_at + 1], axes[20]
+            if end - begin > 1:
+                begin, end = begin + part * piece, min(begin + (part + 1) * piece, end)
+            else:
+                run = min(piece, run - part * piece)
+                base_y += part * piece * axes[21]
+                base_x += part * piece * axes[22]
+                base_w += part * piece * axes[23]
             sums = span(sums_lanes, 0, width)
             level = span(level_lanes, 0, width)
             if not projecting:
-                measure(y, w, begin, end, base_y, base_w, width, index, axes, view(sums, np.int64))
+                found = span(memory, slots_at + (outer * pieces + part) * extent + past, width) if slots_size > 0 else span(values, first, width)
+                measure(y, w, begin, end, base_y, base_w, width, index, axes, run, view(sums, np.int64))
                 for c in range(width):
                     value = sums[c]
-                    values[(first + c) * labels + m], highest = value, max(highest, bits_of(value))
+                    found[c], highest = value, max(highest, bits_of(value))
                 continue
             for c in range(width):
-                group = (first + c) * labels + m
+                group = first + c
                 v, u = values[group], radii[group * radius_step]
                 level[c] = u if v > u else np.inf
-            write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, level)
+            write(y, x, w, begin, end, base_y, base_x, base_w, width, index, axes, run, level)

@@ -321,6 +321,71 @@ def test_labels_of_one_long_row(norm: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert groups.norms() is None
 
 
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("case", ["ordinary", "near ties", "large", "small", "alike", "zero"])
+def test_products_that_float32_rounds_alike_are_told_apart(case: str, nonneg: bool) -> None:
+    """The largest weighted value is exact, whichever parts of a row float32 finds it in."""
+    rng = np.random.default_rng(13)
+    y = rng.standard_normal((6, 700)).astype(np.float32)
+    w = rng.uniform(0.1, 1, y.shape).astype(np.float32)
+    if case == "near ties":  # of products that differ by less than float32 tells apart
+        y = rng.uniform(1, 1 + 1e-5, y.shape).astype(np.float32)
+        w = (1 / y).astype(np.float32)
+    if case in ("large", "small"):
+        scale = np.float32(1e30 if case == "large" else 1e-30)
+        y, w = y * scale, w * scale
+    if case in ("alike", "zero"):
+        y = np.full_like(y, -2.5 if case == "alike" else 0)
+        w = np.full_like(w, 0.3)
+        y[0, 0] = w[1, -1] = 0
+    with rehearsals():
+        for n in (1, 2, 7, 128, 129, 700):
+            own_y, own_w = y[:, :n].copy(), w[:, :n].copy()
+            ball = Ball("linf", weighted=True, nonneg=nonneg)
+            found = Groups(ball, own_y, (1,), own_w).norms()
+            a = np.maximum(own_y, 0) if nonneg else np.abs(own_y)
+            assert np.array_equal(found, (a.astype(np.float64) * own_w).max(1))
+        for wrong in (np.nan, np.inf, -np.inf):
+            y[2, 300] = wrong
+            assert Groups(ball, y, (1,), w).norms() is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(50, 30), (7, 5, 4, 3), (5, 30, 6)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_columns_are_read_some_rows_at_a_time(
+    dtype: str, shape: tuple[int, ...], in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of groups with one run of elements and with several, each of which threads share."""
+    monkeypatch.setattr("projgen.cpu.walks.BLOCK", 40)
+    monkeypatch.setattr("projgen.cpu.walks.WIDE", 8)
+    rng = np.random.default_rng(14)
+    axes = (0, 2) if len(shape) == 4 else (len(shape) - 2,)
+    y = rng.standard_normal(shape).astype(dtype)
+    w = rng.uniform(0.1, 1, shape).astype(np.float32)
+    w[rng.random(shape) < 0.1] = 0
+    ball, results = Ball("linf", weighted=True), []
+    values, _, _ = expected(ball, y, axes, 1.0, w)
+    radii = values * rng.choice([0.0, 1e-9, 0.3, 1.0, np.inf], values.shape)
+    a, limits = np.abs(y), np.full(shape, np.inf)
+    np.divide(radii, w, out=limits, where=(w > 0) & (values > radii))
+    for team, threads in ((None, 1), (early, 3), (together, 3)):
+        with rehearsals(team):
+            own = y.copy()
+            out = None if in_place else np.full_like(y, np.nan)
+            groups = Groups(ball, own, axes, w, out, threads=threads)
+            found = groups.norms()
+            np.testing.assert_allclose(found, values.reshape(found.shape), rtol=1e-15)
+            x = groups.project(radii.reshape(found.shape))
+            results.append(x.tobytes())
+    assert len(set(results)) == 1
+    assert groups.call._walk.cells["pieces"] > 1
+    assert np.all(np.abs(x) <= np.minimum(a, limits))
+    np.testing.assert_allclose(
+        x, np.copysign(np.minimum(a, limits), y), rtol=4e-7, atol=1e-45
+    )  # limits are rounded down, twice
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("ball", BALLS, ids=repr)
 def test_what_is_not_finite_is_noticed(ball: Ball, value: float) -> None:

@@ -71,7 +71,7 @@ class GroupKernel(GroupWays):
         if self.abreast:
             return (
                 f"groups lie side by side in memory: {self.lanes} are worked on together, "
-                "where they lie",
+                "where they lie" + ", some of their rows at a time" * self.sliced,
             )
         if self.spread and self.lanes > 1:
             return (
@@ -115,6 +115,9 @@ class GroupKernel(GroupWays):
             without |= {"pitch", "spare_size"}
         if not self.spare:
             without.add("spare_size")
+        if self.sliced:
+            names += ["pieces", "piece", "slots_at", "slots_size"]
+            without.add("labels")
         if self.huge:
             names += ["pieces", "piece", "slots_at", "slots_size"]
             without |= {"blocks", "block_size", "items", "labels", "starts_at"}
@@ -218,7 +221,7 @@ class GroupKernel(GroupWays):
         """What tells the functions of a tile where it lies."""
         weighted = self.ball.weighted
         names = ["y", *["w"] * weighted, "begin", "end", "base_y", *["base_w"] * weighted]
-        return ", ".join([*names, "width", "index", "axes"])
+        return ", ".join([*names, "width", "index", "axes", *["run"] * self.sliced])
 
     def limit(self, x: str) -> str:
         """A limit of an unweighted linf, in the array's type."""

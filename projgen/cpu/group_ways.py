@@ -21,7 +21,8 @@ class GroupWays(GroupNumbers):
     projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
     their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
     tile's columns and back. ``huge``: groups are so few and long that the threads share each of
-    them, in blocks. ``weight_dtype``: how weights are read.
+    them, in blocks. ``sliced``: of the groups of a tile some rows are worked on at a time.
+    ``weight_dtype``: how weights are read.
     """
 
     in_place: bool
@@ -34,6 +35,7 @@ class GroupWays(GroupNumbers):
     surveyed: int = 0
     crossed: bool = False
     huge: bool = False
+    sliced: bool = False
     weight_dtype: str = "float64"
 
     @property

@@ -37,7 +37,7 @@ def walk_groups(
 
     def kernel(form: Form) -> GroupKernel:
         way = form.lanes, form.contiguous, form.direct, form.ranked, form.spread
-        turned = form.stripped, form.surveyed, form.crossed, form.huge
+        turned = form.stripped, form.surveyed, form.crossed, form.huge, form.sliced
         own = weight_dtype if ball.weighted else "float64"
         return GroupKernel(ball, dtype, out_strides is None, *way, *turned, own)
 
@@ -101,7 +101,8 @@ class GroupCall:
         self._groups = groups
         slots = walk.cells["slots_size"]
         self._slots = slice(2 * groups, 2 * groups + slots)
-        self._slots_shape = groups // walk.cells["labels"], -1, walk.cells["labels"]
+        joined = walk.cells["extent" if walk.kernel.sliced else "labels"]
+        self._slots_shape = groups // joined, -1, joined
         self._combine = np.maximum.reduce if ball.norm == "linf" else _length
         size = 2 * groups + slots + threads * walk.cells["scratch_size"]
         cells = {**dict.fromkeys(CELLS, 0), **walk.cells, "seats": threads, "memory_size": size}
@@ -150,7 +151,7 @@ class GroupCall:
         work.memory[self._groups] = -1.0
         self._run(y, y, weights, work, 0, projects=False)
         slots = work.memory[self._slots]
-        if self._walk.kernel.spread and slots.size:
+        if (self._walk.kernel.spread or self._walk.kernel.sliced) and slots.size:
             values = work.memory[: self._groups].reshape(-1, self._slots_shape[-1])
             values[...] = self._combine(slots.reshape(self._slots_shape), axis=1)
         return work

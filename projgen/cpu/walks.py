@@ -21,6 +21,8 @@ BESIDE = 8  # rows of labelled elements that are read together, by squares
 LONG = 64  # elements: groups of so many are worth turning into rows
 CROSSABLE = 4096  # labelled elements: of more, a tile of rows has no place in a cache
 BLOCK = 32768  # elements, about, that a thread draws together
+WIDE = 1024  # the same of linf, which needs no search: whole rows are read, some at a time
+SLICES = 16  # of the rows of such a tile
 PIECES = 32  # of labelled elements, if there are few rows of them
 HUGE = 3 << 16  # elements: groups of so many are shared among the threads,
 FEW = 16  # if there are fewer of them
@@ -118,6 +120,7 @@ class Form(NamedTuple):
     surveyed: int = 0
     crossed: bool = False
     huge: bool = False
+    sliced: bool = False
     tiled: bool = False
     beside: frozenset[str] = frozenset()
 
@@ -152,6 +155,8 @@ def plan_walk(
     form = _form(ball, loops, (extent, lane), labels, size, spreads, halves)
     few = math.prod(shape[axis] for axis in batch) < FEW
     form = form._replace(huge=shares and form.direct and form.lanes == 1 and few and size >= HUGE)
+    if shares and form.direct and form.lanes == ABREAST and ball.norm == "linf" and labels is None:
+        form = form._replace(sliced=True, lanes=WIDE)
     kernel = make(form)
     run, step = loops[-1]
     if labels is not None:
@@ -176,6 +181,13 @@ def plan_walk(
     elif form.spread:
         pieces = max(1, min(PIECES * numbers // groups, run // max(BLOCK // 2, 16 * numbers)))
         items, average = groups // numbers * pieces, -(-run // pieces)
+    elif form.sliced:
+        # A piece is some of the groups' runs, or some of the elements of their only one.
+        each, across = int(starts[-1]), min(extent, kernel.lanes)
+        whole = each if each > 1 else run
+        piece = -(-whole // max(1, min(SLICES, each * run * across // BLOCK)))
+        pieces = -(-whole // piece)
+        items, average = items * pieces, -(-each * run // pieces) * across
     block_size = max(1, BLOCK // average)
     slots = groups * pieces if pieces > 1 else 0
     if form.huge:
@@ -198,7 +210,7 @@ def plan_walk(
         "extent": extent,
         "run": run,
         "pieces": pieces,
-        "piece": PART if form.huge else -(-run // pieces),
+        "piece": PART if form.huge else piece if form.sliced else -(-run // pieces),
         "slots_at": 2 * groups if pieces > 1 else 0,
         "slots_size": slots,
         "scratch_size": kernel.scratch_size(pitch, numbers if form.spread else longest, run),
