@@ -71,7 +71,7 @@ class Given:
         if not names:
             return self
         spans = sorted(map(span, outs))
-        arrays = dict(self.arrays)
+        moved: dict[str, Any] = {}
         for name in names:
             copies: dict[Key, Array] = {}
             for key, weights in flat(self.arrays[name]):
@@ -80,8 +80,8 @@ class Given:
                 if before >= 0 and spans[before][1] > low:
                     copies[key] = _copy(weights)
             if copies:
-                arrays[name] = rebuilt(self.arrays[name], copies)
-        return replace(self, arrays=arrays)
+                moved[name] = rebuilt(self.arrays[name], copies)
+        return replace(self, arrays={**self.arrays, **moved}) if moved else self
 
 
 def _where(weights: Any) -> Array:

@@ -107,6 +107,7 @@ class GroupCall:
         size = 2 * groups + slots + threads * walk.cells["scratch_size"]
         cells = {**dict.fromkeys(CELLS, 0), **walk.cells, "seats": threads, "memory_size": size}
         self._cells = np.concatenate([[cells[name] for name in CELLS], walk.index]).astype(np.int64)
+        self._cells_at = int(self._cells.ctypes.data)
         shares = walk.kernel.shares_cell
         self._sizes = size, shares + 16 * threads
         self._highest = slice(shares + 1, None, 16)
@@ -132,7 +133,7 @@ class GroupCall:
             return None
         memory, desk = self._sizes
         ways = self._offset, self._out_offset
-        geometry = int(self._cells.ctypes.data)
+        geometry = self._cells_at
         values, radii = slice(0, self._groups), slice(self._groups, 2 * self._groups)
         return cpu.Step(
             *(self._address, geometry, *ways, memory, desk, radii.start, values.start),
@@ -200,11 +201,12 @@ class GroupCall:
         self, y: int, out: int, weights: int, work: cpu.Workspace, radius_step: int, projects: bool
     ) -> None:
         work.desk.fill(0)
-        work.desk[1:3] = weights + self._own_offset, radius_step
+        work.desk[1] = weights + self._own_offset
+        work.desk[2] = radius_step
         arguments = (
             y + self._offset,
             out + self._out_offset,
-            int(self._cells.ctypes.data),
+            self._cells_at,
             work.memory_at,
             work.desk_at,
         )
