@@ -161,7 +161,7 @@ class GroupCall:
         """The value of each group, good until `begun` is ended; None if one is not finite."""
         if self._walk is None or begun is None:
             return np.zeros(self.values_shape)
-        if begun.desk[self._highest].max() >= _INFINITE:
+        if max(begun.desk[self._highest].tolist()) >= _INFINITE:
             return None
         walked = begun.memory[: self._groups].reshape(self._walked)
         return np.asarray(walked.transpose(self._natural), order="C")
