@@ -386,6 +386,29 @@ def test_columns_are_read_some_rows_at_a_time(
     )  # limits are rounded down, twice
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [5, 80])
+def test_a_search_starts_from_any_other_one(size: int, axis: int, dtype: str) -> None:
+    """Of radii of all sizes, one after the other, and of groups of zeros between them."""
+    rng = np.random.default_rng(15)
+    shares = np.array([0.5, 1e-300, 0.5, 0, 0.9, 1e-12, 0, 1e-12, 0.999, 2, 1e-6, 0.5, 0.1, 1e-9])
+    shares = np.tile(shares, 3)
+    shape = (shares.size, size) if axis == 1 else (size, shares.size)
+    y = rng.standard_normal(shape).astype(dtype)
+    w = rng.uniform(0.01, 1, shape).astype(dtype)
+    ball = Ball("l2", weighted=True)
+    values, _, _ = expected(ball, y, (axis,), 1.0, w)
+    radii = values * np.expand_dims(shares, axis)
+    a = np.abs(y.astype(np.float64))
+    x = REFERENCES["l2"].ball(a, (axis,), radii, weights=w.astype(np.float64))
+    reference = np.copysign(np.where(values <= radii, a, x), y)
+    with rehearsals():
+        groups = Groups(ball, y, (axis,), w, np.full_like(y, np.nan))
+        found = groups.norms()
+        assert_near(groups.project(radii.reshape(found.shape)), reference, y)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("ball", BALLS, ids=repr)
 def test_what_is_not_finite_is_noticed(ball: Ball, value: float) -> None:
