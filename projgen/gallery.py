@@ -237,6 +237,8 @@ GROUP_CANON = (
     GroupExhibit("halves, copied group by group", Ball("lp", 3.0), (1000, 1000), (1,), "bfloat16"),
     GroupExhibit("a search in logarithms", Ball("lp", 1.5), (1000, 1000), (1,), "float64"),
     GroupExhibit("a search for roots without a formula", Ball("lp", 4.0), (1000, 1000), (1,)),
+    GroupExhibit("groups of lp side by side, by roots", Ball("lp", 1.5, ragged=True), (1000, 1000),
+                 (0,), labels=50),
     GroupExhibit("one group that the threads share", Ball("l0"), (10_000_000,), (0,)),
     GroupExhibit("groups of given sizes", Ball("l2", ragged=True), (100, 1000), (1,), labels=30),
     GroupExhibit("gradients, groups side by side", Ball("l2", weighted=True), (1000, 1000), (0,),

@@ -730,6 +730,79 @@ def test_rows_of_labelled_elements_are_read_together(dtype: str, norm: str) -> N
                 )
 
 
+@pytest.mark.parametrize("p", [1.5, 3.0])
+@pytest.mark.parametrize(("dtype", "nonneg"), [("float32", False), ("float64", True)])
+def test_groups_of_lp_side_by_side(p: float, dtype: str, nonneg: bool) -> None:
+    """Labelled rows, turned and not, and short columns: ties, zeros, groups of 1 and 2, all ranges;
+    radii from 0 to beyond the value, and the values themselves."""
+    rng = np.random.default_rng(16)
+    for scale in (1.0, 1e-200, 1e90) if dtype == "float64" else (1.0, 1e-36, 1e30):
+        for axis, lanes in ((0, 256), (1, 64)):
+            y = rng.standard_normal((41, 19))
+            y[:, 5], y[:, 6], y[:, 7] = 0, y[0, 6], y[:, 7].round()
+            labels = np.concatenate([[4, 3, 3], rng.integers(0, 3, 38)])
+            before = (scale * (y if axis == 0 else y.T.repeat(2, 0))).astype(dtype)
+            ball = Ball("lp", p, nonneg=nonneg, ragged=True)
+            for part in (0.0, 1e-7, 0.3, 0.95, 1 - 1e-6, 1.5):
+                y, out = before.copy(), None if part > 0.5 else np.full_like(before, np.nan)
+                with rehearsals():
+                    groups = Groups(ball, y, (axis,), None, out, labels)
+                    values = groups.norms()
+                    radii = values * part
+                    radii[..., -1] = np.inf
+                    x = groups.project(radii)
+                kernel = groups.call._walk.kernel
+                assert kernel.abreast and kernel.lanes == lanes
+                for label in range(4):
+                    own = np.moveaxis(before, axis, 1)[:, labels == label].astype(np.float64)
+                    mine = np.moveaxis(x, axis, 1)[:, labels == label].astype(np.float64)
+                    a, u = np.maximum(own, 0) if nonneg else np.abs(own), radii[:, label, None]
+                    norm, project = REFERENCES["lp"].norm, REFERENCES["lp"].ball
+                    np.testing.assert_allclose(values[:, label, None], norm(a, (1,), p=p), 1e-12)
+                    inside = values[:, label, None] <= u
+                    with np.errstate(over="ignore", under="ignore"):
+                        reference = np.where(inside, a, project(a, (1,), u, p=p))
+                    assert_near(np.abs(mine), reference, before)
+                    found = norm(np.abs(mine), (1,), p=p)
+                    slack = (1e-6 if dtype == "float32" else 1e-11) * values[:, label, None]
+                    assert (found <= u + slack + 1e-44).all()
+                    assert np.array_equal(mine[inside[:, 0]], (a if nonneg else own)[inside[:, 0]])
+                assert np.array_equal(
+                    np.moveaxis(x, axis, 1)[:, labels == 4],
+                    np.moveaxis(np.maximum(before, 0) if nonneg else before, axis, 1)[
+                        :, labels == 4
+                    ],
+                )
+            before.flat[-1] = np.inf if scale > 1 else np.nan
+            with rehearsals():
+                assert Groups(ball, before, (axis,), labels=labels).norms() is None
+        with rehearsals():
+            y = (scale * rng.standard_normal((3, 9, 21))).astype(dtype)
+            _, radii, reference = expected(Ball("lp", p, nonneg=nonneg), y, (1,), 0.4, None)
+            groups = Groups(Ball("lp", p, nonneg=nonneg), y, (1,), None, np.full_like(y, np.nan))
+            assert_near(groups.project(radii.reshape(3, 21)), reference, y)
+            assert groups.call._walk.kernel.abreast
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_compiled_lp_of_labels(axis: int) -> None:
+    """The nearest points, and the same bits whatever the threads."""
+    rng = np.random.default_rng(17)
+    y, labels = rng.standard_normal((700, 700)).astype(np.float32), rng.integers(0, 30, 700)
+    results = []
+    for threads in (1, 2, 7):
+        ball, out = Ball("lp", 1.5, ragged=True), np.full_like(y, np.nan)
+        groups = Groups(ball, y, (axis,), None, out, labels, threads)
+        for _ in range(3):
+            results.append(groups.project(0.3 * groups.norms()).copy())
+    assert len({x.tobytes() for x in results}) == 1
+    for label in (0, 29):
+        own = np.moveaxis(y, axis, 1)[:, labels == label].astype(np.float64)
+        mine = np.moveaxis(results[0], axis, 1)[:, labels == label]
+        _, _, reference = expected(Ball("lp", 1.5), own, (1,), 0.3, None)
+        assert_near(mine, reference, mine)
+
+
 # Searches that begin where the last group's ended
 
 

@@ -20,6 +20,11 @@ class Ball:
     ragged: bool = False
 
     @property
+    def closed(self) -> bool:
+        """Whether it is of an `lp` where an element is the root of a quadratic equation."""
+        return self.p in (1.5, 3.0)
+
+    @property
     def title(self) -> str:
         options = ([f"p={self.p!r}"] if self.p is not None else []) + ["w"] * self.weighted
         options += ["nonneg=True"] * self.nonneg + ["groups"] * self.ragged

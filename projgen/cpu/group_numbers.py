@@ -74,11 +74,6 @@ class GroupNumbers:
         return "2e-3" if self.dtype == "float32" else "2e-6"
 
     @property
-    def closed(self) -> bool:
-        """Whether an element of lp is the root of a quadratic equation."""
-        return self.ball.p in (1.5, 3.0)
-
-    @property
     def last(self) -> str:
         """The step of lp's outer search that needs no other one after it."""
         assert self.ball.p is not None

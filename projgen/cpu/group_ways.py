@@ -149,6 +149,8 @@ class GroupWays(GroupNumbers):
         if self.climbs:
             sketches = ("sketches",) if self.sketches else ()
             return ("sums", "level", "v", "u", "excesses", "squares", "before", *sketches)
+        if self.ball.norm == "lp":
+            return ("sums", "level", "v", "u", "totals", "slopes", "before", "found", "goals")
         both = ("excesses", "squares") if self.ball.norm == "l1" else ("totals", "slopes", "odds")
         return ("sums", "level", "v", "u", *both, "before", "found", "share", "fall")
 
@@ -156,7 +158,8 @@ class GroupWays(GroupNumbers):
     def single_vectors(self) -> tuple[str, ...]:
         """Those that hold float32."""
         if self.dtype == "float32":
-            return ("level",) if self.scales else ("sketches",) if self.climbs else ()
+            scales = self.scales or self.ball.norm == "lp"
+            return ("level",) if scales else ("sketches",) if self.climbs else ()
         return ()
 
     @property

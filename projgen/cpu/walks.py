@@ -248,7 +248,8 @@ def _form(
     tiled = extent > 1 and beside >= step.keys() - {"w"} and (labels is not None or step["y"] != 1)
     if tiled:
         swept = ball.norm in ("l1", "l2", "linf") and (not weighted or lane["w"] in (0, 1))
-        direct = swept or (ball.norm == "simplex" and labels is None)
+        rooted = ball.closed and not (weighted or halves) and (labels is not None or size < LONG)
+        direct = swept or rooted or (ball.norm == "simplex" and labels is None)
         ranked = _ranked(ball, loops, labels)
         if ranked:
             return Form(ABREAST, frozenset(), False, ranked, tiled=True, beside=beside)
@@ -267,7 +268,8 @@ def _form(
         rows = spreads if along and extent >= LANES else 1
         return Form(rows, contiguous, spread=True, beside=beside)
     if labels is not None:
-        crossed = ball.norm == "l1" and not weighted and along and extent >= LANES
+        crossed = ball.norm == "l1" or ball.closed
+        crossed = crossed and not weighted and along and extent >= LANES
         if crossed and size <= CROSSABLE and not halves:
             return Form(CROSSED, contiguous, direct=True, crossed=True, beside=beside)
         return Form(1, frozenset(), beside=beside)
