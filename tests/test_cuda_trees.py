@@ -23,7 +23,7 @@ from tree_support import Problem, assert_tree_projected, norm_of, problems
 import projgen
 from projgen import interpret
 from projgen.bind import Binding
-from projgen.cuda import call, compose
+from projgen.cuda import call, compose, walks
 from projgen.cuda.compiler import compile_binding
 from projgen.operands import axis_order, memory_order
 from projgen.structure import flat, rebuilt
@@ -482,7 +482,7 @@ class ReferenceCall:
 @pytest.fixture(scope="module")
 def reference_kernels() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch, fake_cupy.installed() as module:
-        patch.setattr(compose.Kernels, "chain", lambda self, *form: ReferenceCall(*form))
+        patch.setattr(walks.Kernels, "chain", lambda self, *form: ReferenceCall(*form))
         yield module
 
 

@@ -9,24 +9,20 @@ that it leaves to their groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from projgen.bind import Binding, bind
+from projgen.bind import bind
 from projgen.compiler import c_strides
 from projgen.cpu.leaf_part import ball_of
 from projgen.cuda.arrays import DeviceArray
-from projgen.cuda.call import Call, Workspaces
-from projgen.cuda.compiler import compile_binding
+from projgen.cuda.call import Workspaces
 from projgen.cuda.cupy import cupy
-from projgen.cuda.groups import GroupCall, walk_groups
-from projgen.cuda.launches import ALIGNMENT
 from projgen.cuda.plan import ACCESS
+from projgen.cuda.walks import ChainWalk, GroupsWalk, Kernels, Room, first_of, piece_of
 from projgen.cuda.weights import OnGpu
-from projgen.operands import axis_order, memory_order
 from projgen.parts import Part, chain_of, cut_into_parts
 from projgen.pieces import Piece, pieces
 from projgen.structure import Key
@@ -40,97 +36,6 @@ class Operand:
 
     y: DeviceArray
     out: DeviceArray
-
-
-class Room:
-    """Places in a workspace, handed out before it is there."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def take(self, size: int) -> int:
-        """Where `size` bytes begin; not even those of nothing lie beyond the end."""
-        at = self.size
-        self.size += -(-max(1, size) // ALIGNMENT) * ALIGNMENT
-        return at
-
-
-@dataclass(frozen=True, slots=True)
-class ChainWalk:
-    """A run of levels on a piece of an array, whose kernel has its workspace at ``at``."""
-
-    piece: Piece
-    binding: Binding
-    call: Call
-    at: int
-
-    def up(self, y: int, weights: int, work: Any) -> Any:
-        """The groups' values, by axis."""
-        norms = self.call.begin(y, work + self.at)
-        return axis_order(norms, self.binding, self.call.plan, self.piece.shape)
-
-    def down(self, y: int, x: int, weights: int, radii: float | Any, work: Any) -> Any:
-        """Project on a number or radii by axis; what the kernel reads those from."""
-        own = radii
-        if not isinstance(radii, float):
-            ordered = memory_order(radii, self.binding, self.call.plan)
-            own = cupy().ascontiguousarray(ordered)
-        self.call.end(y, x, own, work + self.at)
-        return own
-
-    @property
-    def groups(self) -> int:
-        return self.call.plan.batch
-
-
-@dataclass(frozen=True, slots=True)
-class GroupsWalk:
-    """The same of one level of any norm. Groups with labels are numbered along axis ``numbers`` of
-    the values, if that is not None."""
-
-    piece: Piece
-    call: GroupCall
-    at: int
-    numbers: int | None
-
-    def up(self, y: int, weights: int, work: Any) -> Any:
-        values = self.call.begin(y, weights, work + self.at)
-        return values.transpose(*np.argsort(self._last(values.ndim)).tolist())
-
-    def down(self, y: int, x: int, weights: int, radii: float | Any, work: Any) -> Any:
-        own = radii
-        if not isinstance(radii, float):
-            own = cupy().ascontiguousarray(radii.transpose(*self._last(radii.ndim)))
-        self.call.end(y, x, weights, own, work + self.at)
-        return own
-
-    @property
-    def groups(self) -> int:
-        return self.call.walk.groups
-
-    def _last(self, rank: int) -> list[int]:
-        """The axes of values with that of the numbers at the end, as the kernel has them."""
-        numbers = rank - 1 if self.numbers is None else self.numbers
-        return [axis for axis in range(rank) if axis != numbers] + [numbers] * (rank > 0)
-
-
-class Kernels:
-    """The kernels of one tree on one device: arrays that are alike share them."""
-
-    def __init__(self, device: int) -> None:
-        self.device = device
-        self._calls: dict[tuple[Any, ...], Call] = {}
-
-    def chain(self, binding: Binding, shape: tuple[int, ...], dtype: str, *rest: Any) -> Call:
-        """See `compile_binding`."""
-        key = binding, shape, dtype, *rest
-        if key not in self._calls:
-            self._calls[key] = Call(compile_binding(binding, shape, dtype, *rest), self.device)
-        return self._calls[key]
-
-    def groups(self, *ways: Any) -> GroupCall:
-        """See `walk_groups`."""
-        return GroupCall(walk_groups(*ways), self.device)
 
 
 class LeafPart:
@@ -189,7 +94,7 @@ class LeafPart:
         if not self._walks:
             into.fill(0.0)
         for walk in self._walks:
-            found = walk.up(_first(y, walk.piece), _first(weights, walk.piece), work)
+            found = walk.up(first_of(y, walk.piece), first_of(weights, walk.piece), work)
             self._places(into, walk.piece)[...] = found
 
     def finite(self, work: Any) -> bool:
@@ -208,7 +113,7 @@ class LeafPart:
         """Project the operand, on a number or radii in the shape of those values."""
         for walk in self._walks:
             own = radii if isinstance(radii, float) else self._places(radii, walk.piece)
-            y, x, w = (_first(a, walk.piece) for a in (operand.y, operand.out, weights))
+            y, x, w = (first_of(a, walk.piece) for a in (operand.y, operand.out, weights))
             kept.append(walk.down(y, x, w, own, work))
 
     def _places(self, values: Any, piece: Piece) -> Any:
@@ -390,19 +295,6 @@ class Composition:
                     f"{run.arm.arm.label} has NaN or infinity in it, or its norm is beyond float64"
                 )
         return "the norm is beyond float64"
-
-
-def piece_of(array: DeviceArray, piece: Piece) -> DeviceArray:
-    """A piece of an array as its kernel sees it, over the same memory."""
-    whole = array.ghost
-    start = whole[tuple(slice(start, None) for start in piece.starts)]
-    ghost = as_strided(start, piece.shape, piece.strides(whole.strides))
-    return replace(array, ghost=ghost)
-
-
-def _first(array: DeviceArray | None, piece: Piece) -> int:
-    """The address of a piece's first element; 0 of no array."""
-    return 0 if array is None else array.pointer + piece.offset(array.ghost.strides)
 
 
 def _pointer(array: Any) -> int:

@@ -14,11 +14,12 @@ from projgen.arrays import Array, Wrap, on_gpu
 from projgen.cpu.ball import Ball
 from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import on_stream, wait_for
-from projgen.cuda.compose import Composition, GroupsWalk, Operand, piece_of
+from projgen.cuda.compose import Composition, Operand
 from projgen.cuda.cupy import cupy
 from projgen.cuda.groups import GroupCall, walk_groups
 from projgen.cuda.plan import ACCESS
 from projgen.cuda.project import check_target, radii_for, view_out
+from projgen.cuda.walks import GroupsWalk, piece_of
 from projgen.cuda.weights import OnGpu
 from projgen.operands import same_directions, same_memory, walkable
 from projgen.parts import Part
