@@ -51,6 +51,11 @@ def view(y: Any) -> tuple[Array, Wrap]:
     if hasattr(y, "__dlpack__") and not hasattr(y, "__array__"):
         namespace = getattr(y, "__array_namespace__", lambda: np)()
         return np.from_dlpack(y), getattr(namespace, "from_dlpack", _as_it_is)
+    if isinstance(y, (list, tuple)) and any(getattr(own, "ndim", 0) for own in y):
+        raise TypeError(
+            "this is a list of arrays, where one belongs: project them one by one, or together by "
+            "a tree such as l1(linf, linf); np.stack makes one array of them"
+        )
     array = np.asarray(y)
     if array.dtype == object:
         raise TypeError(f"expected an array of {TYPES}, got {type(y).__name__}")
@@ -154,6 +159,8 @@ def check_dtype(array: Array) -> str:
         hint = "this one is byte-swapped: use y.astype(y.dtype.newbyteorder('='))"
     elif dtype.kind in "iub":
         hint = "integers are not cast silently: use y.astype(np.float64)"
+    elif dtype.kind in "US":
+        hint = "this is text: np.load reads a file"
     elif dtype.kind == "c":
         hint = "complex numbers have no projection here: project np.abs(y), then scale"
     else:

@@ -14,6 +14,7 @@ from projgen.parse import Argument, Call, Constant, parse
 from projgen.tree import Node, NormTree
 
 _THE_NORMS = f"the norms are {', '.join(NORMS)}"
+_BARE = {"lp": ("the exponent", "p"), "l0": ("the count", "k")}  # what a number without a name is
 _THE_ARGUMENTS = f"the arguments are {', '.join(ARGUMENTS)}"
 
 
@@ -54,7 +55,7 @@ def _node(call: Call, above: tuple[str, ...], edge: Argument | None) -> Node:
         elif isinstance(argument.value, Call) and key not in MISTAKEN:
             children.append(argument)
         else:
-            raise _unexpected(argument)
+            raise _unexpected(norm, argument)
     options = read_options(norm, call.name, given)
     branch = len(children) > 1 or any(child.key or child.pattern for child in children)
     if options.axis == () and not branch:
@@ -120,14 +121,17 @@ def _twice(key: str, first: Argument, second: Argument) -> SpecError:
     )
 
 
-def _unexpected(argument: Argument) -> SpecError:
-    """The error for an argument that is neither a child nor an option."""
+def _unexpected(norm: str, argument: Argument) -> SpecError:
+    """The error for an argument of `norm` that is neither a child nor an option."""
     if argument.key is None:
         quoted = isinstance(argument.value, Constant) and isinstance(argument.value.value, str)
+        what, key = _BARE.get(norm, ("an axis", "axis"))
+        value = str(argument.span)
+        bare = f"is it {what}? write {key}={value if len(value) < 20 else '...'}"
         return SpecError(
-            f"{quote(str(argument.span))} is not a norm",
+            f"{quote(value)} is not a norm",
             argument.span,
-            hint="norms are written without quotes" if quoted else "is it an axis? write axis=1",
+            hint="norms are written without quotes" if quoted else bare,
         )
     key = str(argument.key)
     hint = MISTAKEN.get(key)

@@ -275,7 +275,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
-        raise ValueError(f"{path}: the file's name must end in .npy, .npz or .safetensors")
+        torch = suffix in (".pt", ".pth", ".bin", ".ckpt")
+        hint = "; of PyTorch's, safetensors.torch.save_file makes one" if torch else ""
+        raise ValueError(f"{path}: the file's name must end in .npy, .npz or .safetensors{hint}")
     return suffix
 
 

@@ -51,6 +51,11 @@ def check_radii(radius: Any, batch: tuple[int, ...], what: object) -> float | Ar
     if type(radius) is int:  # of any size, which NumPy's are not
         radius = float(min(max(radius, -_LARGE), _LARGE))
     if type(radius) is not float:
+        if getattr(radius, "requires_grad", False):
+            raise TypeError(
+                "this radius requires a gradient, and a projection records none: use "
+                "projgen.torch.project, or radius.item()"
+            )
         given = np.asarray(radius)
         if given.dtype.kind not in "fiu":
             percent = isinstance(radius, str) and radius.endswith("%")
@@ -60,7 +65,11 @@ def check_radii(radius: Any, batch: tuple[int, ...], what: object) -> float | Ar
             try:
                 radii = np.broadcast_to(given.astype(np.float64, copy=False), batch)
             except ValueError:
-                has = f"the batch axes' shape {batch}" if batch else "no batch axis, so a number"
+                has = (
+                    f"the batch axes' shape {batch}"
+                    if batch
+                    else "no batch axis, so it takes a number"
+                )
                 raise ValueError(
                     f"a radius of shape {given.shape} does not fit {what}: it has {has}"
                 ) from None

@@ -177,6 +177,8 @@ def _unexpected_character(text: str, position: int) -> SpecError:
         hint: str | None = "this quote is never closed"
     elif not char.isprintable():
         hint = "delete it: only spaces and line ends go between words"
+    elif char in "[{" and text[:position].rstrip().endswith("="):
+        hint = "arrays are named, as in w=name, and given when the projection is called: name=array"
     elif char in "[{" and "_{" not in text:
         hint = "trees and tuples are written with parentheses: l1(linf(axis=(1, 2)))"
     else:

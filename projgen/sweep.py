@@ -244,6 +244,8 @@ def _radii(
             top = float(np.max(norm))
             chosen = [np.asarray(max(1.0, round(top * fraction))) for fraction in space]
     else:
+        if isinstance(radii, (int, float, str)):
+            raise TypeError(f"radii are several: a list such as [{radii!r}]")
         given = [_radius(radius) for radius in radii]
         if not given:
             raise ValueError("there must be at least one radius")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from projgen import pullback
-from projgen.arrays import check_dtype
+from projgen.arrays import TYPES
 from projgen.bind import Binding, bind
 from projgen.cpu import pull
 from projgen.cpu.tape import TapeLayout
@@ -48,7 +48,7 @@ def _projected(y: Tensor, radius: Radius, recipe: str) -> tuple[Tensor, Any]:
         dense = torch.empty_like(y).copy_(y)
     source = array_of(dense)
     if not y.is_floating_point():
-        check_dtype(source)
+        raise TypeError(f"expected {TYPES}, got {y.dtype}: use y.float()")
     binding = projection._bind(source)
     radii = check_radius(number_of(radius), binding, source.shape)
     return x, pullback.project(projection, binding, source, array_of(x), radii)
