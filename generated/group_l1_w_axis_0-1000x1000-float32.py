@@ -22,6 +22,7 @@ LANES = 256  # groups side by side that are worked on together
 STRIP = 128  # of these, how many are copied together
 FEW = 1e-6  # of a group's value: a radius below that takes care
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
+MOST_TURNS = 200  # of a search, which ends sooner unless its weights are too far apart for float64
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
@@ -229,7 +230,8 @@ def solve(row, w, v, u, guess):
     goal, safe = u * scale, 0.0
     t = max(guess * v / scale, safe) if 1e-100 < scale < 1e100 else safe
     before = 0.0
-    while True:
+    nudge = 4e-16
+    for turn in range(MOST_TURNS):
         excess, squares = 0.0, 0.0
         for j in range(row.size):
             b = np.float64(w[j]) * scale
@@ -249,7 +251,7 @@ def solve(row, w, v, u, guess):
                 before = np.inf if before > 0 else 0.0
                 continue
         if squares == before and excess > 2.0 * goal:  # what is above t is a rounding, and too much
-            t *= 1.0 + 4e-16
+            t, nudge = max(t * (1.0 + nudge), 1e-300), 2.0 * nudge
             continue
         if not squares > 0 or squares == before or (before > 0 and not excess > goal):
             break

@@ -872,3 +872,24 @@ def test_lp_without_a_formula_is_as_near(p: float, dtype: str) -> None:
                 radius = part * np.asarray(oracle.norm(y.astype(np.float64), **given))
                 wanted = oracle(y.astype(np.float64), radius, **given)
                 assert np.abs(kernel(y, radius, **given) - wanted).max() <= near * np.abs(y).max()
+
+
+def test_searches_end_whatever_the_weights() -> None:
+    """Also where they are too far apart for float64 to say what is left."""
+    p = projgen.build("l1(w=w)")
+    for y, w in (
+        ([1e-300, 1e200, 0.5e200], [1e300, 1e-200, 1e-200]),
+        ([1.0, 2.0, 3.0], [2.8e-126, 3.1e129, 6.5e-136]),
+    ):
+        x = p(np.array(y), 1.5, w=np.array(w))
+        assert np.all((x >= 0) & (x <= y))
+
+
+def test_weights_are_looked_at_in_the_type_that_is_read() -> None:
+    p = projgen.build("l1(w=w)")
+    y, w = np.array([1.0, -2.0, 3.0]), np.array([0.5, 1.0, 2.0])
+    for own in (w, memoryview(w), memoryview(w.astype(np.float32)), w.astype(np.longdouble)):
+        assert np.array_equal(p(y, 1.5, w=own), p(y, 1.5, w=w))
+    if np.finfo(np.longdouble).max > np.finfo(np.float64).max:
+        with pytest.raises(ValueError, match="negative or not finite"):
+            p(y, 1.5, w=np.full(3, np.longdouble("1e4000")))

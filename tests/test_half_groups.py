@@ -291,3 +291,13 @@ def test_compiled(level: str, dtype: Any, shape: tuple[int, ...], axis: int) -> 
     assert_rounded(spec, y, radii, x, bound, TOLERANCE)
     for threads in (2, 3):
         assert bits(projgen.build(spec, threads=threads)(y, radii, **bound)) == bits(x)
+
+
+@pytest.mark.parametrize("weights", ["float32", "float64"])
+def test_columns_of_weighted_l2_are_compiled(weights: str) -> None:
+    """Rounding from float64 to float16 at once would call a function that is not there."""
+    y = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float16)
+    w = np.linspace(0.0, 2.0, 16).astype(weights)
+    x = projgen.build("l1(l2(axis=0, w=w))")(y, 1.0, w=w)
+    expected = projgen.build("l1(l2(axis=0, w=w))", backend="numpy")(y, 1.0, w=w)
+    np.testing.assert_allclose(x.astype(float), expected.astype(float), rtol=2**-10, atol=1e-7)
