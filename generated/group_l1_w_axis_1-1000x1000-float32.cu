@@ -2,8 +2,9 @@
 //
 // a warp takes a group
 // the elements of a group are equally far apart
+// each step of a search reads its group again
 //
-// Arithmetic is in float64. Sums are always joined in the same order, so results are equal to the bit.
+// Arithmetic is in float64. Sums are always joined in the same order, so each run has the same bits.
 // A group that has a NaN or an infinity, or whose norm is beyond float64, becomes NaN. Written by
 // projgen, codegen 1.
 
@@ -71,23 +72,28 @@ aggregate(const float* __restrict__ y, const double* __restrict__ weights, doubl
     const auto value = [&](int j) { return counted(get(from[j * geo.y.step])); };
     const double* own = weights + first(geo.w, index, outer, (unsigned)geo.extent);
     const auto given = [&](int j) { return (double)own[j * geo.w.step]; };
-    long long heavy = 0;
-    for (int j = member; j < count; j += team)
-        heavy = max(heavy, magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number()));
-    heavy = team_max(heavy);
-    const double heaviest = __longlong_as_double(heavy);
+    long long heavy = 0, light = -magnitude_bits(infinity());
+    for (int j = member; j < count; j += team) {
+        const long long bits = magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number());
+        heavy = max(heavy, bits);
+        light = max(light, bits > 0 ? -bits : light);
+    }
+    const double heaviest = __longlong_as_double(team_max(heavy)), lightest = __longlong_as_double(-team_max(light));
     int exponent = 0;
     if (heaviest < infinity())
         frexp(heaviest, &exponent);
-    const double unit = ldexp(1.0, -max(exponent, -1000));
-    // At most 1, and with room for squares.
-    const auto weight = [&](int j) { return given(j) > 0.0 ? fmax(given(j) * unit, 0x1p-500) : 0.0; };
+    const double unit = ldexp(1.0, 1 - max(exponent, -1000));
+    // Below 2, and with room for squares: groups whose weights differ by more than 2^500 are NaN.
+    const bool sound = heaviest < infinity() && lightest * 0x1p500 >= heaviest;
+    const auto weight = [&](int j) { return given(j) * unit; };
     double sum = 0.0;
     for (int j = member; j < count; j += team)
         sum += weight(j) * value(j);
     const double found = team_sum(sum);
-    if (member == 0)
-        total[group] = heaviest < infinity() ? found / unit : not_a_number();
+    if (member == 0 && sound)
+        total[group] = found > 0.0 ? fmax(found / unit, 0x1p-1074) : found;
+    else if (member == 0)
+        total[group] = not_a_number();
 }
 
 // Down: the groups in their balls.
@@ -105,17 +111,20 @@ project(const float* y, float* x, const double* __restrict__ weights, const doub
     const auto value = [&](int j) { return counted(get(from[j * geo.y.step])); };
     const double* own = weights + first(geo.w, index, outer, (unsigned)geo.extent);
     const auto given = [&](int j) { return (double)own[j * geo.w.step]; };
-    long long heavy = 0;
-    for (int j = member; j < count; j += team)
-        heavy = max(heavy, magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number()));
-    heavy = team_max(heavy);
-    const double heaviest = __longlong_as_double(heavy);
+    long long heavy = 0, light = -magnitude_bits(infinity());
+    for (int j = member; j < count; j += team) {
+        const long long bits = magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number());
+        heavy = max(heavy, bits);
+        light = max(light, bits > 0 ? -bits : light);
+    }
+    const double heaviest = __longlong_as_double(team_max(heavy)), lightest = __longlong_as_double(-team_max(light));
     int exponent = 0;
     if (heaviest < infinity())
         frexp(heaviest, &exponent);
-    const double unit = ldexp(1.0, -max(exponent, -1000));
-    // At most 1, and with room for squares.
-    const auto weight = [&](int j) { return given(j) > 0.0 ? fmax(given(j) * unit, 0x1p-500) : 0.0; };
+    const double unit = ldexp(1.0, 1 - max(exponent, -1000));
+    // Below 2, and with room for squares: groups whose weights differ by more than 2^500 are NaN.
+    const bool sound = heaviest < infinity() && lightest * 0x1p500 >= heaviest;
+    const auto weight = [&](int j) { return given(j) * unit; };
     double u = radii ? radii[group] : radius;
     if (!(u >= 0.0 && total[group] < infinity()))
         u = not_a_number();
@@ -138,7 +147,7 @@ project(const float* y, float* x, const double* __restrict__ weights, const doub
         excess = team_sum(excess) - goal;
         slope = team_sum(slope);
         if (slope > 0.0)
-            t = fmax(t + excess / slope, 0.0);
+            t += fmax(excess / slope, 0.0);
         if (slope == last || !(slope > 0.0))
             break;
         last = slope;

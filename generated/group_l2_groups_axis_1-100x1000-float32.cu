@@ -3,7 +3,7 @@
 // a warp takes a group
 // the elements of a group lie anywhere along an axis: each has an offset
 //
-// Arithmetic is in float64. Sums are always joined in the same order, so results are equal to the bit.
+// Arithmetic is in float64. Sums are always joined in the same order, so each run has the same bits.
 // A group that has a NaN or an infinity, or whose norm is beyond float64, becomes NaN. Written by
 // projgen, codegen 1.
 
@@ -67,7 +67,8 @@ aggregate(const float* __restrict__ y, double* __restrict__ total, const long lo
         return;
     const unsigned labels = (unsigned)geo.labels, outer = group / labels;
     const long long label = geo.starts + group % labels;
-    const int start = (int)index[label], count = (int)index[label + 1] - start;
+    const long long start = index[label];
+    const int count = (int)(index[label + 1] - start);
     const float* from = y + first(geo.y, index, outer, (unsigned)geo.extent);
     const auto value = [&](int j) { return counted(get(from[index[geo.y.offsets + start + j]])); };
     long long top = 0;
@@ -97,7 +98,8 @@ project(const float* y, float* x, const double* __restrict__ total, const double
         return;
     const unsigned labels = (unsigned)geo.labels, outer = group / labels;
     const long long label = geo.starts + group % labels;
-    const int start = (int)index[label], count = (int)index[label + 1] - start;
+    const long long start = index[label];
+    const int count = (int)(index[label + 1] - start);
     const float* from = y + first(geo.y, index, outer, (unsigned)geo.extent);
     float* to = x + first(geo.x, index, outer, (unsigned)geo.extent);
     const auto value = [&](int j) { return counted(get(from[index[geo.y.offsets + start + j]])); };
@@ -110,10 +112,9 @@ project(const float* y, float* x, const double* __restrict__ total, const double
         return;
     }
     const double norm = total[group], goal = u;
-    const double scale = goal / norm;
     for (int j = member; j < count; j += team) {
         const double v = value(j);
-        const double left = v * scale;
+        const double left = v / norm * goal;
         to[index[geo.x.offsets + start + j]] = rounded(copysign(left, get(from[index[geo.y.offsets + start + j]])));
     }
 }

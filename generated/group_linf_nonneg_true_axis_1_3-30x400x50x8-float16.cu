@@ -3,7 +3,7 @@
 // a block of threads takes a group
 // the elements of a group are runs, equally far apart in each
 //
-// Arithmetic is in float64. Sums are always joined in the same order, so results are equal to the bit.
+// Arithmetic is in float64. Sums are always joined in the same order, so each run has the same bits.
 // A group that has a NaN or an infinity, or whose norm is beyond float64, becomes NaN. Written by
 // projgen, codegen 1.
 

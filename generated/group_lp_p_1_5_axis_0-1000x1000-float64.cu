@@ -2,8 +2,9 @@
 //
 // a warp takes a group
 // the elements of a group are equally far apart
+// each step of a search reads its group again
 //
-// Arithmetic is in float64. Sums are always joined in the same order, so results are equal to the bit.
+// Arithmetic is in float64. Sums are always joined in the same order, so each run has the same bits.
 // A group that has a NaN or an infinity, or whose norm is beyond float64, becomes NaN. Written by
 // projgen, codegen 1.
 
@@ -123,8 +124,9 @@ project(const double* y, double* x, const double* __restrict__ total, const doub
         return;
     }
     const double norm = total[group], goal = u;
-    // Values count by the norm, so that t has no unit.
-    const auto shift = [&](double v) { return (P - 2.0) * log(v / norm); };
+    // Values count by the norm, so that t has no unit: by logarithms, which do not underflow.
+    const double log_norm = log(norm), log_goal = log(goal);
+    const auto shift = [&](double v) { return (P - 2.0) * (log(v) - log_norm); };
     double widest = 0.0;
     for (int j = member; j < count; j += team) {
         const double v = value(j);
@@ -140,7 +142,7 @@ project(const double* y, double* x, const double* __restrict__ total, const doub
             if (v > 0.0) {
                 const double c = t + shift(v), z = depth(c);
                 const double one = exp(z), other = exp(c + (P - 1.0) * z);
-                const double part = exp(P * (log(v / goal) + z));
+                const double part = exp(P * (log(v) - log_goal + z));
                 sum += part;
                 slope += part * other / (one + (P - 1.0) * other);
             }

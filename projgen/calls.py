@@ -83,7 +83,7 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
     if call.gpu:
         needed = _required(projection, radius)
         if not on_gpu(needed):
-            _check_simplex(projection, needed)
+            _radii(projection, radius, call.bound)
         results = call.gpu.project(projection, call.ready, needed, call.given)
         return rebuilt(y, results) if out is None else _written(call, out)
     radii = _radii(projection, radius, call.bound)
@@ -133,8 +133,10 @@ def with_info(
     if call.gpu:
         from projgen.cuda.compare_trees import with_info as on_gpu
 
+        kept = call.given.arrays  # copies of weights that the result overwrites
+
         def reread(arrays: Any) -> Reading:
-            return read(projection, arrays, given)
+            return read(projection, arrays, kept)
 
         def make() -> Any:
             return project(projection, y, radius, out, named)
@@ -204,16 +206,12 @@ def _split(
 
 def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
     checked = check_radii(_required(projection, radius), bound.batch, projection.tree)
-    _check_simplex(projection, checked)
-    radii = np.asarray(checked, np.float64)
-    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
-
-
-def _check_simplex(projection: Projection, radii: Any) -> None:
-    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(radii)):
+    if projection.tree.root.norm == "simplex" and not np.all(np.isfinite(checked)):
         raise ValueError(
             "values that add up to an infinite radius are none of a simplex: its radius is finite"
         )
+    radii = np.asarray(checked, np.float64)
+    return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
 
 
 def _required(projection: Projection, radius: Any) -> Any:

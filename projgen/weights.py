@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -106,17 +107,20 @@ def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
     check_names(tree, given)
     labels = read_labels(tree, given)
     shapes = tuple(
-        (name, tuple((key, *_form(array)) for key, array in flat(given[name])))
+        (name, tuple((key, *_form(array, name)) for key, array in flat(given[name])))
         for name in given
         if name not in labels
     )
     return Given(given, labels, shapes)
 
 
-def _form(weights: Any) -> tuple[tuple[int, ...], Hashable]:
-    """Their shape, and dtype: a leaf's kernel reads float32 ones as they are."""
-    shape = tuple(weights.shape) if on_gpu(weights) else np.shape(detached(weights))
-    return shape, getattr(weights, "dtype", None)
+def _form(weights: Any, name: str) -> tuple[tuple[int, ...], Hashable]:
+    """Their shape, and what a leaf's kernel depends on: their dtype, and where they are."""
+    try:
+        array = _where(weights)
+    except TypeError as error:
+        raise TypeError(f"{quote(name)}: {error}") from None
+    return array.shape, (array.dtype, on_gpu(weights))
 
 
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
@@ -168,6 +172,13 @@ def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
         if name not in tree.bound_names:
             names = tree.bound_names
             hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"
+            close = get_close_matches(
+                name.casefold(), [*names, "radius", "out", "return_info"], n=1
+            )
+            if close:
+                hint += f"; did you mean {quote(close[0])}?"
+            elif "place" in name.casefold():
+                hint += "; in place is out=y"
             raise TypeError(f"{quote(name)} is not named in {tree.spec}: {hint}")
 
 
@@ -215,7 +226,7 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
         if name is not None:
             own = of_child(name, given, place, child)
             one = len(arms) == 1
-            part = part * (ordered(own, arms[0], level, name) if one else _fitted(own, dims, name))
+            part = part * (ordered(own, arms[0], level, name) if one else fitted(own, dims, name))
         parts.append(part)
     return np.concatenate(parts, axis=-1)
 
@@ -223,7 +234,7 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
 def leaf_weights(bound: BoundTree, place: Place, given: Mapping[str, Any]) -> Array:
     """The same of a leaf, but float32 weights are left as they are, for kernels to read."""
     name = place.node.weights
-    return _fitted(given_to(name, given), bound.arms_of(place)[0].shape, name, single=True)
+    return fitted(given_to(name, given), bound.arms_of(place)[0].shape, name, single=True)
 
 
 def given_to(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
@@ -251,23 +262,26 @@ def of_child(name: str, given: Mapping[str, Any], place: Place, child: Place) ->
 def ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
     """Weights with the array's axes, in the shape and order of the level's values."""
     natural, order, dims = arm.walk(level)
-    fitted = _fitted(weights, natural, name)
-    return np.ascontiguousarray(fitted.transpose(order).reshape(dims))
+    found = fitted(weights, natural, name)
+    return np.ascontiguousarray(found.transpose(order).reshape(dims))
 
 
-def _fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool = False) -> Array:
+def fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool = False) -> Array:
     """Checked weights, broadcast to `shape`: float64, or if `single` float32 where they are."""
+    if on_gpu(weights):
+        raise TypeError(f"{quote(str(name))} has weights on a GPU, and the arrays are not there")
     array = view(detached(weights))[0]
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
     dtype = np.float32 if single and array.dtype == np.float32 else np.float64
-    fitted = np.asarray(array, dtype, order="C")
+    with np.errstate(over="ignore"):  # of long doubles, which is noticed
+        fitted = np.asarray(array, dtype, order="C")
     fitted = fitted if fitted.flags.aligned else fitted.copy()
     try:
         fitted = fitted if fitted.shape == shape else np.broadcast_to(fitted, shape)
     except ValueError:
         raise misfit(name, array.shape, shape) from None
-    if array.size and not _are_weights(array):
+    if array.size and not _are_weights(array if array.itemsize <= 8 else fitted):
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
 

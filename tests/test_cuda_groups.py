@@ -264,3 +264,47 @@ def test_results_are_equal_to_the_bit(cp: Any, ball: Ball) -> None:  # noqa: F81
     for _ in range(3):  # the machine's schedule is another one each time
         again, x_again = made.run(cp, 3.0)
         assert np.array_equal(values, again) and np.array_equal(x, x_again)
+
+
+@pytest.mark.parametrize("ball", [Ball("l1"), Ball("l1", weighted=True)], ids=lambda b: b.title)
+def test_radii_at_which_a_value_vanishes(cp: Any, ball: Ball) -> None:  # noqa: F811
+    """Rounding may say of such a value now that it is left and now that it is not: searches end."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(1, 30, (2000, 9)) / 10
+    w = rng.integers(1, 10, y.shape) / 10 if ball.weighted else np.ones_like(y)
+    at = y[:, :1] / w[:, :1]
+    radii = (w * np.maximum(y - w * at, 0)).sum(axis=1)
+    made = Level(ball, y, (1,), w if ball.weighted else None)
+    values, x = made.run(cp, radii)
+    _, expected = made.expected(y, np.minimum(radii, values))
+    np.testing.assert_allclose(x, expected, atol=1e-14)
+    whole = {"y": [0.3, 2.2, 2.4, 2.1, 0.9, 2.7, 2.5, 0.4, 1.1, 0.9, 0.4, 2.1, 1.5], "w": None}
+    some = {"y": [0.2, 1.7, 1.0, 2.3], "w": [0.7, 0.7, 0.7, 0.9]}
+    chosen = some if ball.weighted else whole
+    radius = 1.4028571428571426 if ball.weighted else 7.800000000000001
+    own = None if chosen["w"] is None else np.array([chosen["w"]])
+    _, x = Level(ball, np.array([chosen["y"]]), (1,), own).run(cp, radius)
+    assert (x * (1 if own is None else own)).sum() == pytest.approx(radius)
+
+
+def test_radii_far_below_the_values(cp: Any) -> None:  # noqa: F811
+    made = level(Ball("l1"), (1, 50), (1,))
+    for share in (1e-12, 1e-14, 1e-16, 1e-100):
+        values, x = made.run(cp, lambda found: share * found)  # noqa: B023
+        assert np.abs(x).sum() == pytest.approx(share * values[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1.5, 3.0])
+def test_lp_of_denormal_values(cp: Any, p: float) -> None:  # noqa: F811
+    y = np.array([[3.0, 2.0, 5e-324]])
+    _, x = Level(Ball("lp", p), y, (1,)).run(cp, 2.004)
+    assert (x**p).sum() ** (1 / p) == pytest.approx(2.004) and np.all(x <= y)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf", "lp"])
+def test_weights_that_are_too_far_apart(cp: Any, norm: str) -> None:  # noqa: F811
+    ball = Ball(norm, 1.5 if norm == "lp" else None, weighted=True)
+    y, w = np.array([[0.0, 1.0, 0.5]] * 2), np.array([[1e300, 1.0, 1.0], [1e140, 1.0, 0.0]])
+    values, x = Level(ball, y, (1,), w).run(cp, 2.5)
+    assert np.isnan(values).tolist() == [True, False]
+    assert np.isnan(x[0]).all() and np.array_equal(x[1], y[1])

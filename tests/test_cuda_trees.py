@@ -6,6 +6,7 @@ chains' kernels, which have tests of their own, are replaced by the reference.
 
 from __future__ import annotations
 
+import array as array_module
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -228,6 +229,54 @@ def test_bound_arrays(cp: Any, kind: str, where: str) -> None:  # noqa: F811
     assert str(info) == str(expected)
 
 
+def test_weights_come_from_anywhere(cp: Any) -> None:  # noqa: F811
+    """To one projection: how they lie, and their type, is looked at in each call."""
+    spec, y = "l1(l2(axis=1, w=w))", normal(30, 21)
+    p, w = projgen.build(spec), weights_like(21)
+    for weights in (w, to_gpu(w), w.astype(np.float32), to_gpu(w.astype(np.float32)), list(w)):
+        for array, move in ((to_gpu(y), to_host), (y, np.asarray)):
+            if array is y and not isinstance(weights, (np.ndarray, list)):
+                with pytest.raises(TypeError, match="'w' has weights on a GPU, and the arrays"):
+                    p(array, 9.0, w=weights)
+                continue
+            assert_tree_projected(spec, y, 9.0, move(p(array, 9.0, w=weights)), w=w)
+    for kind in ("d", "f"):
+        x = p(y, 9.0, w=array_module.array(kind, w.tolist()))
+        assert_tree_projected(spec, y, 9.0, x, w=w)
+
+
+def test_wrong_weights_leave_the_result_as_it_was(cp: Any) -> None:  # noqa: F811
+    """Also where y is copied there first, since it runs the other way."""
+    p, y = projgen.build("l1(linf(axis=1, w=w))"), cp.asarray(normal(30, 21))
+    out = cp.asarray(normal(30, 21))
+    for wrong in (-np.ones(21), np.ones(20), to_gpu(np.ones(20)), "a"):
+        with pytest.raises((TypeError, ValueError), match="'w'"):
+            p(y[::-1], 1.0, out=out, w=wrong)
+        assert np.array_equal(out.get(), normal(30, 21))
+
+
+def test_info_of_weights_that_are_overwritten(cp: Any) -> None:  # noqa: F811
+    y = np.abs(normal(6, 8)) + 0.1
+    p = projgen.build("l1(linf(axis=1, w=w))")
+    _, expected = projgen.build(p.spec, backend="numpy")(y, 1.0, w=y, return_info=True)
+    shared = cp.asarray(y)
+    _, info = p(shared, 1.0, out=shared, w=shared, return_info=True)
+    assert str(info) == str(expected)
+
+
+def test_streams_of_weights(cp: Any) -> None:  # noqa: F811
+    """The call waits for them, and they for it; so they do for those that overlap the result."""
+    p = projgen.build("l1(linf(axis=1, w=w))")
+    y, w = cp.asarray(normal(30, 21)), cp.asarray(weights_like(30, 21))
+    given = Interface(y, stream=7)
+    p(given, 3.0, w=Interface(w, stream=9))
+    assert (7, 9) in cp.state.waits and (9, 7) in cp.state.waits
+    values, twice = normal(30, 21), weights_like(30, 21).astype(np.float32)
+    shared = cp.asarray(twice)
+    x = p(cp.asarray(values), 3.0, out=shared, w=shared)
+    assert_tree_projected("l1(linf(axis=1, w=w))", values, 3.0, x.get(), w=twice)
+
+
 def test_half_types(cp: Any, torch: Any) -> None:  # noqa: F811
     values = {key: stored(array, "bfloat16") for key, array in two().items()}
     meant = {key: loaded(array, "bfloat16") for key, array in values.items()}
@@ -396,6 +445,14 @@ def refusals(cp: Any) -> dict[str, Callable[[], Any]]:  # noqa: F811
         ),
         "'g' has labels on a GPU": lambda: projgen.build("l1(linf(axis=1, groups=g))")(
             y["enc"], 1, g=y["dec"]
+        ),
+        "radius must be a number or an array": lambda: projgen.build("simplex")(y["enc"], "a"),
+        "'w' has weights that are negative": lambda: projgen.build(
+            "l1(a=l1(linf, linf), b=linf, w=w)"
+        )(
+            {"a": [y["enc"], y["enc"]], "b": y["enc"]},
+            1.0,
+            w={"a": -np.ones(1), "b": cp.asarray(np.ones(1))},
         ),
         "its radius is finite": lambda: projgen.build("simplex")(y["enc"], np.inf),
         "'v' is not named": lambda: p(y, 1.0, v=1),

@@ -248,8 +248,6 @@ class Composition:
             kept += given.arrays
 
     def _up(self, arrays: Mapping[Key, DeviceArray], given: OnGpu, work: Any) -> Any:
-        for run in self._runs.values():  # what is wrong with them is told before the first launch
-            run.weights(given)
         total = cupy().ndarray((self._entries,), np.float64, work + self._total_at)
         self._climb(self.root, arrays, given, work, total)
         return total

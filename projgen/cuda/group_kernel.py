@@ -45,10 +45,18 @@ class GroupKernel:
     def notes(self) -> tuple[str, ...]:
         takes = "a warp takes a group" if self.warps else "a block of threads takes a group"
         if self.labelled:
-            return takes, "the elements of a group lie anywhere along an axis: each has an offset"
-        if self.line:
-            return takes, "the elements of a group are equally far apart"
-        return takes, "the elements of a group are runs, equally far apart in each"
+            lie = "the elements of a group lie anywhere along an axis: each has an offset"
+        elif self.line:
+            lie = "the elements of a group are equally far apart"
+        else:
+            lie = "the elements of a group are runs, equally far apart in each"
+        again = ("each step of a search reads its group again",) * self.searches
+        return takes, lie, *again
+
+    @property
+    def searches(self) -> bool:
+        alike = self.ball.norm == "l2" and not self.weighted
+        return self.ball.norm != "linf" and not alike
 
     @property
     def half(self) -> bool:
@@ -103,13 +111,13 @@ class GroupKernel:
 
     @property
     def maxima(self) -> bool:
-        return self.weighted or self.ball.norm in ("l0", "l2", "linf", "lp")
+        return self.ball.norm != "simplex"
 
     @property
     def joins(self) -> tuple[tuple[str, str], ...]:
         """What a team joins: an operation, a C++ type."""
         sums = (("sum", "double"),) if self.ball.norm != "linf" else ()
-        tops = self.weighted or self.ball.norm in ("l2", "linf", "lp", "simplex")
+        tops = self.weighted or self.ball.norm != "l0"
         return (*sums, ("max", "long long")) if tops else sums
 
     @property

@@ -22,7 +22,7 @@ from projgen.cuda.project import check_target, radii_for, view_out
 from projgen.cuda.walks import GroupsWalk, piece_of
 from projgen.cuda.weights import OnGpu
 from projgen.operands import same_directions, same_memory, walkable
-from projgen.parts import Part
+from projgen.parts import Part, cut_into_parts
 from projgen.pieces import pieces
 from projgen.structure import Key, Place
 from projgen.trees import BoundArm
@@ -43,6 +43,7 @@ class OnDevice:
         self.arrays: dict[Key, DeviceArray] = {}
         self.outs: dict[Key, DeviceArray] = {}
         self._first = ""
+        self._streams: set[int | None] = set()  # of weights
 
     def take(self, leaf: Place, given: Any) -> tuple[Array, Wrap]:
         if self.arrays and not on_gpu(given):
@@ -114,8 +115,7 @@ class OnDevice:
             for key, operand in operands.items():
                 if operand.out is not outs[key]:
                     outs[key].cupy()[...] = operand.out.cupy()
-        for stream in self._others():
-            wait_for(self.device, stream, self.stream)
+        self._release()
         ndarray = cupy().ndarray
         wraps = ((key, self.arrays[key].wrap, x) for key, x in made.items())
         return {key: wrap(x) if isinstance(x, ndarray) else x for key, wrap, x in wraps}
@@ -124,7 +124,9 @@ class OnDevice:
         """A CuPy array over the batch axes, made on the stream."""
         arrays, bound, composition = self._readied(ready, given)
         with on_stream(self.device, self.stream):
-            return composition.norms(arrays, bound).reshape(ready.bound.batch)
+            norms = composition.norms(arrays, bound).reshape(ready.bound.batch)
+        self._release()
+        return norms
 
     def norm(self, ready: Ready, given: Given) -> Any:
         """The same; without a batch a float, for which the stream waits."""
@@ -138,6 +140,7 @@ class OnDevice:
         arrays, bound, composition = self._readied(ready, given)
         with on_stream(self.device, self.stream):
             values = composition.root_values(arrays, bound)
+        self._release()
         return None if values is None else (composition.root, values)
 
     def _readied(
@@ -191,13 +194,20 @@ class OnDevice:
         for stream in self._others():
             wait_for(self.device, self.stream, stream)
         bound = OnGpu(ready.bound, given)
-        bound.wait(self.lead)
+        self._streams |= bound.wait(self.lead)
+        with on_stream(self.device, self.stream):
+            bound.find(cut_into_parts(ready.bound))
         return bound
+
+    def _release(self) -> None:
+        """Let all others wait for the stream: what they own has been read and written."""
+        for stream in self._others():
+            wait_for(self.device, stream, self.stream)
 
     def _others(self) -> set[int | None]:
         """The streams that are not that of the first array."""
         arrays = (*self.arrays.values(), *self.outs.values())
-        return {array.stream for array in arrays} - {self.stream}
+        return ({array.stream for array in arrays} | self._streams) - {self.stream}
 
     def _composition(
         self, ready: Ready, operands: Mapping[Key, Operand], given: OnGpu

@@ -92,7 +92,7 @@ class GroupsWalk:
 
 
 class Kernels:
-    """The kernels of one tree on one device: arrays that are alike share them."""
+    """The kernels of one tree on one device: arrays that are alike share those of chains."""
 
     def __init__(self, device: int) -> None:
         self.device = device

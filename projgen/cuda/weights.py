@@ -18,11 +18,14 @@ from projgen.cuda.arrays import DeviceArray, view
 from projgen.cuda.call import on_stream, wait_for
 from projgen.cuda.cupy import cupy
 from projgen.errors import quote
+from projgen.parts import Part
 from projgen.structure import Place, flat, rebuilt
 from projgen.trees import BoundArm, BoundTree
 from projgen.weights import (
     Given,
+    fitted,
     given_to,
+    is_weighted,
     leaf_weights,
     level_weights,
     misfit,
@@ -58,13 +61,23 @@ class OnGpu:
             self._found[id(place)] = found
         return found
 
+    def find(self, root: Part) -> None:
+        """Look at all that a tree of parts needs: what is wrong is told before anything is done."""
+        for part in root.walk():
+            if is_weighted(part.last) and part.arm is not None:
+                self.of_leaf(part.last)
+            elif is_weighted(part.last):
+                self.of_level(part.last, part.levels[-1])
+
     @property
     def arrays(self) -> list[Any]:
         """What has been found."""
         return list(self._found.values())
 
-    def wait(self, y: DeviceArray) -> None:
-        """Let the stream of `y` wait for those of weights on the GPU; a ValueError for another."""
+    def wait(self, y: DeviceArray) -> set[int | None]:
+        """Let the stream of `y` wait for those of weights on the GPU, which are told; a ValueError
+        for another GPU."""
+        streams: set[int | None] = set()
         for name, weights in self._given.arrays.items():
             for _, own in flat(weights):
                 if on_gpu(own):
@@ -74,6 +87,8 @@ class OnGpu:
                             f"{quote(name)} is on GPU {array.device}, and y on GPU {y.device}"
                         )
                     wait_for(y.device, y.stream, array.stream)
+                    streams.add(array.stream)
+        return streams
 
 
 def on_host(given: Given) -> Given:
@@ -94,12 +109,11 @@ def on_host(given: Given) -> Given:
 
 
 def copied(weights: Any) -> Any:
-    """A CuPy array, made on the stream of the weights, which CuPy's current one waits for."""
+    """A CuPy array, made on CuPy's current stream, which waits for that of the weights."""
     array = view(weights)
-    with on_stream(array.device, array.stream):
-        made = array.copy().cupy()
     wait_for(array.device, None, array.stream)
-    return made
+    with on_stream(array.device, None):
+        return array.copy().cupy()
 
 
 def _of_leaf(bound: BoundTree, place: Place, given: Mapping[str, Any]) -> DeviceArray:
@@ -146,7 +160,9 @@ def _ordered(weights: Any, arm: BoundArm, level: int, name: str) -> Any:
 def _spread(weights: Any, shape: tuple[int, ...], name: str) -> Any:
     """Broadcast to `shape`."""
     cp = cupy()
-    array = _floats(weights, name) if on_gpu(weights) else cp.asarray(np.asarray(weights, float))
+    if not on_gpu(weights):
+        return cp.asarray(fitted(weights, shape, name))
+    array = _floats(weights, name)
     _fitted(np.broadcast_to(0.0, array.shape), shape, name)
     return cp.broadcast_to(array.astype(np.float64), shape)
 
