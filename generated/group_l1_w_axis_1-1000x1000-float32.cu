@@ -72,24 +72,25 @@ aggregate(const float* __restrict__ y, const double* __restrict__ weights, doubl
     const auto value = [&](int j) { return counted(get(from[j * geo.y.step])); };
     const double* own = weights + first(geo.w, index, outer, (unsigned)geo.extent);
     const auto given = [&](int j) { return (double)own[j * geo.w.step]; };
-    long long heavy = 0, light = -magnitude_bits(infinity());
-    for (int j = member; j < count; j += team) {
-        const long long bits = magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number());
-        heavy = max(heavy, bits);
-        light = max(light, bits > 0 ? -bits : light);
-    }
-    const double heaviest = __longlong_as_double(team_max(heavy)), lightest = __longlong_as_double(-team_max(light));
+    long long heavy = 0;
+    for (int j = member; j < count; j += team)
+        heavy = max(heavy, magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number()));
+    const double heaviest = __longlong_as_double(team_max(heavy));
     int exponent = 0;
     if (heaviest < infinity())
         frexp(heaviest, &exponent);
     const double unit = ldexp(1.0, 1 - max(exponent, -1000));
-    // Below 2, and with room for squares: groups whose weights differ by more than 2^500 are NaN.
-    const bool sound = heaviest < infinity() && lightest * 0x1p500 >= heaviest;
+    // Below 2, and with room for squares.
     const auto weight = [&](int j) { return given(j) * unit; };
     double sum = 0.0;
     for (int j = member; j < count; j += team)
         sum += weight(j) * value(j);
     const double found = team_sum(sum);
+    // Weights that differ by more than 2^500 have no room for squares together.
+    long long light = -magnitude_bits(infinity());
+    for (int j = member; j < count; j += team)
+        light = max(light, given(j) > 0.0 ? -magnitude_bits(given(j)) : light);
+    const bool sound = heaviest < infinity() && __longlong_as_double(-team_max(light)) * 0x1p500 >= heaviest;
     if (member == 0 && sound)
         total[group] = found > 0.0 ? fmax(found / unit, 0x1p-1074) : found;
     else if (member == 0)
@@ -111,19 +112,15 @@ project(const float* y, float* x, const double* __restrict__ weights, const doub
     const auto value = [&](int j) { return counted(get(from[j * geo.y.step])); };
     const double* own = weights + first(geo.w, index, outer, (unsigned)geo.extent);
     const auto given = [&](int j) { return (double)own[j * geo.w.step]; };
-    long long heavy = 0, light = -magnitude_bits(infinity());
-    for (int j = member; j < count; j += team) {
-        const long long bits = magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number());
-        heavy = max(heavy, bits);
-        light = max(light, bits > 0 ? -bits : light);
-    }
-    const double heaviest = __longlong_as_double(team_max(heavy)), lightest = __longlong_as_double(-team_max(light));
+    long long heavy = 0;
+    for (int j = member; j < count; j += team)
+        heavy = max(heavy, magnitude_bits(given(j) >= 0.0 ? given(j) : not_a_number()));
+    const double heaviest = __longlong_as_double(team_max(heavy));
     int exponent = 0;
     if (heaviest < infinity())
         frexp(heaviest, &exponent);
     const double unit = ldexp(1.0, 1 - max(exponent, -1000));
-    // Below 2, and with room for squares: groups whose weights differ by more than 2^500 are NaN.
-    const bool sound = heaviest < infinity() && lightest * 0x1p500 >= heaviest;
+    // Below 2, and with room for squares.
     const auto weight = [&](int j) { return given(j) * unit; };
     double u = radii ? radii[group] : radius;
     if (!(u >= 0.0 && total[group] < infinity()))

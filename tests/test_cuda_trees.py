@@ -318,6 +318,16 @@ def test_nothing_is_read_and_little_is_allocated(cp: Any) -> None:  # noqa: F811
     assert cp.state.launches[-1].arguments[-2] != captured.ptr
 
 
+def test_weights_of_the_spec_are_sent_once(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A graph could not capture it."""
+    p = projgen.build("l1(enc=2.0*linf(axis=1), dec=linf(axis=0))")
+    y = moved(two(), cp.asarray)
+    p(y, 1.0)
+    monkeypatch.setattr("projgen.cuda.weights.level_weights", None)
+    x = p(y, 1.0)
+    assert_tree_projected(p.spec, two(), 1.0, moved(x, to_host))
+
+
 def test_streams_wait_for_each_other(cp: Any) -> None:  # noqa: F811
     p = projgen.build(TWO)
     values = two()

@@ -55,6 +55,7 @@ class GroupKernel:
 
     @property
     def searches(self) -> bool:
+        """Whether a group's level has no formula."""
         alike = self.ball.norm == "l2" and not self.weighted
         return self.ball.norm != "linf" and not alike
 

@@ -87,8 +87,6 @@ def walk_groups(
         "extent": extent,
         "count": size,
         "run": run,
-        "labels": 0,
-        "starts": 0,
     }
     vectors: list[Offsets] = []
     at = 0
@@ -100,8 +98,7 @@ def walk_groups(
         return at - vector.size
 
     if labels is not None:
-        starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
-        cells |= {"labels": starts.size - 1, "starts": place(starts)}
+        cells |= {"labels": counts.size, "starts": place(np.append(0, np.cumsum(counts)))}
     places: list[int] = []
     for name in kernel.arrays:
         known = {

@@ -195,8 +195,10 @@ class OnDevice:
             wait_for(self.device, self.stream, stream)
         bound = OnGpu(ready.bound, given)
         self._streams |= bound.wait(self.lead)
-        with on_stream(self.device, self.stream):
-            bound.find(cut_into_parts(ready.bound))
+        if ready.bound.tree.bound_names:
+            root = cut_into_parts(ready.bound) if ready.made is None else ready.made.root
+            with on_stream(self.device, self.stream):
+                bound.find(root)
         return bound
 
     def _release(self) -> None:

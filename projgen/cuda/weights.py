@@ -25,7 +25,6 @@ from projgen.weights import (
     Given,
     fitted,
     given_to,
-    is_weighted,
     leaf_weights,
     level_weights,
     misfit,
@@ -62,11 +61,14 @@ class OnGpu:
         return found
 
     def find(self, root: Part) -> None:
-        """Look at all that a tree of parts needs: what is wrong is told before anything is done."""
+        """Look at all that names bind in a tree of parts: what is wrong is told before anything is
+        done."""
         for part in root.walk():
-            if is_weighted(part.last) and part.arm is not None:
+            if part.last.node.weights is None:
+                continue
+            if part.arm is not None:
                 self.of_leaf(part.last)
-            elif is_weighted(part.last):
+            else:
                 self.of_level(part.last, part.levels[-1])
 
     @property
