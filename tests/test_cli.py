@@ -22,6 +22,7 @@ from projgen.cache import CacheWarning
 from projgen.check import parse_tree
 from projgen.cli import main
 from projgen.commands import compile
+from projgen.cuda import nvrtc
 from projgen.norms import CHAINED
 
 Snapshot = Callable[[str, str], None]
@@ -302,6 +303,17 @@ def test_doctor(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "health", lambda: ["the cache is ill"])
     assert main(["doctor"]) == 1
     assert "! cache        the cache is ill\n" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(nvrtc, "find_spec", lambda name: None)
+    monkeypatch.setattr(nvrtc, "missing", nvrtc.missing.__wrapped__)  # not what it knows by now
+    gpu, compiler = doctor._gpu()
+    assert (gpu.status, compiler.status) == ("note", "note")
+    what, hint = compiler.text.split(" is not installed: ")
+    assert (what, hint.partition('"')[0]) == ("cuda-core", "pip install -e ")
+    assert gpu.text == f"none to use: CuPy, which arrays on a GPU need, is not installed: {hint}"
 
 
 def test_the_doctors_proof_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-INSTALL = "pip install cupy-cuda12x or cupy-cuda13x, whichever your driver supports"
+INSTALL = 'pip install -e ".[cuda13]" (or .[cuda12]) in a clone brings it'
 
 
 def cupy() -> Any:
@@ -19,7 +19,9 @@ def cupy() -> Any:
     except ImportError as error:
         if error.name and error.name.split(".")[0] != "cupy":
             raise
-        raise ImportError(f"arrays on a GPU need CuPy, which is not installed: {INSTALL}") from None
+        raise ImportError(
+            f"CuPy, which arrays on a GPU need, is not installed: {INSTALL}", name="cupy"
+        ) from None
 
 
 def require_gpu() -> Any:

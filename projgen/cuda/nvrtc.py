@@ -10,6 +10,8 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from projgen.cuda.cupy import INSTALL
+
 OPTIONS = ("-std=c++17",)
 ARCHITECTURE = re.compile(r"sm_\d{2,3}[af]?")
 DEFAULT_ARCHITECTURE = "sm_90"
@@ -22,13 +24,12 @@ class MissingError(ImportError):
 @cache
 def missing() -> str | None:
     """Why there is no compiler here, and what helps; None if there is one."""
-    help_ = 'pip install -e ".[cuda13]" (or .[cuda12]) in a clone brings it'
     if find_spec("cuda") is None or find_spec("cuda.core") is None:
-        return f"cuda-core is not installed: {help_}"
+        return f"cuda-core is not installed: {INSTALL}"
     try:
         version()
     except Exception as error:  # its own errors differ from version to version
-        return f"NVRTC cannot be loaded ({' '.join(str(error).split())}): {help_}"
+        return f"NVRTC cannot be loaded ({' '.join(str(error).split())}): {INSTALL}"
     return None
 
 
