@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from projgen.callers import outside
 from projgen.errors import CacheWarning
 
 FORMAT = 2  # of the layout above; part of the toolchain's name
@@ -377,15 +378,10 @@ def _title(entry: Path) -> str:
 
 
 _warned: set[str] = set()
-_OURS = ("projgen", "jinja2")  # who stands between a warning and the line it is about
 
 
 def _warn_once(kind: str, message: str) -> None:
     if kind in _warned:
         return
     _warned.add(kind)
-    level, frame = 1, sys._getframe()
-    # The code of templates, which load others, is in no module.
-    while frame.f_back and frame.f_globals.get("__name__", "jinja2").partition(".")[0] in _OURS:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, CacheWarning, stacklevel=level)  # at the line that called projgen
+    warnings.warn(message, CacheWarning, stacklevel=outside("projgen", "jinja2"))

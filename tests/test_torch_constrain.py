@@ -2,6 +2,7 @@
 
 import copy
 import io
+import linecache
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -250,9 +251,29 @@ def test_epochs_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "after 2 steps, 0 epochs ended: not yet projected>" in repr(handle)
     with pytest.warns(UserWarning, match=r"3 steps, and no .* projects '1.weight'") as seen:
         train(model, optimizer, 4)
-    assert len(seen) == 1
+    assert [line_of(one) for one in seen] == ["optimizer.step()"]
     handle.epoch_end()
     assert repr(handle).endswith("after 6 steps, 1 epoch ended>")
+
+
+def test_the_warning_is_about_the_line_that_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of PyTorch's own calls are between that line and the hook."""
+    monkeypatch.setattr("projgen.torch.constraint.MANY", 1)
+    model = network()
+    optimizer = adam(model)
+    scheduled = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)  # wraps step()
+    pt.constrain(optimizer, model, {"1": ROWS}, 0.5, every="epoch")
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(2, 7)).square().mean()).backward()
+    with pytest.warns(UserWarning, match="no epoch has ended") as seen:
+        scaler.step(optimizer)
+    assert [line_of(one) for one in seen] == ["scaler.step(optimizer)"]
+    scheduled.step()
+
+
+def line_of(warning: Any) -> str:
+    assert warning.filename == __file__
+    return linecache.getline(warning.filename, warning.lineno).strip()
 
 
 def test_accumulated_gradients_count_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from projgen.callers import outside
 from projgen.errors import quote
 from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
@@ -281,7 +282,7 @@ class Constraint:
             warnings.warn(
                 f"{MANY} steps, and no epoch has ended: every='epoch' projects "
                 f"{listed(self.names)} when epoch_end() is called, after each epoch",
-                stacklevel=2,
+                stacklevel=outside("projgen", "torch"),  # the line that stepped
             )
 
     @property
