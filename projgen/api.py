@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from projgen.check import parse_tree
 from projgen.forks import wholly
+from projgen.misplaced import in_build
 from projgen.projection import Backend, Projection, Unmatched
 from projgen.tree import NormTree
 
@@ -21,6 +22,7 @@ def build(
     unmatched: Unmatched = "error",
     exact: bool = False,
     warm_start: bool = False,
+    **misplaced: NoReturn,
 ) -> Projection:
     """A `Projection` for a spec such as ``"l1(linf(axis=1))"``. Cheap: kernels come later.
 
@@ -43,12 +45,16 @@ def build(
     Raises:
         SpecError: the spec is wrong; the message points at the place.
         ValueError: an unknown backend, or fewer than one thread.
+        TypeError: an argument that it does not have; of one that belongs to the call of what it
+            makes, such as ``radius``, the message says so.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}: choose from {', '.join(get_args(Backend))}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
     tree = spec if isinstance(spec, NormTree) else parse_tree(spec)
+    for name in misplaced:
+        raise TypeError(in_build(tree, name, misplaced[name]))
     if unmatched not in get_args(Unmatched):
         raise ValueError(f"unmatched is 'error' or 'pass', not {unmatched!r}")
     check = None if check_finite is None else bool(check_finite)

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from projgen.arrays import detached, on_gpu, span, view
 from projgen.errors import quote
+from projgen.misplaced import in_call
 from projgen.structure import Key, Place, at, dotted, entries, flat, rebuilt
 from projgen.tree import NormTree
 from projgen.trees import BoundArm, BoundTree
@@ -166,20 +166,11 @@ def check_names(tree: NormTree, given: Mapping[str, Any]) -> None:
     if not given:
         return
     children = {child.name for child in tree.root.children}
-    for name in given:
+    for name, value in given.items():
         if name in children:
             raise TypeError(f"{quote(name)} is given by its name, and so is y: give one of them")
         if name not in tree.bound_names:
-            names = tree.bound_names
-            hint = f"it names {', '.join(map(quote, names))}" if names else "it names no array"
-            close = get_close_matches(
-                name.casefold(), [*names, "radius", "out", "return_info"], n=1
-            )
-            if close:
-                hint += f"; did you mean {quote(close[0])}?"
-            elif "place" in name.casefold():
-                hint += "; in place is out=y"
-            raise TypeError(f"{quote(name)} is not named in {tree.spec}: {hint}")
+            raise TypeError(in_call(tree, name, value))
 
 
 def check_weights(place: Place, given: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a call refuses: with which words, and without touching `out`."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 from support import Array, rehearsals
 
 import projgen
+from projgen.misplaced import OF_BUILD
 from projgen.norms import CHAINED
 
 SPEC = "l1(linf(axis=1))"
@@ -119,6 +121,22 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "cuda": lambda: projgen.build(SPEC, backend="cuda")(y, 1.0),
         "no thread": lambda: projgen.build(SPEC, threads=0),
         "half a thread": lambda: projgen.build(SPEC, threads=1.5),
+        # arguments in the wrong place
+        "an argument of build": lambda: p(y, 1.0, threads=2),
+        "for project": lambda: projgen.project(y, SPEC, 1.0, backend="numpy"),
+        "for the norm": lambda: p.norm(y, exact=True),
+        "an argument of build, where there is no radius": lambda: projgen.build("l0(k=2)")(
+            y, check_finite=False
+        ),
+        "almost an argument of build": lambda: p(y, 1.0, thread=2),
+        "almost an argument of the call": lambda: p(y, 1.0, return_inf=True),
+        "a radius for the norm": lambda: p.norm(y, radius=1.0),
+        "a radius for build": lambda: projgen.build(SPEC, radius=1.0),  # type: ignore[arg-type]
+        "out for build": lambda: projgen.build(SPEC, out=y),  # type: ignore[arg-type]
+        "info for build": lambda: projgen.build(SPEC, return_info=True),  # type: ignore[arg-type]
+        "weights for build": lambda: projgen.build("l1(w=v)", v=y),  # type: ignore[arg-type]
+        "almost an argument, for build": lambda: projgen.build(SPEC, thread=2),  # type: ignore[arg-type]
+        "nothing that build knows": lambda: projgen.build(SPEC, depth=2),  # type: ignore[arg-type]
         # plans
         "an empty plan": lambda: p.plan((0, 3)),
         "a plan of integers": lambda: p.plan(SHAPE, int),
@@ -128,6 +146,11 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "an assignment": lambda: setattr(p, "spec", "l1"),
         "a deletion": lambda: delattr(p, "_tree"),
     }
+
+
+def test_the_arguments_of_build_are_known() -> None:
+    parameters = inspect.signature(projgen.build).parameters.values()
+    assert tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) == OF_BUILD
 
 
 def test_messages(snapshot: Callable[[str, str], None]) -> None:

@@ -351,6 +351,14 @@ def test_radii_of_any_dtype() -> None:
                 pt.project(y, spec, radius)
 
 
+def test_arguments_of_build_are_not_arrays() -> None:
+    for spec in ("l1(linf)", projgen.build("l1(linf)")):
+        with pytest.raises(TypeError, match=r"'backend' is given to projgen\.build: p = .*'numpy'"):
+            pt.project(normal(4, 5), spec, 1.0, backend="numpy")
+    with pytest.raises(TypeError, match=r"'out' is an argument of p\(y, radius\) alone"):
+        pt.project(normal(4, 5), "l1(linf)", 1.0, out=normal(4, 5))
+
+
 def test_functions_of_functions_are_for_chains() -> None:
     for spec in ("simplex", "lp(p=3)"):
         with pytest.raises(TypeError, match=r"use torch\.autograd"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import projgen
 from projgen import outcome
+from projgen.check import parse_tree
 from projgen.operands import check_radii, in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
@@ -18,6 +19,7 @@ from projgen.torch.operators import project_array
 from projgen.torch.recipes import joined, outlined, told
 from projgen.torch.tensors import Radius
 from projgen.torch.tree_operators import project_leaves
+from projgen.weights import check_names
 
 
 def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arrays: Any) -> Any:
@@ -47,6 +49,8 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
         arrays = {key: array for key, array in arrays.items() if key in bound}
         if not y:
             raise TypeError("there is no array to project")
+    elif any(key not in bound for key in arrays):
+        check_names(parse_tree(name), arrays)  # before they become tensors
     if counts:
         at = 0.0
         if radius is not None:
