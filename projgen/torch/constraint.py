@@ -18,7 +18,7 @@ from projgen.callers import outside
 from projgen.errors import quote
 from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
-from projgen.torch.names import Names, like_model, listed, members
+from projgen.torch.names import Names, like_model, listed, members, require_both
 from projgen.torch.schedule import RadiusLike, When
 from projgen.torch.shards import is_sharded, local, same_memory
 
@@ -383,12 +383,7 @@ def constrain(
     Tied parameters are projected once. Parameters are projected whether or not they require
     gradients.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"constrain(optimizer, model, …): the first must be a torch.optim.Optimizer"
-                        f", not {type(optimizer).__name__}")  # fmt: skip
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"constrain(optimizer, model, …): the second must be a torch.nn.Module, "
-                        f"not {type(model).__name__}")  # fmt: skip
+    require_both(optimizer, model, "constrain")
     when = When(every, start, stop)
     names = Names(model)
     found = budgets(names, constraints, where, radius, arrays or {})

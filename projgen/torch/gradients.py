@@ -11,10 +11,12 @@ from torch import Tensor
 import projgen
 from projgen import outcome
 from projgen.check import parse_tree
+from projgen.errors import quote
 from projgen.operands import check_radii, in_shards
 from projgen.projection import Projection
 from projgen.structure import flat, rebuilt
 from projgen.torch.eager import is_transformed
+from projgen.torch.names import Names, require
 from projgen.torch.operators import project_array
 from projgen.torch.recipes import joined, outlined, told
 from projgen.torch.tensors import Radius
@@ -200,13 +202,15 @@ def parametrize(
         The parametrization, whose ``radius`` may be set at any time.
 
     Raises:
-        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter.
+        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter; what
+            is no module, or a name of no parameter of its own.
 
     Make the optimiser afterwards, so that it finds what is trained.
 
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` makes it a parameter again,
     with the projected values.
     """
+    _require_parameter(module, name)
     if isinstance(radius, str):
         projection = spec if isinstance(spec, Projection) else projgen.build(spec)
         norm = projection.norm(getattr(module, name).detach())
@@ -214,3 +218,16 @@ def parametrize(
     own = Projected(spec, radius)
     torch.nn.utils.parametrize.register_parametrization(module, name, own)
     return own
+
+
+def _require_parameter(module: Any, name: Any) -> None:
+    """That `module` has a tensor of this name: itself, and not in a module inside it."""
+    call = "parametrize(module, name, spec, radius)"
+    line = "for layer.weight write parametrize(layer, 'weight', spec, radius)"
+    require(module, torch.nn.Module, f"{call}: the first must be a torch.nn.Module", line)
+    require(name, str, f"{call}: the second must be the parameter's name", line)
+    if not isinstance(getattr(module, name, None), Tensor):
+        path, _, own = Names(module, effective=True).find(name)[0].rpartition(".")
+        owner = f"module.get_submodule({path!r})" if path else "module"
+        raise ValueError(f"the module has no parameter {quote(name, 80)} of its own: write "
+                         f"parametrize({owner}, {own!r}, spec, radius)")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal, TextIO
 import torch
 
 from projgen.terminal import format_count
-from projgen.torch.names import Names, listed
+from projgen.torch.names import Names, listed, require_both
 from projgen.torch.reports import Row, rows
 
 Of = Literal["entries", "outputs", "inputs"]
@@ -109,10 +109,12 @@ def watch(
     more. Call it after `constrain`: what is attached later looks later. A record reads the
     parameters, and waits for a GPU that has them.
 
-    ValueError: a name that matches nothing; `every` less than 1.
+    TypeError: what is no optimiser, or no module. ValueError: a name that matches nothing; `every`
+    less than 1.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every is a whole number of at least 1, got {every!r}")
+    require_both(optimizer, model, "watch")
     known = Names(model, effective=True)
     if names is None:
         found = [row.name for row in rows(model) if len(row.shape) > 1]

@@ -109,6 +109,19 @@ class Names:
         return f"; is it {listed(close)}?" if close else f"; there are {listed(list(self))}"
 
 
+def require(given: object, kind: type, rule: str, hint: str = "") -> None:
+    """A TypeError unless `given` is of this kind: the `rule`, what was given, and the `hint`."""
+    if not isinstance(given, kind):
+        raise TypeError("; ".join(filter(None, [f"{rule}, not {type(given).__name__}", hint])))
+
+
+def require_both(optimizer: object, model: object, call: str) -> None:
+    """A TypeError unless they are what they should be, for ``call(optimizer, model, …)``."""
+    call = f"{call}(optimizer, model, …)"
+    require(optimizer, torch.optim.Optimizer, f"{call}: the first must be a torch.optim.Optimizer")
+    require(model, torch.nn.Module, f"{call}: the second must be a torch.nn.Module")
+
+
 def plain_name(path: str) -> str:
     """The name that a parameter has in the model that was compiled."""
     return ".".join(part for part in path.split(".") if part != COMPILED)
@@ -131,4 +144,4 @@ def listed(names: list[str], most: int = 5) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-__all__ = ["Names", "like_model", "listed", "members", "plain_name"]
+__all__ = ["Names", "like_model", "listed", "members", "plain_name", "require", "require_both"]

@@ -15,7 +15,7 @@ from projgen.info import numbers, percent
 from projgen.terminal import format_count, format_shape
 from projgen.torch.budget import Standing
 from projgen.torch.constraint import Constraint
-from projgen.torch.names import plain_name
+from projgen.torch.names import plain_name, require
 from projgen.torch.shards import is_sharded
 
 # What a module's weight has as its outputs (neurons, filters) and inputs (features, channels).
@@ -131,7 +131,19 @@ def report(model: torch.nn.Module, *constraints: Constraint) -> Report:
     """What of `model` is zero, and how `constraints` on it stand.
 
     It reads every parameter, and waits for a GPU that has them.
+
+    TypeError: what is no module, or no `Constraint`.
     """
+    made = "constrain(optimizer, model, …)"
+    require(
+        model,
+        torch.nn.Module,
+        "report(model, *constraints): the first must be a torch.nn.Module",
+        f"write report(model, constraint), where constraint = {made}",
+    )
+    for constraint in constraints:
+        rule = f"report(model, *constraints): a constraint is what {made} returned"
+        require(constraint, Constraint, rule)
     standings = [standing for constraint in constraints for standing in constraint.standings()]
     return Report(tuple(rows(model)), tuple(standings))
 

@@ -1,0 +1,59 @@
+"""What `projgen.torch` says to arguments in the wrong place, and of the wrong kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support import rehearsals
+
+torch = pytest.importorskip("torch")
+from projgen import torch as pt  # noqa: E402
+
+nn = torch.nn
+ROWS = "l1(linf(axis=1))"
+
+
+def refusals() -> dict[str, Callable[[], Any]]:
+    """Calls that must fail; each has its own name in the snapshot."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    layer = model[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return {
+        "constrain, the other way round": lambda: pt.constrain(model, optimizer, {"0": ROWS}, 1.0),
+        "constrain, no model": lambda: pt.constrain(optimizer, layer.weight, {"0": ROWS}, 1.0),
+        "watch, the other way round": lambda: pt.watch(model, optimizer),
+        "watch, names in the model's place": lambda: pt.watch(optimizer, ["0"]),
+        "report of an optimiser": lambda: pt.report(optimizer, model),
+        "report of a parameter": lambda: pt.report(layer.weight),
+        "report on an optimiser": lambda: pt.report(model, optimizer),
+        "report on a list": lambda: pt.report(
+            model, [pt.constrain(optimizer, model, {"0": ROWS}, 1.0)]
+        ),
+        "parametrize a tensor": lambda: pt.parametrize(layer.weight, ROWS, 1.0),
+        "parametrize by a tensor": lambda: pt.parametrize(layer, layer.weight, ROWS, 1.0),
+        "parametrize without a name": lambda: pt.parametrize(layer, ROWS, 1.0),
+        "parametrize, misspelt": lambda: pt.parametrize(layer, "wieght", ROWS, "10%"),
+        "parametrize what is not there": lambda: pt.parametrize(model[2], "bias", "l1", 1.0),
+        "parametrize inside a model": lambda: pt.parametrize(model, "0.weight", ROWS, 1.0),
+        "parametrize a layer's weight": lambda: pt.parametrize(model, "2", ROWS, 1.0),
+        "parametrize by a pattern": lambda: pt.parametrize(layer, "w*", ROWS, 1.0),
+    }
+
+
+def test_messages(snapshot: Callable[[str, str], None]) -> None:
+    lines = []
+    with rehearsals():
+        for name, call in refusals().items():
+            with pytest.raises((TypeError, ValueError)) as raised:
+                call()
+            lines.append(f"{name}: {raised.typename}: {raised.value}\n")
+    snapshot("torch_errors", "\n".join(lines))
+
+
+def test_what_is_advised_works() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with rehearsals():
+        pt.parametrize(model.get_submodule("0"), "weight", ROWS, 0.5)
+        again = pt.parametrize(model[0], "weight", ROWS, "10%")  # one on the other
+        assert again.radius == pytest.approx(0.05)
+        assert float(model[0].weight.abs().amax(1).sum().detach()) <= 0.0500001
