@@ -706,6 +706,23 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(own: bool) -> None:
     assert torch.equal(handle.frozen["0.0.weight"], resumed.frozen["0.0.weight"])
 
 
+def test_a_checkpoint_knows_whether_anything_was_projected() -> None:
+    model = network()
+    handle = pt.constrain(adam(model), model, {"0.0": ROWS, "1": ROWS}, "50%")
+    other = pt.constrain(adam(model), model, {"0.0": ROWS, "1": ROWS}, "50%")
+    other.load_state_dict(handle.state_dict())
+    assert [standing.projected for standing in other.standings()] == [False, False]
+    handle.project()
+    state = handle.state_dict()
+    other.load_state_dict(state)
+    assert [standing.projected for standing in other.standings()] == [True, True]
+    other.load_state_dict({**state, "projected": ["1.weight"]})
+    assert [standing.projected for standing in other.standings()] == [False, True]
+    del state["projected"]  # as states were before this was in them
+    other.load_state_dict(state)
+    assert [standing.projected for standing in other.standings()] == [True, True]
+
+
 def test_a_checkpoint_of_the_second_phase() -> None:
     model = network()
     optimizer = adam(model)
@@ -808,7 +825,8 @@ def test_handles_are_not_copied() -> None:
     optimizer = adam(model)
     handle = pt.constrain(optimizer, model, {"0.0": ROWS}, 0.5, every=10)
     assert repr(handle) == (
-        "<projgen.torch.Constraint on '0.0.weight': every 10 steps, after 0 steps>"
+        "<projgen.torch.Constraint on '0.0.weight': every 10 steps, after 0 steps: "
+        "not yet projected>"
     )
     with pytest.raises(TypeError, match="state_dict"):
         copy.deepcopy(handle)

@@ -58,7 +58,8 @@ def test_the_table(snapshot: Callable[[str, str], None]) -> None:
     chains = pt.constrain(optimizer, model, {"3": ROWS, "0": "l1(linf)"}, radius=2.0)
     tree = pt.constrain(optimizer, model, 'l1(l2(axis=0) @ "4.weight")', radius="50%")
     report = pt.report(model, chains, tree)
-    snapshot("torch_report", str(report) + "\n")
+    chains.project()
+    snapshot("torch_report", f"{report}\n\n{pt.report(model, chains, tree)}\n")
     assert repr(report) == "<projgen.torch.Report of 8 parameters: 30.9% zero>"
 
 
@@ -158,7 +159,11 @@ def test_groups_have_axes(constraints: Any, options: Any, axes: Any, text: str) 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     options = {**options, "arrays": {k: np.array(v) for k, v in options.get("arrays", {}).items()}}
-    report = pt.report(model, pt.constrain(optimizer, model, constraints, "50%", **options))
+    handle = pt.constrain(optimizer, model, constraints, "100%", **options)
+    assert "not yet projected, norm" in str(pt.report(model, handle))
+    assert "not all zero" not in str(pt.report(model, handle))  # that would look like a result
+    handle.project()
+    report = pt.report(model, handle)
     assert report.standings[0].axes == axes
     assert text in str(report)
 
@@ -208,6 +213,11 @@ def test_json() -> None:
     assert (chain["active"], chain["groups"], chain["spec"]) == (3, 5, ROWS)
     assert chain["radius"] == pytest.approx(chain["norm"] / 2)
     assert len(batch["norm"]) == len(batch["radius"]) == 2
+    assert not (chain["projected"] or batch["projected"])
+    handle.project()
+    assert all(
+        standing["projected"] for standing in pt.report(model, handle).to_json()["standings"]
+    )
 
 
 # The record of a training

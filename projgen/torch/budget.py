@@ -30,7 +30,8 @@ class Standing:
     """How a budget stands: ``norm`` is that of its parameters now, ``radius`` what it is projected
     on now, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
     are not all zero. There is one for each index along ``axes``, which is None where parameters
-    differ in them. Norms and radii are arrays over batch axes, if there are any."""
+    differ in them. Norms and radii are arrays over batch axes, if there are any. Unless they have
+    been ``projected``, all this is of what was there before the constraint."""
 
     key: str
     spec: str
@@ -40,6 +41,7 @@ class Standing:
     active: int
     groups: int
     axes: tuple[int, ...] | None
+    projected: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +51,8 @@ class Budget:
     ``key`` is the parameter's name, or of several under one budget the spec; ``where`` the name, or
     a structure of names like that of the arrays which the projection takes; ``given`` the weights
     and labels that its spec names; ``hint`` what to do if the spec does not fit, if there is more
-    to say than the error does; ``norm`` the norm in the beginning.
+    to say than the error does; ``norm`` the norm in the beginning; ``projected`` whether the
+    parameters have been since.
     """
 
     key: str
@@ -59,6 +62,7 @@ class Budget:
     given: Mapping[str, Any]
     hint: str | None = None
     norm: Any = field(default=0.0)
+    projected: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -106,6 +110,7 @@ class Budget:
         """Project in place; an error leaves the parameters as they were."""
         y = self.tensors(tensor)
         self.projection(y, self.radius_after(step), out=y, **self.given)
+        self.projected = True
 
     def standing(self, tensor: Lookup, step: int) -> Standing:
         """See `Standing`."""
@@ -123,6 +128,7 @@ class Budget:
             sum(int(leaf.sum()) for leaf in leaves),
             sum(leaf.numel() for leaf in leaves),
             self._axes(y),
+            self.projected,
         )
 
     def _axes(self, y: Any) -> tuple[int, ...] | None:

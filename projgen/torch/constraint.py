@@ -175,6 +175,7 @@ class Constraint:
             "steps": self.steps,
             "epochs": self.epochs,
             "norms": {budget.key: budget.norm for budget in self._budgets},
+            "projected": [budget.key for budget in self._budgets if budget.projected],
             "projects": self._projects,
             "frozen": self.frozen,
         }
@@ -188,6 +189,7 @@ class Constraint:
         self.steps, self.epochs = int(state["steps"]), int(state["epochs"])
         for budget in self._budgets:
             budget.norm = state["norms"][budget.key]
+            budget.projected = budget.key in state.get("projected", self.specs)
         self._projects = bool(state["projects"])
         self._masks.frozen = {
             name: frozen.to(self._tensor(name).device) for name, frozen in state["frozen"].items()
@@ -256,14 +258,16 @@ class Constraint:
                         "keep its state_dict(), and call constrain again")  # fmt: skip
 
     def __repr__(self) -> str:
-        attached = "" if self._hooks else ", removed"
+        if not self._hooks:
+            note = ", removed"
+        else:
+            projected = any(budget.projected for budget in self._budgets)
+            note = "" if projected else ": not yet projected"
         ended = (
             f", {self.epochs} epoch{'s' * (self.epochs != 1)} ended" if self.when.by_epoch else ""
         )
-        if ended and not self.epochs:
-            ended += ": not yet projected"
         return (f"<projgen.torch.Constraint on {listed(self.names)}: {self.when}, after "
-                f"{self.steps} steps{ended}{attached}>")  # fmt: skip
+                f"{self.steps} steps{ended}{note}>")  # fmt: skip
 
     # After a step
 

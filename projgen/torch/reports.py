@@ -119,12 +119,7 @@ class Report:
             yield "  ".join(f"{cell:{'<' if i < 2 else '>'}{width}}"
                             for i, (cell, width) in enumerate(cells))  # fmt: skip
         yield f"{self.entries:,} entries, {percent(self.sparsity)} zero"
-        for standing in self.standings:
-            radius = "" if standing.radius is None else f", radius {_numbers(standing.radius)}"
-            name = "" if standing.key == standing.spec else f"{standing.key}: "
-            yield (f"{name}{standing.spec}{radius}: norm {_numbers(standing.norm)}, "
-                   f"{standing.active:,} of {format_count(standing.groups, 'group')}"
-                   f"{_along(standing.axes)} not all zero")  # fmt: skip
+        yield from map(_stands, self.standings)
 
 
 def report(model: torch.nn.Module, *constraints: Constraint) -> Report:
@@ -234,6 +229,17 @@ def _slices(nonzero: Tensor, axis: int) -> Slices | None:
     others = [other for other in range(nonzero.ndim) if other != axis]
     alive = nonzero.any(dim=others) if nonzero.numel() else nonzero.new_zeros(nonzero.shape[axis])
     return Slices(axis, alive.numel(), alive.numel() - int(torch.count_nonzero(alive)))
+
+
+def _stands(standing: Standing) -> str:
+    """The line of a budget. Before its first projection, how many groups are left is no result."""
+    radius = "" if standing.radius is None else f", radius {_numbers(standing.radius)}"
+    name = "" if standing.key == standing.spec else f"{standing.key}: "
+    norm = f"norm {_numbers(standing.norm)}"
+    if not standing.projected:
+        return f"{name}{standing.spec}{radius}: not yet projected, {norm}"
+    groups = f"{standing.active:,} of {format_count(standing.groups, 'group')}"
+    return f"{name}{standing.spec}{radius}: {norm}, {groups}{_along(standing.axes)} not all zero"
 
 
 def _counts(slices: Slices | None) -> str:
