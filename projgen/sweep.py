@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from projgen.api import build
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
+from projgen.info import numbers
 from projgen.outcome import Radius
 from projgen.projection import Projection
+from projgen.terminal import format_count, format_shape
 from projgen.tree import NormTree
 
 LEAST = 1e-3  # of the norm: where a sweep begins by default
@@ -21,9 +23,10 @@ MOST_RADII = 10_000
 Tell = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Path:
-    """What projecting one array did at each of n radii. `plot` it, or `projgen path` a file.
+    """What projecting one array did at each of n radii. ``print`` or `plot` it, or `projgen path` a
+    file.
 
     Numbers are arrays of shape (n, \\*batch): the radii ascend along the first axis, and the batch
     axes follow, if there are any.
@@ -131,6 +134,37 @@ class Path:
         from projgen import picture
 
         return picture.figure(self, at) if ax is None else picture.sparsity(self, ax)
+
+    def __repr__(self) -> str:
+        return f"<projgen.Path of {self.spec}: {self._span()}>"
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _span(self) -> str:
+        joint = "from" if len(self.radii) > 1 else "of"
+        return f"{format_count(len(self.radii), 'radius')} {joint} {numbers(self.radii)}"
+
+    def _lines(self) -> Iterator[str]:
+        batch = np.size(self.norm)
+        each = f"; {format_count(batch, 'projection')} at each" if np.ndim(self.norm) else ""
+        yield f"{self.spec}: {self._span()}{each}"
+        yield f"  norm       {numbers(self.norm)}"
+        levels = [*zip(self.levels, self.active, self.groups, strict=True)]
+        for name, active, groups in levels[0 if batch > 1 else 1 :]:
+            total = format_count(batch * groups, "group")
+            yield f"  {name:9}  {self._left(active, f'{total} not all zero')}"
+        left = self._left(self.nonzero, f"{batch * self.entries:,} not zero")
+        yield f"  entries    {left}; {format_shape(self.shape)}, {self.dtype}"
+
+    def _left(self, left: Array, total: str) -> str:
+        """How many are left at the smallest and the largest radius, and where the first vanish."""
+        counts = _total(left)
+        ends = " to ".join(dict.fromkeys(f"{int(count):,}" for count in counts[[0, -1]]))
+        fewer = np.flatnonzero(counts < counts[-1])
+        if not fewer.size:
+            return f"{ends} of {total}"
+        return f"{ends} of {total}, the first vanish at radius {numbers(self.radii[fewer[-1]])}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it, without the arrays of y's shape; infinities are floats."""

@@ -150,9 +150,14 @@ def format_seconds(seconds: float, unit: str = "") -> str:
 
 def format_count(count: int, noun: str) -> str:
     """``1 group``, ``1,000 groups``."""
-    ending = "es" if noun.endswith("ch") else "s"
-    plural = noun[:-1] + "ies" if noun.endswith("ry") else noun + ending
-    return f"{count:,} {noun if count == 1 else plural}"
+    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    for end, plural in {"ch": "ches", "ry": "ries", "us": "i"}.items():
+        if noun.endswith(end):
+            return noun.removesuffix(end) + plural
+    return f"{noun}s"
 
 
 def format_shape(shape: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """Regularisation paths: the sweep, `projgen path`, and its pictures."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -100,6 +101,47 @@ def test_radii_of_all_kinds() -> None:
     batch = reference(y, "l1(axis=1)", ["10%", "50%"])
     assert batch.radii.shape == (2, 6)
     assert reference(y, "l1(axis=1)", [1, 2]).radii.tolist() == [[1.0] * 6, [2.0] * 6]
+
+
+CUBES = ("l1(l1(linf(axis=2), axis=1))", "l2(l2(axis=1), axis=2)")
+TOLD = {
+    SPEC: ["1%", "5%", "30%", "100%"],
+    "l1(l1(linf(axis=2), axis=1))": ["1%", "60%", "90%"],
+    "l1": [1.0, 2.0],
+    "l2": ["50%"],
+    "l0(linf(axis=1))": [3.0, 8.0],
+    "l1(axis=1)": ["10%", "100%"],
+    "l2(l2(axis=1), axis=2)": ["10%", "100%"],
+}
+
+
+def test_what_is_told(snapshot: Snapshot) -> None:
+    y = np.outer(np.arange(1.0, 9), [3, -2, 1, 4, -1, 2])
+    told = []
+    for spec, radii in TOLD.items():
+        found = reference(y.reshape(8, 3, 2) if spec in CUBES else y, spec, radii)
+        told.append(f"{found!r}\n{found}\n")
+    snapshot("path_told", "\n".join(told))
+
+
+def test_where_the_first_vanish() -> None:
+    y = normal(9, 12)
+    found = reference(y, SPEC, points=40)
+    radius = float(str(found).splitlines()[2].rpartition(" ")[2])
+    at = int(np.argmin(np.abs(found.radii - radius)))
+    assert found.radii[at] == pytest.approx(radius, rel=1e-5)
+    assert not found.group_pattern(at).all()
+    assert found.group_pattern(at + 1).all()
+
+
+def test_it_is_a_dataclass() -> None:
+    found = reference(normal(3, 4), SPEC, ["10%"])
+    assert dataclasses.replace(found, spec="l1").spec == "l1"
+    assert {field.name for field in dataclasses.fields(found)} == set(found.__slots__)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.spec = "l1"  # type: ignore[misc]
+    assert len(repr(found)) < 80
+    assert found != dataclasses.replace(found)  # arrays have no one answer
 
 
 def test_what_has_no_path() -> None:
