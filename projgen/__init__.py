@@ -43,10 +43,14 @@ _LATER = {
 }
 
 
+_PACKAGES = ("sklearn", "torch")  # which need what few have
+
+
 def __getattr__(name: str) -> Any:
     """What few programs need is imported by those."""
     if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f": import projgen.{name} first" * (name in _PACKAGES)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     from importlib import import_module
 
     return getattr(import_module(_LATER[name]), name)

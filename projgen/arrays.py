@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ def view(y: Any) -> tuple[Array, Wrap]:
         )
     array = np.asarray(y)
     if array.dtype == object:
-        raise TypeError(f"expected an array of {TYPES}, got {type(y).__name__}")
+        raise TypeError(f"expected an array of {TYPES}, got {type(y).__name__}{_instead(y)}")
     return array, _as_it_is
 
 
@@ -147,6 +147,17 @@ def detached(x: Any) -> Any:
     """`x`, or of a tensor its values alone."""
     torch = sys.modules.get("torch")
     return x.detach() if torch is not None and isinstance(x, torch.Tensor) else x
+
+
+def _instead(y: Any) -> str:
+    """What to do with something that is no array, but has some."""
+    if isinstance(y, Mapping):
+        return ": project its arrays one by one, or together by a tree such as l1(linf @ '*')"
+    if hasattr(y, "named_parameters"):
+        return (
+            ": project its parameters, or constrain them while it trains: projgen.torch.constrain"
+        )
+    return ""
 
 
 def check_dtype(array: Array) -> str:

@@ -272,6 +272,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
 
 
+def is_tensors(name: str) -> bool:
+    """Whether a file of this name would be one of tensors."""
+    return Path(name).suffix.lower() in _FORMATS
+
+
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:

@@ -171,14 +171,20 @@ def _check_parentheses(text: str) -> None:
         raise SpecError("this '(' is never closed", unclosed[-1], hint="is a ')' missing?")
 
 
+_KEY = re.compile(r"(?P<name>\w*)\s*=\s*$")  # what stands before a value
+_TUPLES = ("axis", "axes", "dim", "block")
+
+
 def _unexpected_character(text: str, position: int) -> SpecError:
     char = text[position]
     if char in "'\"":
         hint: str | None = "this quote is never closed"
     elif not char.isprintable():
         hint = "delete it: only spaces and line ends go between words"
-    elif char in "[{" and text[:position].rstrip().endswith("="):
+    elif char in "[{" and (key := _KEY.search(text[:position])):
         hint = "arrays are named, as in w=name, and given when the projection is called: name=array"
+        if key["name"] in _TUPLES:
+            hint = f"tuples are written with parentheses: {key['name']}=(1, 2)"
     elif char in "[{" and "_{" not in text:
         hint = "trees and tuples are written with parentheses: l1(linf(axis=(1, 2)))"
     else:

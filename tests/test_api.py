@@ -19,6 +19,15 @@ def y() -> Array:
     return np.random.default_rng(0).standard_normal((20, 30))
 
 
+def test_packages_to_import_first() -> None:
+    for name in ("torch", "sklearn"):
+        text = f"module 'projgen' has no attribute '{name}': import projgen.{name} first"
+        with pytest.raises(AttributeError, match=f"^{text}$"):
+            projgen.__getattr__(name)
+    with pytest.raises(AttributeError, match=r"no attribute 'project_all'$"):
+        projgen.__getattr__("project_all")
+
+
 # The object
 
 

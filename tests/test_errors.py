@@ -50,6 +50,13 @@ class OnGpu:
     }
 
 
+class Model:
+    """What models of PyTorch have, and arrays do not."""
+
+    def named_parameters(self) -> list[Any]:
+        return []
+
+
 def refusals() -> dict[str, Callable[[], Any]]:
     """Calls that must fail; each has its own name in the snapshot."""
     p = projgen.build(SPEC)
@@ -78,6 +85,8 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "masked": lambda: p(np.ma.masked_array(y, y > 3), 1.0),
         "a string": lambda: p("l1", 1.0),
         "None": lambda: p(None, 1.0),
+        "a dict": lambda: p({"a": y, "b": y}, 1.0),
+        "a model": lambda: p(Model(), 1.0),
         "a list of strings": lambda: p([["a"]], 1.0),
         "a list of integers": lambda: p([[1, 2]], 1.0),
         "a GPU array": lambda: projgen.build(SPEC, backend="cpu")(OnGpu(), 1.0),

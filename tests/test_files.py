@@ -272,6 +272,7 @@ def test_run_refuses_before_it_writes(
     ]
     for case in cases:
         assert run("--radius", "1", *case) == 2
+    assert main(["run", str(source), SPEC, str(target), "--radius", "1"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err

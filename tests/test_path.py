@@ -291,6 +291,7 @@ def test_wrong_input(files: Path, capsys: Capture, snapshot: Snapshot) -> None:
     ):
         spec = "l1" if words[-1] == "bad" else SPEC
         assert main(["path", spec, *words]) == 2
+    assert main(["path", source, SPEC]) == 2  # the other way round
     captured = capsys.readouterr()
     assert captured.out == ""
     snapshot("cli_path_errors", captured.err.replace(str(files), "DIR").replace("\\", "/"))

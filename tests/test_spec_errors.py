@@ -40,6 +40,7 @@ WRONG_SPECS = {
         "l1[linf]",
         "l1{linf}",
         "l1(axis=[0, 1])",
+        "l1(linf(axis=1), w=[1, 2])",
         "l1(axis='x)",
         "2.0*l1",
         "(l1)",

@@ -26,7 +26,7 @@ from projgen.tree import NormTree
 
 
 def run_run(args: argparse.Namespace) -> int:
-    tree = parse_tree(args.spec)
+    tree = _read_spec(args.spec, "projgen run SPEC IN OUT --radius R")
     check_radius_given(tree, args.radius)
     given = read_bindings(tree, args.bind)
     source = files.open_tensors(args.input)
@@ -53,6 +53,13 @@ def run_run(args: argparse.Namespace) -> int:
         outcome.draw(terminal)
     terminal.write(f"wrote {args.target}")
     return 0
+
+
+def _read_spec(text: str, usage: str) -> NormTree:
+    """The tree; a SpecError that has the `usage` if a file stands in the spec's place."""
+    if files.is_tensors(text):
+        raise SpecError(f"{quote(text, 80)} stands where the spec belongs", hint=f"write {usage}")
+    return parse_tree(text)
 
 
 Given = Mapping[str, Any]
@@ -140,7 +147,7 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def run_path(args: argparse.Namespace) -> int:
-    tree = parse_tree(args.spec)
+    tree = _read_spec(args.spec, "projgen path SPEC FILE")
     branch = next((node for node in tree.levels if node.is_branch), None)
     if branch is not None:
         raise SpecError(
