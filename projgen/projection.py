@@ -329,7 +329,7 @@ class Projection:
         """
         if not self._is_plain or arrays:
             return self._plan_tree(shape, dtype, arrays)
-        return self._compile(tuple(shape), dtype).plan
+        return self._compile(shape, dtype).plan
 
     @wholly
     def source(self, shape_or_rank: Any, dtype: DTypeLike | Any = np.float32, **arrays: Any) -> str:
@@ -342,7 +342,7 @@ class Projection:
         shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
         if not self._is_plain or arrays:
             return self._plan_tree(shape, dtype, arrays).source
-        return self._compile(tuple(shape), dtype).source
+        return self._compile(shape, dtype).source
 
     def _plan_tree(self, shapes: Any, dtypes: Any, arrays: dict[str, Any]) -> TreePlan:
         from projgen.tree_plan import plan_tree
@@ -352,9 +352,11 @@ class Projection:
         backend = "cuda" if self._backend == "cuda" else "cpu"
         return plan_tree(self._tree, shapes, dtypes, arrays, self._unmatched, backend=backend)
 
-    def _compile(self, shape: tuple[int, ...], dtype: DTypeLike) -> Compiled | CudaCompiled:
+    def _compile(self, shape: Any, dtype: DTypeLike) -> Compiled | CudaCompiled:
         from projgen.compiler import compile_tree
+        from projgen.shapes import read_shape
 
+        shape = read_shape(shape)
         if any(extent < 1 for extent in shape):
             raise ValueError(f"no plan for shape {shape}: every extent must be at least 1")
         cuda = self._backend == "cuda"

@@ -7,6 +7,7 @@ knows them by the names, patterns and places of its children.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -156,6 +157,18 @@ def _is_shape(value: Any) -> bool:
         and not hasattr(value, "_fields")
         and all(isinstance(extent, (int, np.integer)) for extent in value)
     )
+
+
+def read_shape(shape: Any) -> tuple[int, ...]:
+    """`shape` as a tuple; a TypeError for what is none, such as the array itself."""
+    try:
+        return tuple(map(operator.index, shape))
+    except TypeError:
+        plain = isinstance(shape, (int, float, tuple, list))
+        given = repr(shape) if plain else f"of type {type(shape).__name__}"
+        raise TypeError(
+            f"a shape is a tuple of whole numbers, such as y.shape; it is {given}"
+        ) from None
 
 
 def example_shape(rank: int) -> tuple[int, ...]:
