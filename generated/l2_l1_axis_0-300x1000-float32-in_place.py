@@ -257,69 +257,59 @@ def aggregate_0(v0, total, axes):
     total[0] = math.sqrt(a)
 
 
-@intrinsic
-def survey_32(typing_context, values, at, step, rows, limits, found):
+@intrinsic(prefer_literal=True)
+def survey_32(typing_context, values, at, step, rows, limits, found, tile, fresh):
     """Of 16 groups side by side, with `rows` values from `at` on, `step` apart: how far they exceed
-    the groups' limits in all, how many do, and how far the least of these and the one next to it do.
+    the groups' limits in all, and how many do. They are copied to the tile if `fresh`.
     """
 
     def codegen(context, builder, signature, args):
-        values, limits, found = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5)
+        values, limits, found, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5, 6)
         )
         at, step, rows = args[1:4]
         word = ir.IntType(64)
         vector = ir.VectorType(context.get_value_type(types.float32), 16)
         wide = ir.VectorType(ir.DoubleType(), 16)
         integers = ir.VectorType(ir.IntType(32), 16)
-        zero, one = (ir.Constant(vector, [float(x)] * 16) for x in (0, 1))
-        magnitude, infinity = (
-            ir.Constant(integers, [x] * 16) for x in (0x7FFFFFFF, 0x7F800000)
-        )
+        zero, none = ir.Constant(vector, [0.0] * 16), ir.Constant(integers, [0] * 16)
+        magnitude = ir.Constant(integers, [0x7FFFFFFF] * 16)
 
         def place(array, index, kind=vector):
             return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
 
-        def less(a, b):  # of the bits of positive numbers, as integers
-            return builder.select(builder.icmp_unsigned("<", a, b), a, b)
-
-        def more(a, b):
-            return builder.select(builder.icmp_unsigned("<", a, b), b, a)
-
         limit = builder.load(place(limits, word(0)), align=4)
         cursor = alloca_once_value(builder, at)
-        totals = [alloca_once_value(builder, ir.Constant(wide, [0.0] * 16)) for i in range(2)]
-        # Two rows at a time, each with sums of its own: excess, count, least, next.
-        sums = [[alloca_once_value(builder, x) for x in (zero, zero, infinity, infinity)] for i in range(2)]
+        copied = alloca_once_value(builder, word(0))
+        total = alloca_once_value(builder, ir.Constant(wide, [0.0] * 16))
+        # Two rows at a time, each with sums of its own: excess and count.
+        sums = [[alloca_once_value(builder, x) for x in (zero, none)] for i in range(2)]
 
-        def add_row(excess, count, least, following):
+        def add_row(excess, count):
             here = builder.load(cursor)
             builder.store(builder.add(here, step), cursor)
-            x = builder.bitcast(builder.load(place(values, here), align=4), integers)
-            above = builder.fsub(builder.bitcast(builder.and_(x, magnitude), vector), limit)
-            exceeds = builder.fcmp_ordered(">", above, zero)
-            number = builder.bitcast(above, integers)
-
-            def update(cell, new):
-                builder.store(builder.select(exceeds, new, builder.load(cell)), cell)
-
-            update(excess, builder.fadd(builder.load(excess), above))
-            update(count, builder.fadd(builder.load(count), one))
-            update(following, less(builder.load(following), more(builder.load(least), number)))
-            update(least, less(builder.load(least), number))
+            x = builder.load(place(values, here), align=4)
+            if fresh.literal_value:
+                to = builder.load(copied)
+                builder.store(builder.add(to, word(16)), copied)
+                builder.store(x, place(tile, to), align=4)
+            x = builder.bitcast(builder.and_(builder.bitcast(x, integers), magnitude), vector)
+            exceeds = builder.fcmp_ordered(">", x, limit)
+            part = builder.select(exceeds, builder.fsub(x, limit), zero)
+            builder.store(builder.fadd(builder.load(excess), part), excess)
+            builder.store(builder.sub(builder.load(count), builder.sext(exceeds, integers)), count)
 
         def add_rows(size):
             with for_range(builder, builder.udiv(size, word(2))):
-                add_row(*sums[0])
-                add_row(*sums[1])
+                for row in sums:
+                    add_row(*row)
 
         def flush():
-            for i, total in enumerate(totals):
-                both = builder.fadd(builder.load(sums[0][i]), builder.load(sums[1][i]))
-                part = builder.fpext(both, wide)
-                builder.store(builder.fadd(builder.load(total), part), total)
-                for row in sums:
-                    builder.store(zero, row[i])
+            parts = [builder.load(row[0]) for row in sums]
+            part = builder.fpext(builder.fadd(*parts), wide)
+            builder.store(builder.fadd(builder.load(total), part), total)
+            for row in sums:
+                builder.store(zero, row[0])
 
         with for_range(builder, builder.udiv(rows, word(64))):  # so that sums in float32 stay short
             add_rows(word(64))
@@ -329,18 +319,15 @@ def survey_32(typing_context, values, at, step, rows, limits, found):
         with for_range(builder, builder.urem(rest, word(2))):
             add_row(*sums[0])
         flush()
-        (a, b), (c, d) = [[builder.load(cell) for cell in row[2:]] for row in sums]
-        least, following = less(a, c), less(more(a, c), less(b, d))
-        outcome = [builder.load(total) for total in totals]
-        for x in (least, following):
-            above = builder.bitcast(x, vector)
-            outcome.append(builder.fpext(above, wide))
-        for i, x in enumerate(outcome):
+        excess = builder.load(total)
+        count = builder.add(*(builder.load(row[1]) for row in sums))
+        for i, x in enumerate((excess, builder.sitofp(count, wide))):
             builder.store(x, place(found, word(16 * i), wide), align=8)
         return context.get_dummy_value()
 
     index = types.int64
-    return types.void(values, index, index, index, limits, found), codegen
+    given = values, index, index, index, limits, found, tile, fresh
+    return types.void(*given), codegen
 
 
 @register_jitable(fastmath=FAST)
@@ -365,9 +352,9 @@ def project_0(v0, u0, total, radius, axes):
 
 
 @register_jitable(fastmath=FINITE)
-def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
-    """The thresholds of up to 16 groups side by side."""
-    excess, count, least, following = span(found, 0, 16), span(found, 16, 16), span(found, 32, 16), span(found, 48, 16)
+def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint, tile, fresh):
+    """The thresholds of up to 16 groups side by side, which the first pass copies to the tile if `fresh`."""
+    excess, count = span(found, 0, 16), span(found, 16, 16)
     before, goal, safe, radius = span(search, 0, 16), span(search, 16, 16), span(search, 32, 16), span(search, 48, 16)
     trial[:] = np.inf
     before[:] = -1
@@ -384,19 +371,18 @@ def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
             before[g] = 0
             searching += 1
     while searching > 0:
-        survey_32(source, at, step, rows, trial, found)
+        if fresh:
+            survey_32(source, at, step, rows, trial, found, tile, 1)
+            source, at, step, fresh = tile, 0, 16, False
+        else:
+            survey_32(source, at, step, rows, trial, found, tile, 0)
         searching = 0
         for g in range(16):  # without branches
             t = np.float64(trial[g])
-            move = (excess[g] - radius[g]) / max(count[g], 1.0)
-            further = (excess[g] - least[g] - radius[g]) / max(count[g] - 1.0, 1.0)
-            same = count[g] == before[g]
-            over = (move > least[g]) & (count[g] > 1) & (not same)
-            exact = (move >= 0) & (further <= following[g] if over else True)
-            exact &= move <= t / 64  # the sums of a longer step are rounded too much
-            past = (before[g] > 0) & (move <= 0)  # rounding has put t right of the threshold
-            settled = exact | same | past
-            aim = t if past else t + (further if over else move)
+            aim = t + (excess[g] - radius[g]) / max(count[g], 1.0)
+            past = (before[g] > 0) & (aim <= t)  # rounding has put t right of the threshold
+            settled = (count[g] == before[g]) | past
+            aim = t if past & (count[g] != before[g]) else aim
             # No value above: the guess was right of them all, and from the safe one Newton cannot
             # fail; unless the radius is less than the values' rounding.
             none = count[g] == 0
@@ -427,25 +413,23 @@ def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
 def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     n0, s0 = axes[0], axes[2]
-    found = span(scratch, 8, 64)
-    search = span(scratch, 72, 64)
-    memory = view(span(scratch, 136, scratch.size - 136), np.float32)
+    found = span(scratch, 8, 32)
+    search = span(scratch, 40, 64)
+    memory = view(span(scratch, 104, scratch.size - 104), np.float32)
     trial = span(memory, 0, 16)
     tile = span(memory, 16, memory.size - 16)
     for start in range(first, last, 16):
         width = min(16, last - start)
-        if width == 16:
-            g = start
-            newton_1(y, 0 + start, s0, n0, span(v0, g, 16), span(u0, g, 16), span(limit, g, 16), trial, found, search, hint)
-        else:  # fewer than a vector has
+        source, at, step, fresh = y, start, s0, width == 16
+        if not fresh:  # they are fewer than a vector has
             for i0 in range(n0):
-                at = i0 * s0 + start
-                row = span(y, at, width)
-                cells = span(tile, i0 * 16, width)
+                row = span(y, at + i0 * step, width)
+                cells = span(tile, 16 * i0, width)
                 for j in range(width):
                     cells[j] = row[j]
-            g = start
-            newton_1(tile, 0, 16, n0, span(v0, g, width), span(u0, g, width), span(limit, g, width), trial, found, search, hint)
+            source, at, step = tile, 0, 16
+        g = start
+        newton_1(source, at, step, n0, span(v0, g, width), span(u0, g, width), span(limit, g, width), trial, found, search, hint, tile, fresh)
 
 
 @register_jitable(fastmath=FAST)

@@ -19,8 +19,6 @@ from projgen.stage import UNCUT, Axis, Cut, Stage, Threshold, Walk
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 MAX_BLOCKS = 256
 SCRATCH_BYTES = 256 << 10  # of one thread's tile: stays in a core's second-level cache
-STRIP_ROWS = 4096  # of a strip that stays there as well, in two cache lines of each row
-WAYS, SETS = 8, 1024  # of that cache, to go by: lines whose addresses differ by 64 KiB share a set
 FAR_SCRATCH_BYTES = 4 << 20  # of a tile that is as wide as reading it in short runs asks for
 SHORT = 63  # groups of up to so many adjacent values are handled many at a time
 SORTED = 32  # groups of up to so many are, where thresholds are searched for
@@ -31,7 +29,7 @@ NARROW = 256  # columns where blocks of them follow one another: enough for whol
 BAKED = 128  # extents of rows up to this are written into the kernel; of a block, it saves 1 us
 CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
-TRANSPOSED = {4: 512, 8: 64}  # values of so many bytes: columns from here on are searched alone
+TRANSPOSED = {4: 2048, 8: 512}  # values of so many bytes: columns above this are searched alone
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
 _WHERE_THEY_LIE = (Threshold.STRIP, Threshold.TRANSPOSE)  # are columns read in these ways
 
@@ -384,9 +382,11 @@ def _threshold(
         return Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
-        if axes[-1].stride == 1 and rows >= TRANSPOSED[itemsize]:
+        if axes[-1].stride == 1 and rows > TRANSPOSED[itemsize]:
             return Threshold.TRANSPOSE
-        return Threshold.STRIP if _stays(axes, itemsize) else Threshold.TILE
+        # Runs of a cache line or two are read slowly from afar.
+        near = math.prod(axis.extent for axis in axes) * itemsize <= STREAMED_BYTES // 2
+        return Threshold.STRIP if axes[-1].stride == 1 and near else Threshold.TILE
     return Threshold.SWEEP
 
 
@@ -399,14 +399,6 @@ def _turns(axes: Sequence[Axis], itemsize: int) -> bool:
         replace(rows, reduced=False), columns
     )
     return dense and rows.extent * columns.extent * itemsize <= FAR_SCRATCH_BYTES
-
-
-def _stays(axes: Sequence[Axis], itemsize: int) -> bool:
-    """Whether a strip of one vector's width stays in the second-level cache between readings."""
-    near = math.prod(axis.extent for axis in axes) * itemsize < STREAMED_BYTES
-    sets = 64 * SETS // math.gcd(64 * SETS, axes[-2].stride * itemsize)
-    fits = axes[-2].extent <= min(STRIP_ROWS, WAYS * min(sets, SETS))
-    return axes[-1].stride == 1 and near and fits
 
 
 __all__ = ["BATCH", "Plan", "plain_stage", "plan", "tile_width"]

@@ -342,14 +342,23 @@ def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
         for j in range(size):
             tile[pitch * j + group :][:16] = row[size * group + j :: size][:16]
 
-    def survey(values: Array, at: int, step: int, rows: int, limits: Array, found: Array) -> None:
+    def survey(
+        values: Array,
+        at: int,
+        step: int,
+        rows: int,
+        limits: Array,
+        found: Array,
+        tile: Array | None = None,
+        fresh: int = 0,
+    ) -> None:
         cells = at + step * np.arange(rows)[:, None] + np.arange(16)
         above = magnitude(values[np.minimum(cells, values.size - 1)]) - limits
         above = np.where(above > 0, above, 0)
-        least = np.sort(np.where(above > 0, above, np.inf), axis=0)
-        least = np.concatenate([least, np.full((2, 16), np.inf)])
-        sums = above.sum(axis=0, dtype=np.float64), np.count_nonzero(above, axis=0)
-        found[:64] = np.concatenate([*sums, least[0], least[1]])
+        if tile is not None and fresh:
+            tile[: 16 * rows] = values[cells].ravel()
+        found[:16] = above.sum(axis=0, dtype=np.float64)
+        found[16:32] = np.count_nonzero(above, axis=0)
 
     def sort(tile: Array, at: int) -> None:
         lanes = np.arange((64 if size < 16 else 32) // tile.itemsize)

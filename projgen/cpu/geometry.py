@@ -88,7 +88,7 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
             sizes.append(rows)
         if s.abreast:
             width = 16 if s.threshold == "strip" else pitch
-            sizes.append(136 + 16 + rows * width * itemsize // 8)
+            sizes.append(104 + 16 + rows * width * itemsize // 8)
         if s.transposed:
             sizes.append(8 + (rows // 16 + 1 | 1) * 16 * pitch * itemsize // 8)
         if s.sorted_aside:

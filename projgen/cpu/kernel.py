@@ -201,6 +201,11 @@ class Kernel:
         return tuple({s.dtype: s for s in self.stages if s.abreast}.values())
 
     @property
+    def strips(self) -> bool:
+        """Whether surveys copy groups."""
+        return any(s.threshold == "strip" for s in self.stages)
+
+    @property
     def transposers(self) -> tuple[StageCode, ...]:
         """Levels whose tiles are transposed: one for each type."""
         return tuple({s.dtype: s for s in self.stages if s.transposed}.values())

@@ -260,7 +260,7 @@ def aggregate_0(v0, total, axes):
 @intrinsic
 def survey_32(typing_context, values, at, step, rows, limits, found):
     """Of 16 groups side by side, with `rows` values from `at` on, `step` apart: how far they exceed
-    the groups' limits in all, how many do, and how far the least of these and the one next to it do.
+    the groups' limits in all, and how many do.
     """
 
     def codegen(context, builder, signature, args):
@@ -272,54 +272,39 @@ def survey_32(typing_context, values, at, step, rows, limits, found):
         vector = ir.VectorType(context.get_value_type(types.float32), 16)
         wide = ir.VectorType(ir.DoubleType(), 16)
         integers = ir.VectorType(ir.IntType(32), 16)
-        zero, one = (ir.Constant(vector, [float(x)] * 16) for x in (0, 1))
-        magnitude, infinity = (
-            ir.Constant(integers, [x] * 16) for x in (0x7FFFFFFF, 0x7F800000)
-        )
+        zero, none = ir.Constant(vector, [0.0] * 16), ir.Constant(integers, [0] * 16)
+        magnitude = ir.Constant(integers, [0x7FFFFFFF] * 16)
 
         def place(array, index, kind=vector):
             return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
 
-        def less(a, b):  # of the bits of positive numbers, as integers
-            return builder.select(builder.icmp_unsigned("<", a, b), a, b)
-
-        def more(a, b):
-            return builder.select(builder.icmp_unsigned("<", a, b), b, a)
-
         limit = builder.load(place(limits, word(0)), align=4)
         cursor = alloca_once_value(builder, at)
-        totals = [alloca_once_value(builder, ir.Constant(wide, [0.0] * 16)) for i in range(2)]
-        # Two rows at a time, each with sums of its own: excess, count, least, next.
-        sums = [[alloca_once_value(builder, x) for x in (zero, zero, infinity, infinity)] for i in range(2)]
+        total = alloca_once_value(builder, ir.Constant(wide, [0.0] * 16))
+        # Two rows at a time, each with sums of its own: excess and count.
+        sums = [[alloca_once_value(builder, x) for x in (zero, none)] for i in range(2)]
 
-        def add_row(excess, count, least, following):
+        def add_row(excess, count):
             here = builder.load(cursor)
             builder.store(builder.add(here, step), cursor)
-            x = builder.bitcast(builder.load(place(values, here), align=4), integers)
-            above = builder.fsub(builder.bitcast(builder.and_(x, magnitude), vector), limit)
-            exceeds = builder.fcmp_ordered(">", above, zero)
-            number = builder.bitcast(above, integers)
-
-            def update(cell, new):
-                builder.store(builder.select(exceeds, new, builder.load(cell)), cell)
-
-            update(excess, builder.fadd(builder.load(excess), above))
-            update(count, builder.fadd(builder.load(count), one))
-            update(following, less(builder.load(following), more(builder.load(least), number)))
-            update(least, less(builder.load(least), number))
+            x = builder.load(place(values, here), align=4)
+            x = builder.bitcast(builder.and_(builder.bitcast(x, integers), magnitude), vector)
+            exceeds = builder.fcmp_ordered(">", x, limit)
+            part = builder.select(exceeds, builder.fsub(x, limit), zero)
+            builder.store(builder.fadd(builder.load(excess), part), excess)
+            builder.store(builder.sub(builder.load(count), builder.sext(exceeds, integers)), count)
 
         def add_rows(size):
             with for_range(builder, builder.udiv(size, word(2))):
-                add_row(*sums[0])
-                add_row(*sums[1])
+                for row in sums:
+                    add_row(*row)
 
         def flush():
-            for i, total in enumerate(totals):
-                both = builder.fadd(builder.load(sums[0][i]), builder.load(sums[1][i]))
-                part = builder.fpext(both, wide)
-                builder.store(builder.fadd(builder.load(total), part), total)
-                for row in sums:
-                    builder.store(zero, row[i])
+            parts = [builder.load(row[0]) for row in sums]
+            part = builder.fpext(builder.fadd(*parts), wide)
+            builder.store(builder.fadd(builder.load(total), part), total)
+            for row in sums:
+                builder.store(zero, row[0])
 
         with for_range(builder, builder.udiv(rows, word(64))):  # so that sums in float32 stay short
             add_rows(word(64))
@@ -329,13 +314,9 @@ def survey_32(typing_context, values, at, step, rows, limits, found):
         with for_range(builder, builder.urem(rest, word(2))):
             add_row(*sums[0])
         flush()
-        (a, b), (c, d) = [[builder.load(cell) for cell in row[2:]] for row in sums]
-        least, following = less(a, c), less(more(a, c), less(b, d))
-        outcome = [builder.load(total) for total in totals]
-        for x in (least, following):
-            above = builder.bitcast(x, vector)
-            outcome.append(builder.fpext(above, wide))
-        for i, x in enumerate(outcome):
+        excess = builder.load(total)
+        count = builder.add(*(builder.load(row[1]) for row in sums))
+        for i, x in enumerate((excess, builder.sitofp(count, wide))):
             builder.store(x, place(found, word(16 * i), wide), align=8)
         return context.get_dummy_value()
 
@@ -367,7 +348,7 @@ def project_0(v0, u0, total, radius, axes):
 @register_jitable(fastmath=FINITE)
 def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
     """The thresholds of up to 16 groups side by side."""
-    excess, count, least, following = span(found, 0, 16), span(found, 16, 16), span(found, 32, 16), span(found, 48, 16)
+    excess, count = span(found, 0, 16), span(found, 16, 16)
     before, goal, safe, radius = span(search, 0, 16), span(search, 16, 16), span(search, 32, 16), span(search, 48, 16)
     trial[:] = np.inf
     before[:] = -1
@@ -388,15 +369,10 @@ def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
         searching = 0
         for g in range(16):  # without branches
             t = np.float64(trial[g])
-            move = (excess[g] - radius[g]) / max(count[g], 1.0)
-            further = (excess[g] - least[g] - radius[g]) / max(count[g] - 1.0, 1.0)
-            same = count[g] == before[g]
-            over = (move > least[g]) & (count[g] > 1) & (not same)
-            exact = (move >= 0) & (further <= following[g] if over else True)
-            exact &= move <= t / 64  # the sums of a longer step are rounded too much
-            past = (before[g] > 0) & (move <= 0)  # rounding has put t right of the threshold
-            settled = exact | same | past
-            aim = t if past else t + (further if over else move)
+            aim = t + (excess[g] - radius[g]) / max(count[g], 1.0)
+            past = (before[g] > 0) & (aim <= t)  # rounding has put t right of the threshold
+            settled = (count[g] == before[g]) | past
+            aim = t if past & (count[g] != before[g]) else aim
             # No value above: the guess was right of them all, and from the safe one Newton cannot
             # fail; unless the radius is less than the values' rounding.
             none = count[g] == 0
@@ -427,9 +403,9 @@ def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint):
 def thresholds_1(y, v0, u0, limit, hint, scratch, first, last, axes):
     """The thresholds of the groups of level 1, l1 of y; `hint` says where to start, and then what was found."""
     n0, s0, pitch = axes[0], axes[2], axes[6]
-    found = span(scratch, 8, 64)
-    search = span(scratch, 72, 64)
-    memory = view(span(scratch, 136, scratch.size - 136), np.float32)
+    found = span(scratch, 8, 32)
+    search = span(scratch, 40, 64)
+    memory = view(span(scratch, 104, scratch.size - 104), np.float32)
     trial = span(memory, 0, 16)
     tile = span(memory, 16, memory.size - 16)
     for start in range(first, last, pitch):
