@@ -27,7 +27,8 @@ TOGETHER = 64  # runs up to this are columns of their own, where a group has man
 WIDE = 1024  # columns from here on fill the vectors and the loops' overhead is small
 NARROW = 256  # columns where blocks of them follow one another: enough for whole vectors
 BAKED = 128  # extents of rows up to this are written into the kernel; of a block, it saves 1 us
-CROSSED = 32  # columns up to this are taken together with others, where tiles are copied
+ABREAST = 16  # columns are searched together for their thresholds; fewer, with others or alone
+CROSSED = 32  # columns below this are taken together with others to be sorted
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
 TRANSPOSED = {4: 2048, 8: 512}  # values of so many bytes: columns above this are searched alone
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
@@ -115,9 +116,9 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         lanes = _lanes(axes, 2 * WIDE) if leaf else 1
     else:
         columns = axes[-1].extent if leaf and not joint and not _few_rows(axes) else 0
-        turned = 0 < columns <= 16 and _turns(axes, ITEMSIZE[arithmetic(dtype)])
+        turned = 0 < columns < ABREAST and _turns(axes, ITEMSIZE[arithmetic(dtype)])
         bundle = columns if turned else bundle
-        few = 0 < columns < 16 and not turned  # than a vector has
+        few = 0 < columns < ABREAST and not turned
         lanes = _lanes(axes, NARROW) if few else 1
     if lanes > 1:
         axes = _widened(axes, lanes)
@@ -154,7 +155,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
         if walk is Walk.PACKED:
             tiles = cut
         elif threshold in searched:
-            crossing = _crosses(axes)
+            crossing = _crosses(axes, CROSSED if threshold is Threshold.SORT else ABREAST)
             threshold = Threshold.TILE if crossing and threshold in _WHERE_THEY_LIE else threshold
             tiles = _cut_for_tiles(axes, itemsize, crossing)
     inner = axes[-1].extent
@@ -346,9 +347,10 @@ def _few_rows(axes: Sequence[Axis]) -> bool:
     return beside and len(reduced) == 1 and reduced[0] <= SORTED
 
 
-def _crosses(axes: Sequence[Axis]) -> bool:
-    """Whether a tile takes the columns of several turns of the loop around a group's."""
-    return len(axes) > 2 and not axes[-3].reduced and axes[-1].extent < CROSSED
+def _crosses(axes: Sequence[Axis], enough: int) -> bool:
+    """Whether a tile takes the columns of several turns of the loop around a group's, as there are
+    not `enough` in one."""
+    return len(axes) > 2 and not axes[-3].reduced and axes[-1].extent < enough
 
 
 def _cut_for_tiles(axes: Sequence[Axis], itemsize: int, crossing: bool) -> Cut:

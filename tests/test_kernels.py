@@ -162,10 +162,11 @@ def test_groups_that_alternate(norm: str, dtype: str) -> None:
         ((3, 70), "sort"),  # few rows
         ((32, 300), "sort"),
         ((20, 20, 9), "sort"),  # few rows and columns, too many values to be a bundle
-        ((9, 40, 20), "tile"),
+        ((9, 40, 20), "strip"),
+        ((9, 40, 16), "strip"),
         ((700, 3), "sweep"),  # few columns
         ((5, 300, 7), "turn"),
-        ((6, 40, 16), "turn"),
+        ((6, 40, 15), "turn"),
     ],
 )
 def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dtype: str) -> None:
@@ -234,6 +235,16 @@ def test_long_columns_of_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = projgen.build(spec).plan(shape).stages
     assert [str(stage.threshold) for stage in stages] == ["None", "transpose", "transpose"]
     check(spec, *(values("float32", shape)[name] for name in ("normal", "zero groups")))
+
+
+def test_few_columns_above_the_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile takes those of several turns of the loop around them."""
+    monkeypatch.setattr(plan, "SHARED_VALUES", 1)
+    spec, shape = "l2(l1(l1(axis=2), axis=1))", (9, 40, 7, 5)
+    above = projgen.build(spec).plan(shape).stages[1]
+    assert (str(above.threshold), above.crossing) == ("tile", True)
+    with rehearsals():
+        check(spec, *values("float32", shape).values(), fractions=(1e-3, 0.4))
 
 
 def test_rounding_right_of_the_threshold() -> None:
