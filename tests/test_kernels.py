@@ -22,6 +22,7 @@ from support import (
 import projgen
 from projgen import plan
 from projgen.cpu.sorting import exchanges
+from projgen.dtypes import ITEMSIZE
 from projgen.norms import CHAINED
 
 CHAINS = [
@@ -174,6 +175,16 @@ def test_thresholds_of_few_rows_or_columns(shape: tuple[int, ...], way: str, dty
     assert projgen.build(spec).plan(shape, dtype).leaf.threshold == way
     with rehearsals(BLOCK_BYTES=2048):
         check(spec, *values(dtype, shape).values(), fractions=(1e-3, 0.4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_tile_has_room_for_all_columns_of_a_turn(dtype: str) -> None:
+    """Of long columns it takes 16: fewer than there are side by side in a turn."""
+    spec, shape = "linf(l1(axis=1))", (9, 40, 20)
+    with rehearsals(BLOCK_BYTES=2048, SCRATCH_BYTES=1024, FAR_SCRATCH_BYTES=8192):
+        assert plan.tile_width(40, ITEMSIZE[dtype]) == 16
+        check(spec, *values(dtype, shape).values(), fractions=(1e-3, 0.4))
+        assert not projgen.build(spec).plan(shape, dtype).leaf.crossing
 
 
 @pytest.mark.parametrize(
