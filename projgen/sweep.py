@@ -152,19 +152,24 @@ class Path:
         yield f"  norm       {numbers(self.norm)}"
         levels = [*zip(self.levels, self.active, self.groups, strict=True)]
         for name, active, groups in levels[0 if batch > 1 else 1 :]:
-            total = format_count(batch * groups, "group")
-            yield f"  {name:9}  {self._left(active, f'{total} not all zero')}"
-        left = self._left(self.nonzero, f"{batch * self.entries:,} not zero")
+            total = batch * groups
+            told = self._left(active, total, f"{format_count(total, 'group')} not all zero")
+            yield f"  {name:9}  {told}"
+        total = batch * self.entries
+        left = self._left(self.nonzero, total, f"{total:,} not zero")
         yield f"  entries    {left}; {format_shape(self.shape)}, {self.dtype}"
 
-    def _left(self, left: Array, total: str) -> str:
-        """How many are left at the smallest and the largest radius, and where the first vanish."""
+    def _left(self, left: Array, total: int, what: str) -> str:
+        """How many are left at the smallest and the largest radius, and where the first vanish: of
+        those that are left at the largest one, where some have vanished there already."""
         counts = _total(left)
         ends = " to ".join(dict.fromkeys(f"{int(count):,}" for count in counts[[0, -1]]))
         fewer = np.flatnonzero(counts < counts[-1])
         if not fewer.size:
-            return f"{ends} of {total}"
-        return f"{ends} of {total}, the first vanish at radius {numbers(self.radii[fewer[-1]])}"
+            return f"{ends} of {what}"
+        whole = counts[-1] == total or np.all(self.radii[-1] >= self.norm)
+        which = "the first" if whole else "more"
+        return f"{ends} of {what}, {which} vanish at radius {numbers(self.radii[fewer[-1]])}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it, without the arrays of y's shape; infinities are floats."""

@@ -134,6 +134,18 @@ def test_where_the_first_vanish() -> None:
     assert found.group_pattern(at + 1).all()
 
 
+def test_the_first_have_vanished_above_the_largest_radius() -> None:
+    """Then those are not told to be the first that vanish next. Zeros of the array do not count."""
+    y = np.diag(np.arange(1.0, 9))
+    assert "2 to 5 of 8 groups not all zero, more vanish at" in str(
+        reference(y, SPEC, ["5%", "35%"])
+    )
+    y[0] = 0
+    assert "2 to 7 of 8 groups not all zero, the first vanish" in str(
+        reference(y, SPEC, ["5%", "100%"])
+    )
+
+
 def test_it_is_a_dataclass() -> None:
     found = reference(normal(3, 4), SPEC, ["10%"])
     assert dataclasses.replace(found, spec="l1").spec == "l1"
