@@ -331,7 +331,7 @@ def newton_0(row, v, u, guess):
                 return max(goal, 0.0), 1
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
-        goal = np.float64(t) + (excess - u) / count
+        goal = max(np.float64(t) + (excess - u) / count, safe)
         if count == before:
             return max(goal, 0.0), count
         if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
@@ -411,7 +411,7 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
         t = limit[g]
         u = radius[g]
         safe = (total[g] - u) / (n0)
-        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        goal = max(np.float64(t) + (excess - u) / above if above > 0 else np.float64(t), safe)
         if above == 0 and count[g] < 0 and t != np.float64(safe):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1

@@ -257,7 +257,7 @@ def newton_0(row, v, u, guess):
                 return max(goal, 0.0), 1
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
-        goal = np.float64(t) + (excess - u) / count
+        goal = max(np.float64(t) + (excess - u) / count, safe)
         if count == before:
             return max(goal, 0.0), count
         if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
@@ -315,7 +315,7 @@ def newton_1(row, v, u, guess):
                 return max(goal, 0.0), 1
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             continue
-        goal = np.float64(t) + (excess - u) / count
+        goal = max(np.float64(t) + (excess - u) / count, safe)
         if count == before:
             return max(goal, 0.0), count
         if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold

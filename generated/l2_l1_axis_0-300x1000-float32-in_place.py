@@ -379,7 +379,7 @@ def newton_1(source, at, step, rows, v, u, limit, trial, found, search, hint, ti
         searching = 0
         for g in range(16):  # without branches
             t = np.float64(trial[g])
-            aim = t + (excess[g] - radius[g]) / max(count[g], 1.0)
+            aim = max(t + (excess[g] - radius[g]) / max(count[g], 1.0), safe[g])
             past = (before[g] > 0) & (aim <= t)  # rounding has put t right of the threshold
             settled = (count[g] == before[g]) | past
             aim = t if past & (count[g] != before[g]) else aim

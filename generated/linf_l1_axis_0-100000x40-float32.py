@@ -378,7 +378,7 @@ def newton_step_1(slots, counts, blocks, v0, u0, limit, count, axes):
         t = limit[g]
         u = u0[g]
         safe = (v0[g] - u) / (n0)
-        goal = np.float64(t) + (excess - u) / above if above > 0 else max(np.float64(t), safe)
+        goal = max(np.float64(t) + (excess - u) / above if above > 0 else np.float64(t), safe)
         if above == 0 and count[g] < 0 and t != np.float32(safe):
             goal = safe  # the guess was right of every value: from here Newton cannot fail
             open_groups += 1

@@ -267,6 +267,24 @@ def test_rounding_right_of_the_threshold() -> None:
     check("linf(l1(axis=0))", y, fractions=(6.011 / 868, 0.1))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_long_step_from_the_right_is_not_rounded(axis: int) -> None:
+    """Groups whose largest value alone is above the first guess, and all above the threshold: just
+    so for some, between which and the threshold a rounded step from there once ended."""
+    rng = np.random.default_rng(0)
+    known, size, guess = 510, 2048, 0.95
+    threshold = guess * known / size
+    near = threshold + 1e-5 * rng.random((16, 200))
+    groups = np.hstack([near, rng.uniform(0.3, 0.9, (16, size - 201)), np.ones((16, 1))])
+    told = np.tile(np.arange(size) < known, (16, 1))  # groups of which the guess is made
+    y = np.stack([told, groups], axis=axis).reshape(32, size)  # 16 together, or in turn
+    radii = np.maximum(y - np.where(y.min(axis=1) > 0, threshold, 0.5)[:, None], 0).sum(axis=1)
+    y = np.ascontiguousarray(y.T if axis == 0 else y, np.float32)
+    spec = f"l1(axis={axis})"
+    expected = projgen.build(spec, backend="numpy")(y, radii)
+    np.testing.assert_allclose(projgen.build(spec)(y, radii), expected, rtol=0, atol=1e-6)
+
+
 def newton_turns(y: Array, radius: float) -> int:
     """How many steps Newton's method takes from the left, in one group."""
     threshold = (y.sum() - radius) / y.size
