@@ -11,6 +11,7 @@ Written by projgen, codegen 2.
 
 import numpy as np
 from numba import cfunc, types
+from numba.core.cgutils import ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -232,6 +233,49 @@ def aggregate_0(v0, total, axes):
     total[0] = a
 
 
+@intrinsic
+def turn_float32(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
+    within pairs, fours and eights.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 8)
+        lanes = ir.VectorType(lane, 8)
+
+        def row(array, start, step, r):
+            at = builder.add(start, builder.mul(step, word(r)))
+            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
+
+        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(8)]
+        for near in (1, 2, 4):
+            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
+            parts = [builder.shuffle_vector(*pair) for pair in pairs]
+        for c, part in enumerate(parts):
+            builder.store(part, row(target, args[4], args[5], c), align=4)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), codegen
+
+
+@register_jitable
+def apart_9(run, rows, tile, length):
+    """tile[length * c + r] = run[9 * r + c]."""
+    whole = max(rows - 8, 0) // 8 * 8  # squares lie inside the run
+    for r in range(0, whole, 8):
+        turn_float32(run, 9 * r, 9, tile, r, length)
+        turn_float32(run, 9 * r + 1, 9, tile, 1 * length + r, length)
+    for r in range(whole, rows):
+        for c in range(9):
+            tile[length * c + r] = run[9 * r + c]
+
+
 @register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
@@ -329,15 +373,17 @@ def project_1(y, x, v0, u0, scratch, first, last, axes):
     n1, n2, s0, t0 = axes[1], axes[2], axes[3], axes[6]
     memory = view(scratch, np.float32)
     limits = span(memory, 0, 576)
-    group = span(memory, 576, n1)
+    length = (n1 // 16 + 1 | 1) * 16  # an odd number of lines: no two rows in the same sets of a cache
+    tile = span(memory, 576, 9 * length)
     # Of the last group: threshold and radius by value, and how many values were above.
     ratio, share, above = 0.0, 0.0, 1
     for i0 in range(first, last):
         at = i0 * s0
-        run = span(y, at, 9 * group.size)
+        run = span(y, at, 9 * n1)
         to = i0 * t0
         out = span(x, to, run.size)
         g = i0 * n2
+        copied = False
         for j in range(9):
             v = v0[g + j]
             u = u0[g + j]
@@ -346,8 +392,10 @@ def project_1(y, x, v0, u0, scratch, first, last, axes):
             elif u <= 0:
                 limits[j] = np.inf
             else:
-                for i in range(group.size):
-                    group[i] = run[9 * i + j]
+                if not copied:
+                    apart_9(run, n1, tile, length)
+                    copied = True
+                group = span(tile, length * j, n1)
                 goal, count = newton_1(group, v, u, v * ratio - (u - v * share) / above)
                 ratio, share, above = goal / v, u / v, count
                 limits[j] = up(goal)

@@ -83,7 +83,8 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         if s.copied:
             sizes.append(-(-rows * itemsize // 8))
         if s.turned:
-            sizes += [s.pattern, -(-(4 * s.pattern + rows) * itemsize // 8)]
+            room = max(s.stage.bundle, 8) * (rows // 16 + 1 | 1) * 16 if s.squared else rows
+            sizes += [s.pattern, -(-(4 * s.pattern + room) * itemsize // 8)]
         if s.gathered:
             sizes.append(rows)
         if s.abreast:

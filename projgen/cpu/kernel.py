@@ -153,7 +153,7 @@ class Kernel:
             names |= {"get_or_insert_function"}
         if self.sorts:
             names |= {"ir"} if self.positive else {"get_or_insert_function", "ir"}
-        if self.transposers:
+        if self.transposers or self.leaf.squared:
             names |= {"ir"}
         if self.surveyors:
             names |= {"alloca_once_value", "for_range", "ir"}

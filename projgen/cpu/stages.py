@@ -218,6 +218,11 @@ class StageCode:
         return self.threshold == "turn"
 
     @property
+    def squared(self) -> bool:
+        """Whether squares of shuffles do that: of four columns, one by one is as quick."""
+        return self.turned and not self.half and self.stage.bundle > 4
+
+    @property
     def by_rows(self) -> bool:
         """Whether thresholds, or guesses of them, are searched for in one row after the other."""
         return self.threshold in ("row", "turn") or self.sampled or self.transposed
