@@ -270,7 +270,7 @@ def apart_9(run, rows, tile, length):
     whole = max(rows - 8, 0) // 8 * 8  # squares lie inside the run
     for r in range(0, whole, 8):
         turn_float32(run, 9 * r, 9, tile, r, length)
-        turn_float32(run, 9 * r + 1, 9, tile, 1 * length + r, length)
+        turn_float32(run, 9 * r + 1, 9, tile, length + r, length)
     for r in range(whole, rows):
         for c in range(9):
             tile[length * c + r] = run[9 * r + c]

@@ -72,6 +72,11 @@ def segments(plan: Plan, stages: tuple[StageCode, ...]) -> list[Segment]:
     return found
 
 
+def row_length(values: int) -> int:
+    """How far apart a tile has columns that were made rows, as the templates have it."""
+    return (values // 16 + 1 | 1) * 16
+
+
 def scratch(stages: tuple[StageCode, ...]) -> int:
     """The float64 cells of one thread's scratch memory."""
     sizes = [0]
@@ -83,7 +88,7 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         if s.copied:
             sizes.append(-(-rows * itemsize // 8))
         if s.turned:
-            room = max(s.stage.bundle, 8) * (rows // 16 + 1 | 1) * 16 if s.squared else rows
+            room = max(s.stage.bundle, 8) * row_length(rows) if s.squared else rows
             sizes += [s.pattern, -(-(4 * s.pattern + room) * itemsize // 8)]
         if s.gathered:
             sizes.append(rows)
@@ -91,7 +96,7 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
             width = 16 if s.threshold == "strip" else pitch
             sizes.append(104 + 16 + rows * width * itemsize // 8)
         if s.transposed:
-            sizes.append(8 + (rows // 16 + 1 | 1) * 16 * pitch * itemsize // 8)
+            sizes.append(8 + row_length(rows) * pitch * itemsize // 8)
         if s.sorted_aside:
             sizes.append((rows + 1) * pitch * itemsize // 8)
         if s.walk == "packed":
