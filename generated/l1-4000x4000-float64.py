@@ -10,13 +10,14 @@ Written by projgen, codegen 2.
 
 import numpy as np
 from numba import cfunc, types
-from numba.core.cgutils import ir
+from numba.core.cgutils import for_range_slice, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
 STRETCH = 64  # values that are worked on while those that lie ahead are asked for
+LINE = 64  # bytes of a cache line
 
 
 @intrinsic(prefer_literal=True)
@@ -214,6 +215,79 @@ def check(total, radius):
     return 1 if inside or radius[0] < 0 else 0
 
 
+@intrinsic(prefer_literal=True)
+def room(typing_context, dtype, values):
+    """A tray: room for a number of values, which this thread makes, from the start of a line."""
+    kind = dtype.dtype
+
+    def codegen(context, builder, signature, args):
+        size = context.get_constant(types.intp, values.literal_value)
+        with builder.goto_entry_block():
+            data = builder.alloca(context.get_value_type(kind), size)
+        data.align = LINE
+        return dense(context, builder, signature, data, size)
+
+    return types.Array(kind, 1, "C")(dtype, values), codegen
+
+
+@intrinsic
+def before_line(typing_context, run):
+    """How many values of a run come before a cache line begins."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(run)(context, builder, args[0]).data
+        word = context.get_value_type(types.intp)
+        short = builder.and_(builder.neg(builder.ptrtoint(data, word)), word(LINE - 1))
+        return builder.udiv(short, word(run.dtype.bitwidth // 8))
+
+    return types.intp(run), codegen
+
+
+@intrinsic
+def pour(typing_context, made, run, start):
+    """run[start : start + made.size] = made, past the caches. A cache line begins there, unless
+    they are too few to fill one.
+    """
+
+    def codegen(context, builder, signature, args):
+        source = context.make_array(made)(context, builder, args[0])
+        target = context.make_array(run)(context, builder, args[1])
+        start = builder.gep(target.data, [args[2]])
+        word, bits = context.get_value_type(types.intp), made.dtype.bitwidth
+        values = 8 * LINE // bits
+        whole = builder.and_(source.nitems, word(-values))
+        past = builder.module.add_metadata([ir.IntType(32)(1)])
+
+        def move(first, last, step, kind, align):
+            with for_range_slice(builder, first, last, word(step)) as loop:
+                places = (builder.gep(data, loop[:1]) for data in (source.data, start))
+                a, b = (builder.bitcast(place, kind.as_pointer()) for place in places)
+                store = builder.store(builder.load(a, align=align), b, align=align)
+                store.set_metadata("nontemporal", past)
+
+        number = ir.IntType(bits)
+        move(word(0), whole, values, ir.VectorType(number, values), LINE)
+        move(whole, source.nitems, 1, number, bits // 8)
+        return context.get_dummy_value()
+
+    return types.void(made, run, start), codegen
+
+
+@intrinsic
+def settle(typing_context):
+    """What this thread has poured is seen by all that see what it stores from now on. (Elsewhere than
+    on x86, the desk sees to that.)
+    """
+
+    def codegen(context, builder, signature, args):
+        if builder.module.triple.startswith("x86_64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse.sfence", fnty=kind), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @register_jitable(fastmath=FAST)
 def aggregate_0(y, slot, first, last, axes):
     """Accumulate part of the groups of level 0, l1 of y."""
@@ -366,12 +440,19 @@ def newton_step_0(slots, counts, blocks, total, radius, limit, count, axes):
 @register_jitable(fastmath=FAST)
 def project_0(y, x, limit, first, last, axes):
     """Project the groups of level 0, l1 of y."""
+    tray = room(np.float64, STRETCH)
     at = 0
     row = span(y, at + first, last - first)
     out = span(x, at + first, last - first)
     t = limit[0]
-    for j in range(row.size):
-        out[j] = row[j] - min(max(row[j], -t), t)
+    for edge in range(before_line(out) - STRETCH, out.size, STRETCH):
+        begin = max(edge, 0)
+        size = min(edge + STRETCH, out.size) - begin
+        part = span(row, begin, size)
+        made = span(tray, 0, size)
+        for j in range(size):
+            made[j] = part[j] - min(max(part[j], -t), t)
+        pour(made, out, begin)
 
 
 @cfunc(
@@ -488,4 +569,5 @@ def project(y_at, x_at, geometry, work, desk):
         first = block * step_0
         last = min(first + step_0, end_0)
         project_0(y, x, limit_0, first, last, axes_0)
+    settle()
     return 0

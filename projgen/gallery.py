@@ -205,6 +205,7 @@ CANON = (
     Exhibit("rows, in place", "l1(linf)", (1000, 1000), in_place=True),
     Exhibit("columns", "l1(linf(axis=0))", (1000, 1000)),
     Exhibit("columns, from the memory's order", "l1(l2)", (1000, 1000), order="F"),
+    Exhibit("rows from main memory, and to it", "l1(linf)", (4000, 4000)),
     Exhibit("columns from main memory, 64 bits", "l1(l2(axis=0))", (4000, 4000), "float64"),
     Exhibit("rows with gaps", "linf(l2)", (1000, 1000), order="gaps"),
     Exhibit("short rows, packed", "l1(linf)", (100_000, 9)),

@@ -23,7 +23,7 @@ from projgen import interpret, plan
 from projgen.api import remembered
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.cpu import geometry, lower
+from projgen.cpu import geometry, kernel, lower, stages
 from projgen.render import render
 from projgen.tree import NormTree
 
@@ -192,7 +192,8 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
         patches.enter_context(patch("projgen.compiler.render", _rendered))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
-            modules = [module for module in (plan, lower, geometry) if hasattr(module, name)]
+            owners = (plan, lower, geometry, kernel, stages)
+            modules = [module for module in owners if hasattr(module, name)]
             assert modules, name
             for module in modules:
                 patches.enter_context(patch.object(module, name, value))
@@ -453,6 +454,16 @@ def _survey(
         sums[16 * i : 16 * i + 16] += np.broadcast_to(term, (n, 16)).sum(axis=0, dtype=np.float64)
 
 
+def _before_line(run: Array) -> int:
+    return -run.__array_interface__["data"][0] % 64 // run.itemsize
+
+
+def _pour(made: Array, run: Array, start: int) -> None:
+    assert made.nbytes < 64 or _before_line(run[start:]) == 0
+    run[start : start + made.size] = made
+    made[:] = np.nan
+
+
 _PRIMITIVES: dict[str, Callable[..., Any]] = {
     "add": _add,
     "read": _read,
@@ -463,6 +474,10 @@ _PRIMITIVES: dict[str, Callable[..., Any]] = {
     "max": max,
     "min": min,
     "chosen": lambda yes, a, b: a if yes else b,
+    "room": lambda dtype, size: np.full(size, np.nan, dtype),
+    "before_line": _before_line,
+    "pour": _pour,
+    "settle": lambda: None,
 }
 _TYPES = {name: _Type(name) for name in ("float32", "float64", "int16", "int64")}
 # A processor that converts float16.
@@ -480,7 +495,11 @@ _STAND_INS = {
     "numba.core.registry": SimpleNamespace(cpu_target=SimpleNamespace(target_context=_TARGET)),
     "numba.extending": SimpleNamespace(intrinsic=_intrinsic, register_jitable=_register_jitable),
     "numba.core.cgutils": SimpleNamespace(
-        ir=None, alloca_once_value=None, for_range=None, get_or_insert_function=None
+        ir=None,
+        alloca_once_value=None,
+        for_range=None,
+        for_range_slice=None,
+        get_or_insert_function=None,
     ),
 }
 

@@ -427,6 +427,38 @@ def test_arrays_from_main_memory(
         assert bits(y) == bits(wanted)
 
 
+POURED = {
+    "l1(linf)": (70, 1001),
+    "l1(l1)": (70, 1001),
+    "l1(l2(axis=0))": (1001, 170),
+    "linf(l2)": (7001, 9),
+    "l1": (70_007,),
+}
+
+
+@pytest.mark.parametrize("spec", slow_but({"l1(linf)", "linf(l2)"}, POURED))
+def test_runs_are_poured_wherever_they_begin(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cache lines go past the caches, the ends of a run word by word; nothing goes beside it."""
+    shape = POURED[spec]
+    monkeypatch.setattr(plan, "STREAMED_BYTES", 1 << 17)
+    p = projgen.build(spec)
+    assert "pour(" in p.source(shape)
+    y = np.random.default_rng(21).standard_normal(shape).astype(np.float32)
+    y[: len(y) // 2] *= 0.01  # groups of zeros
+    radius = 0.05 * float(norm(spec, y))
+    wide = (*shape[:-1], shape[-1] + 3)
+    for start in (0, 1, 7, 12, 16):
+        around = np.full(y.size + 50, 7, np.float32)
+        out = around[start : start + y.size].reshape(shape)
+        assert_projected(spec, y, radius, p(y, radius, out=out))
+        assert np.all(around[:start] == 7) and np.all(around[start + y.size :] == 7)
+        if shape[-1] > 100:
+            around = np.full(wide, 7, np.float32)
+            out = around[..., start % 4 : start % 4 + shape[-1]]
+            assert_projected(spec, y, radius, p(y, radius, out=out))
+            assert np.count_nonzero(around == 7) >= 3 * math.prod(shape[:-1])
+
+
 @pytest.mark.parametrize("spec", ["l1", "l2", "l1(l2(axis=0))"])
 def test_sums_of_a_million_equal_float32(spec: str) -> None:
     for value in (0.1, 1e-3, 1e4):

@@ -147,6 +147,8 @@ class Kernel:
     def builders(self) -> tuple[str, ...]:
         """What Numba offers to intrinsics, and the source's intrinsics use."""
         names: set[str] = set()
+        if self.pours:
+            names |= {"for_range_slice", "ir"}
         if self.leaf.walk == "packed" or self.stretches or self.dtype == "float16":
             names |= {"ir"}
         if self.leaf.dealt:
@@ -173,6 +175,10 @@ class Kernel:
     @property
     def stretches(self) -> bool:
         return self.leaf.stretched and (self.in_place or self.leaf.walk == "rows")
+
+    @property
+    def pours(self) -> bool:
+        return self.leaf.poured
 
     @property
     def stretch(self) -> int:

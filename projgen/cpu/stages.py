@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
@@ -42,7 +43,7 @@ class StageCode:
         """How many rows of columns are read together: more streams, when they come from afar."""
         if not self.stage.shared:  # a small level, where a short function counts for more
             return 1
-        return 16 if self.streamed else 4
+        return (8 if self.bitwise else 16) if self.streamed else 4
 
     @property
     def rows_of_sweep(self) -> int:
@@ -52,8 +53,20 @@ class StageCode:
     @property
     def stretched(self) -> bool:
         """Whether runs come from main memory and are long: what lies ahead is worth asking for."""
-        long = self.stage.axes[-1].extent * ITEMSIZE[self.stored] >= 8 * STRETCH_BYTES
-        return self.streamed and self.stage.unit and long
+        return self._streams_runs_of(8 * STRETCH_BYTES, self.stage.axes[-1].extent)
+
+    @property
+    def poured(self) -> bool:
+        """Whether its projection goes to main memory past the caches: in runs that are worth it, of
+        words, since no less can be stored so."""
+        if self.in_place or self.half or self.turned:
+            return False
+        loops = self.stage.axes[-2 if self.walk == "packed" else -1 :]
+        return self._streams_runs_of(STRETCH_BYTES, prod(axis.extent for axis in loops))
+
+    def _streams_runs_of(self, least: int, values: int) -> bool:
+        """Whether `values` that lie side by side come from main memory, and have `least` bytes."""
+        return self.streamed and self.stage.unit and values * ITEMSIZE[self.stored] >= least
 
     @property
     def level(self) -> int:
