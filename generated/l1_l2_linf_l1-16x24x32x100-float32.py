@@ -3,7 +3,7 @@
     level 0  l1    of v0: rows (reduced); threshold by row
     level 1  l2    of v1: rows (groups, reduced)
     level 2  linf  of v2: rows (groups, reduced)
-    level 3  l1    of y: rows (groups, reduced); threshold by row
+    level 3  l1    of y: rows (groups, reduced); threshold by upend
 
 Values are aggregated from the leaf to the root, then each level is projected, from the root to
 the leaf, on the radii that the level above leaves to its groups. The threads share a level's
@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 from numba import cfunc, types
+from numba.core.cgutils import alloca_once_value, for_range, ir
 from numba.extending import intrinsic, register_jitable
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
@@ -104,7 +105,7 @@ def min(typing_context, a, b):
 # The desk, where the threads of a call meet. Cell 0 counts them, cell 1 says whether the call resumes
 # one whose norms are in the workspace. Each phase has a cell of the blocks that are done and one that
 # opens the next; each thread's share of the blocks has a counter.
-SHARES = 48
+SHARES = 64
 
 
 @intrinsic
@@ -262,6 +263,119 @@ def aggregate_0(v0, total, axes):
     total[0] = a
 
 
+@intrinsic
+def turn_float32(typing_context, source, at, step, target, to, pitch):
+    """target[to + pitch * c + r] = source[at + step * r + c] for 8 values c of 8 rows r: shuffles
+    within pairs, fours and eights.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3)
+        )
+        word, lane = ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(context.get_value_type(types.float32), 8)
+        lanes = ir.VectorType(lane, 8)
+
+        def row(array, start, step, r):
+            at = builder.add(start, builder.mul(step, word(r)))
+            return builder.bitcast(builder.gep(array, [at]), vector.as_pointer())
+
+        parts = [builder.load(row(source, args[1], args[2], r), align=4) for r in range(8)]
+        for near in (1, 2, 4):
+            masks = [ir.Constant(lanes, [(j & ~near) + high + (8 if j & near else 0) for j in range(8)]) for high in (0, near)]
+            pairs = [(parts[i & ~near], parts[i | near], masks[(i & near) > 0]) for i in range(8)]
+            parts = [builder.shuffle_vector(*pair) for pair in pairs]
+        for c, part in enumerate(parts):
+            builder.store(part, row(target, args[4], args[5], c), align=4)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), codegen
+
+
+@register_jitable
+def cross_float32(source, at, step, target, to, pitch, columns, rows):
+    """target[to + pitch * c + r] = source[at + step * r + c] for that many columns c and rows r."""
+    if min(rows, columns) < 8:
+        for r in range(rows):
+            for c in range(columns):
+                target[to + pitch * c + r] = source[at + step * r + c]
+        return
+    for below in range(0, rows, 8):
+        r = min(below, rows - 8)  # the last square may lie over the one before it
+        for beside in range(0, columns, 8):
+            c = min(beside, columns - 8)
+            turn_float32(source, at + step * r + c, step, target, to + pitch * c + r, pitch)
+
+
+@intrinsic
+def survey_32(typing_context, values, at, step, rows, limits, found):
+    """Of 16 groups side by side, with `rows` values from `at` on, `step` apart: how far they exceed
+    the groups' limits in all, and how many do.
+    """
+
+    def codegen(context, builder, signature, args):
+        values, limits, found = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5)
+        )
+        at, step, rows = args[1:4]
+        word = ir.IntType(64)
+        vector = ir.VectorType(context.get_value_type(types.float32), 16)
+        wide = ir.VectorType(ir.DoubleType(), 16)
+        integers = ir.VectorType(ir.IntType(32), 16)
+        zero, none = ir.Constant(vector, [0.0] * 16), ir.Constant(integers, [0] * 16)
+        magnitude = ir.Constant(integers, [0x7FFFFFFF] * 16)
+
+        def place(array, index, kind=vector):
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        limit = builder.load(place(limits, word(0)), align=4)
+        cursor = alloca_once_value(builder, at)
+        total = alloca_once_value(builder, ir.Constant(wide, [0.0] * 16))
+        # Two rows at a time, each with sums of its own: excess and count.
+        sums = [[alloca_once_value(builder, x) for x in (zero, none)] for i in range(2)]
+
+        def add_row(excess, count):
+            here = builder.load(cursor)
+            builder.store(builder.add(here, step), cursor)
+            x = builder.load(place(values, here), align=4)
+            x = builder.bitcast(builder.and_(builder.bitcast(x, integers), magnitude), vector)
+            exceeds = builder.fcmp_ordered(">", x, limit)
+            part = builder.select(exceeds, builder.fsub(x, limit), zero)
+            builder.store(builder.fadd(builder.load(excess), part), excess)
+            builder.store(builder.sub(builder.load(count), builder.sext(exceeds, integers)), count)
+
+        def add_rows(size):
+            with for_range(builder, builder.udiv(size, word(2))):
+                for row in sums:
+                    add_row(*row)
+
+        def flush():
+            parts = [builder.load(row[0]) for row in sums]
+            part = builder.fpext(builder.fadd(*parts), wide)
+            builder.store(builder.fadd(builder.load(total), part), total)
+            for row in sums:
+                builder.store(zero, row[0])
+
+        with for_range(builder, builder.udiv(rows, word(64))):  # so that sums in float32 stay short
+            add_rows(word(64))
+            flush()
+        rest = builder.urem(rows, word(64))
+        add_rows(rest)
+        with for_range(builder, builder.urem(rest, word(2))):
+            add_row(*sums[0])
+        flush()
+        excess = builder.load(total)
+        count = builder.add(*(builder.load(row[1]) for row in sums))
+        for i, x in enumerate((excess, builder.sitofp(count, wide))):
+            builder.store(x, place(found, word(16 * i), wide), align=8)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(values, index, index, index, limits, found), codegen
+
+
 @register_jitable(fastmath=FINITE)
 def newton_0(row, v, u, guess):
     """The threshold of one group with value v on radius u < v, and how many values are above."""
@@ -367,63 +481,87 @@ def project_2(v2, u2, v1, u1, axes):
 
 
 @register_jitable(fastmath=FINITE)
-def newton_3(row, v, u, guess):
-    """The threshold of one group with value v on radius u < v, and how many values are above."""
-    safe = (v - u) / row.size
-    goal = max(guess, safe)
-    before = 0
-    while True:
-        t = np.float32(goal)
-        excess = 0.0
-        count = 0
-        for start in range(0, row.size, 1024):
-            part = row[start : start + 1024]
-            part_excess = np.float32(0)
-            part_count = np.float32(0)
-            for j in range(part.size):
-                above = abs(part[j]) - t
-                part_excess += above if above > 0 else np.float32(0)
-                part_count += np.float32(1) if above > 0 else np.float32(0)
-            excess += np.float64(part_excess)
-            count += int(part_count)
-        if count == 0:
-            if before > 0 or goal == safe:  # the radius is less than the values' rounding
-                return max(goal, 0.0), 1
-            goal = safe  # the guess was right of every value: from here Newton cannot fail
-            continue
-        goal = max(np.float64(t) + (excess - u) / count, safe)
-        if count == before:
-            return max(goal, 0.0), count
-        if before > 0 and goal <= np.float64(t):  # rounding has put t right of the threshold
-            return max(np.float64(t), 0.0), count
-        before = count
+def newton_3(source, at, step, rows, v, u, limit, trial, found, search, hint):
+    """The thresholds of up to 16 groups side by side."""
+    excess, count = span(found, 0, 16), span(found, 16, 16)
+    before, goal, safe, radius = span(search, 0, 16), span(search, 16, 16), span(search, 32, 16), span(search, 48, 16)
+    trial[:] = np.inf
+    before[:] = -1
+    goal[:] = 0
+    searching = 0
+    for g in range(v.size):
+        if u[g] <= 0:
+            goal[g] = np.inf
+        elif u[g] < v[g]:
+            guess = v[g] * hint[0] - (u[g] - v[g] * hint[1]) * hint[2]
+            radius[g] = u[g]
+            safe[g] = (v[g] - u[g]) / rows
+            trial[g] = max(guess, safe[g])
+            before[g] = 0
+            searching += 1
+    while searching > 0:
+        survey_32(source, at, step, rows, trial, found)
+        searching = 0
+        for g in range(16):  # without branches
+            t = np.float64(trial[g])
+            aim = max(t + (excess[g] - radius[g]) / max(count[g], 1.0), safe[g])
+            past = (before[g] > 0) & (aim <= t)  # rounding has put t right of the threshold
+            settled = (count[g] == before[g]) | past
+            aim = t if past & (count[g] != before[g]) else aim
+            # No value above: the guess was right of them all, and from the safe one Newton cannot
+            # fail; unless the radius is less than the values' rounding.
+            none = count[g] == 0
+            again = none & (before[g] == 0) & (trial[g] != np.float32(safe[g]))
+            settled = not again if none else settled
+            aim = (safe[g] if again else max(t, safe[g])) if none else aim
+            searches = before[g] >= 0
+            goal[g] = aim if searches else goal[g]
+            trial[g] = aim if searches else trial[g]
+            searching += 1 if searches & (not settled) else 0
+            before[g] = (-1.0 if settled else count[g]) if searches else before[g]
+    values = thresholds = radii = counts = 0.0
+    for g in range(v.size):
+        t = max(goal[g], 0.0)
+        limit[g] = up(t)
+        if 0 < u[g] < v[g]:
+            values += v[g]
+            thresholds += t
+            radii += u[g]
+            counts += count[g] / v.size
+    if values > 0:
+        hint[0] = thresholds / values
+        hint[1] = radii / values
+        hint[2] = 1 / max(counts, 1.0)
 
 
 @register_jitable(fastmath=FAST)
-def project_3(y, x, v2, u2, first, last, axes):
+def thresholds_3(y, v2, u2, limit, hint, scratch, first, last, axes):
+    """The thresholds of the groups of level 3, l1 of y; `hint` says where to start, and then what was found."""
+    s0 = axes[2]
+    found = span(scratch, 8, 32)
+    search = span(scratch, 40, 64)
+    memory = view(span(scratch, 104, scratch.size - 104), np.float32)
+    trial = span(memory, 0, 16)
+    tile = span(memory, 16, memory.size - 16)
+    for i0 in range(first, last, 16):
+        width = min(16, last - i0)
+        cross_float32(y, i0 * s0, s0, tile, 0, 16, 100, width)
+        g = i0
+        newton_3(tile, 0, 16, 100, span(v2, g, width), span(u2, g, width), span(limit, g, width), trial, found, search, hint)
+
+
+@register_jitable(fastmath=FAST)
+def project_3(y, x, limit, first, last, axes):
     """Project the groups of level 3, l1 of y."""
     s0, t0 = axes[2], axes[4]
-    # Of the last group: threshold and radius by value, and how many values were above.
-    ratio, share, above = 0.0, 0.0, 1
     for i0 in range(first, last):
         at = i0 * s0
         to = i0 * t0
         row = span(y, at, 100)
         out = span(x, to, 100)
-        v = v2[i0]
-        u = u2[i0]
-        if u >= v:
-            for j in range(100):
-                out[j] = row[j]
-        elif u <= 0:
-            for j in range(100):
-                out[j] = 0
-        else:
-            goal, count = newton_3(row, v, u, v * ratio - (u - v * share) / above)
-            ratio, share, above = goal / v, u / v, count
-            t = up(goal)
-            for j in range(100):
-                out[j] = row[j] - min(max(row[j], -t), t)
+        t = limit[i0]
+        for j in range(100):
+            out[j] = row[j] - min(max(row[j], -t), t)
 
 
 @cfunc(
@@ -449,12 +587,15 @@ def project(y_at, x_at, geometry, work, desk):
     A 1 in cell 1 of the desk: `work` has the norms already, from a call for them alone, so y is not
     swept for them again.
     """
-    cells = fetch(geometry, 73)
+    cells = fetch(geometry, 79)
     y_size = cells[0]
     x_size = cells[1]
     blocks_3 = cells[49]
     step_3 = cells[50]
     end_3 = cells[51]
+    tile_blocks_3 = cells[52]
+    tile_step_3 = cells[53]
+    tile_end_3 = cells[54]
     radius_at = cells[55]
     radius_end = cells[56]
     total_at = cells[57]
@@ -471,8 +612,14 @@ def project(y_at, x_at, geometry, work, desk):
     v2_end = cells[68]
     u2_at = cells[69]
     u2_end = cells[70]
-    seats = cells[71]
-    memory_size = cells[72]
+    limit_3_at = cells[71]
+    limit_3_end = cells[72]
+    hints_3_at = cells[73]
+    hints_3_end = cells[74]
+    scratch_at = cells[75]
+    scratch_size = cells[76]
+    seats = cells[77]
+    memory_size = cells[78]
     axes_0 = cells[2 : 6]
     axes_1 = cells[13 : 20]
     axes_2 = cells[27 : 34]
@@ -492,6 +639,9 @@ def project(y_at, x_at, geometry, work, desk):
     u1 = span(memory, u1_at, u1_end - u1_at)
     v2 = span(memory, v2_at, v2_end - v2_at)
     u2 = span(memory, u2_at, u2_end - u2_at)
+    limit_3 = view(span(memory, limit_3_at, limit_3_end - limit_3_at), np.float32)
+    hints_3 = span(memory, hints_3_at, hints_3_end - hints_3_at)
+    scratch = span(memory, scratch_at + seat * scratch_size, scratch_size)
     # sweep 1: aggregate level 3, l1 of y
     last_one = seat == 0
     if not resumes:
@@ -515,16 +665,33 @@ def project(y_at, x_at, geometry, work, desk):
             project_0(v0, u0, total, radius, axes_0)
             project_1(v1, u1, v0, u0, axes_1)
             project_2(v2, u2, v1, u1, axes_2)
+            hints_3[:] = 0
+            thresholds_3(y, v2, u2, limit_3, hints_3, scratch, 0 * tile_end_3, min(16, tile_end_3), axes_3)
         release(desk, 1, status)
     status = wait(desk, 1)
     if status != 0:
         return status
+    # the thresholds of level 3, l1 of y
+    done = 0
+    while True:
+        block = draw(desk, seat, seats, 2, tile_blocks_3)
+        if block < 0:
+            break
+        first = block * tile_step_3
+        last = min(first + tile_step_3, tile_end_3)
+        for i in range(3):
+            scratch[i] = hints_3[i]
+        thresholds_3(y, v2, u2, limit_3, span(scratch, 0, 8), scratch, first, last, axes_3)
+        done += 1
+    if complete(desk, 2, done, tile_blocks_3):
+        release(desk, 2, 0)
+    wait(desk, 2)
     # sweep 2: project level 3, l1 of y
     while True:
-        block = draw(desk, seat, seats, 2, blocks_3)
+        block = draw(desk, seat, seats, 3, blocks_3)
         if block < 0:
             break
         first = block * step_3
         last = min(first + step_3, end_3)
-        project_3(y, x, v2, u2, first, last, axes_3)
+        project_3(y, x, limit_3, first, last, axes_3)
     return 0

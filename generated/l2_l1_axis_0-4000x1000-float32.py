@@ -291,13 +291,16 @@ def turn_float32(typing_context, source, at, step, target, to, pitch):
 @register_jitable
 def cross_float32(source, at, step, target, to, pitch, columns, rows):
     """target[to + pitch * c + r] = source[at + step * r + c] for that many columns c and rows r."""
-    deep, wide = rows - rows % 8, columns - columns % 8
-    for r in range(0, deep, 8):
-        for c in range(0, wide, 8):
+    if min(rows, columns) < 8:
+        for r in range(rows):
+            for c in range(columns):
+                target[to + pitch * c + r] = source[at + step * r + c]
+        return
+    for below in range(0, rows, 8):
+        r = min(below, rows - 8)  # the last square may lie over the one before it
+        for beside in range(0, columns, 8):
+            c = min(beside, columns - 8)
             turn_float32(source, at + step * r + c, step, target, to + pitch * c + r, pitch)
-    for r in range(rows):
-        for c in range(wide if r < deep else 0, columns):
-            target[to + pitch * c + r] = source[at + step * r + c]
 
 
 @register_jitable(fastmath=FAST)

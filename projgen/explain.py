@@ -31,6 +31,7 @@ _SEARCHES = {
     Threshold.ROW: "Newton steps, group after group, each while it is in cache",
     Threshold.STRIP: "Newton steps on many groups at once, a strip that stays in cache",
     Threshold.TILE: "Newton steps on many groups at once, a tile that is kept in cache",
+    Threshold.UPEND: "Newton steps on many groups at once, columns of a tile in cache",
     Threshold.TRANSPOSE: "Newton steps, group after group, in tiles whose columns are rows",
     Threshold.TURN: "Newton steps, group after group, each copied to be adjacent",
     Threshold.SORT: "sums of the largest values, which a sorting network finds",
@@ -38,7 +39,7 @@ _SEARCHES = {
     Threshold.JOINT: "Newton steps for all groups together; each reads the values once more",
 }
 _SWEEPING = (Threshold.SWEEP, Threshold.JOINT)
-_TILED = (Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE)
+_TILED = (Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE, Threshold.UPEND)
 _WALKS = {
     Walk.ROWS: "by rows",
     Walk.COLUMNS: "by columns",

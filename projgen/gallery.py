@@ -212,6 +212,7 @@ CANON = (
     Exhibit("short rows, packed, thresholds by sorting", "l1(l1)", (100_000, 9), in_place=True),
     Exhibit("groups that alternate, in bundles of two", "l1(l1(axis=1))", (30_000, 3, 2)),
     Exhibit("a batch of rows, thresholds one by one", "l1(axis=1)", (1000, 1000)),
+    Exhibit("short rows, thresholds in tiles that have them as columns", "l1(l1)", (5000, 200)),
     Exhibit("columns, thresholds by strips", "l2(l1(axis=0))", (300, 1000), in_place=True),
     Exhibit("columns from afar, thresholds by tiles", "l2(l1(axis=0))", (1000, 4000)),
     Exhibit("long columns, made rows for their thresholds", "l2(l1(axis=0))", (4000, 1000)),

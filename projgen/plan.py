@@ -30,6 +30,7 @@ BAKED = 128  # extents of rows up to this are written into the kernel; of a bloc
 ABREAST = 16  # columns are searched together for their thresholds; fewer, with others or alone
 CROSSED = 32  # columns below this are taken together with others to be sorted
 SHARED_VALUES = 1 << 16  # levels with more values than this are shared among the threads
+UPENDED = {4: 300, 8: 100}  # values of so many bytes: rows up to this are searched abreast
 TRANSPOSED = {4: 2048, 8: 512}  # values of so many bytes: columns above this are searched alone
 STREAMED_BYTES = 16 << 20  # arrays from this size on come from main memory
 _WHERE_THEY_LIE = (Threshold.STRIP, Threshold.TRANSPOSE)  # are columns read in these ways
@@ -148,16 +149,19 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             threshold = Threshold.SORT
         if threshold in _WHERE_THEY_LIE and leaf and ITEMSIZE[dtype] < itemsize:
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
-        searched = [Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE]  # tile by tile
+        if threshold is Threshold.UPEND and ITEMSIZE[dtype] < itemsize and leaf:
+            threshold = Threshold.ROW  # halves are widened first, and are rows then
+        searched = [Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE, Threshold.UPEND]
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:
             threshold = Threshold.ROW  # a small vector: its columns are searched one by one
         if walk is Walk.PACKED:
             tiles = cut
         elif threshold in searched:
-            crossing = _crosses(axes, CROSSED if threshold is Threshold.SORT else ABREAST)
+            enough = CROSSED if threshold is Threshold.SORT else ABREAST
+            crossing = walk is Walk.COLUMNS and _crosses(axes, enough)
             threshold = Threshold.TILE if crossing and threshold in _WHERE_THEY_LIE else threshold
-            tiles = _cut_for_tiles(axes, itemsize, crossing)
+            tiles = _cut_for_tiles(axes, itemsize, crossing, threshold is Threshold.UPEND)
     inner = axes[-1].extent
     large = math.prod(axis.extent for axis in axes) * itemsize >= BLOCK_BYTES
     baked = (
@@ -353,14 +357,14 @@ def _crosses(axes: Sequence[Axis], enough: int) -> bool:
     return len(axes) > 2 and not axes[-3].reduced and axes[-1].extent < enough
 
 
-def _cut_for_tiles(axes: Sequence[Axis], itemsize: int, crossing: bool) -> Cut:
+def _cut_for_tiles(axes: Sequence[Axis], itemsize: int, crossing: bool, upended: bool) -> Cut:
     """Tiles hold whole groups, so the loop that is cut runs over groups."""
     if crossing:
         return _cut(axes, len(axes) - 3, itemsize)
     loop = max(range(len(axes)), key=lambda i: (not axes[i].reduced) * axes[i].extent)
     extent = axes[loop].extent
     if loop < len(axes) - 1:
-        return _cut(axes, loop, itemsize)
+        return _cut(axes, loop, itemsize, 16 if upended and loop == len(axes) - 2 else 1)
     rows = math.prod(axis.extent for axis in axes if axis.reduced)
     step = tile_width(rows, itemsize)
     return Cut(loop, step, -(-extent // step))
@@ -381,7 +385,9 @@ def _threshold(
     if walk is Walk.PACKED:
         return Threshold.SORT if axes[-1].extent <= SORTED else Threshold.TILE
     if walk is Walk.ROWS and alone and (direct or cut.blocks == 1) and (small or cut.blocks == 1):
-        return Threshold.ROW
+        beside = len(axes) > 1 and not axes[-2].reduced and axes[-2].extent >= ABREAST
+        short = axes[-1].extent <= UPENDED[itemsize] and axes[-1].stride == 1
+        return Threshold.UPEND if beside and short else Threshold.ROW
     fits = rows * 16 * itemsize <= FAR_SCRATCH_BYTES
     if walk is Walk.COLUMNS and alone and len(axes) > 1 and axes[-2].reduced and fits:
         if axes[-1].stride == 1 and rows > TRANSPOSED[itemsize]:

@@ -21,6 +21,7 @@ class Threshold(str, Enum):
     ROW = "row"  # one group after the other, each in cache
     STRIP = "strip"  # adjacent groups, a vector of them at a time, which its first pass copies
     TILE = "tile"  # the same in a copy of more of them, where reading a few at a time is slow
+    UPEND = "upend"  # short rows, a vector of them at a time, which a tile has as columns
     TRANSPOSE = "transpose"  # long columns, a tile of which is made rows, each searched in cache
     TURN = "turn"  # a few columns side by side, each turned into a row to be searched in cache
     SWEEP = "sweep"  # Newton sweeps over the whole array, shared among the threads

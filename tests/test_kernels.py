@@ -238,6 +238,17 @@ def test_columns_of_16_groups_and_the_rest(shape: tuple[int, ...], dtype: str, w
     check(spec, *arrays, fractions=(1e-3, 0.4))
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((331, 150), "float32"), pytest.param((130, 41), "float64", marks=pytest.mark.slow)],
+)
+def test_short_rows_are_made_columns(shape: tuple[int, ...], dtype: str) -> None:
+    """16 of them at a time, by squares of 8: some lie over others, and the last rows are fewer."""
+    spec = "linf(l1)"
+    assert projgen.build(spec).plan(shape, dtype).leaf.threshold == "upend"
+    check(spec, *values(dtype, shape).values(), fractions=(1e-3, 0.4))
+
+
 def test_long_columns_of_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the leaf of the array's type, and of float64 above."""
     monkeypatch.setattr(plan, "TRANSPOSED", {4: 32, 8: 32})

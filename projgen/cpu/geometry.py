@@ -93,7 +93,7 @@ def scratch(stages: tuple[StageCode, ...]) -> int:
         if s.gathered:
             sizes.append(rows)
         if s.abreast:
-            width = 16 if s.threshold == "strip" else pitch
+            width = pitch if s.threshold == "tile" else 16
             sizes.append(104 + 16 + rows * width * itemsize // 8)
         if s.transposed:
             sizes.append(8 + row_length(rows) * pitch * itemsize // 8)

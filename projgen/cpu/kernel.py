@@ -214,7 +214,7 @@ class Kernel:
     @property
     def transposers(self) -> tuple[StageCode, ...]:
         """Levels whose tiles are transposed: one for each type."""
-        return tuple({s.dtype: s for s in self.stages if s.transposed}.values())
+        return tuple({s.dtype: s for s in self.stages if s.transposed or s.upended}.values())
 
     @property
     def sums_in_float32(self) -> bool:

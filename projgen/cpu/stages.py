@@ -213,7 +213,7 @@ class StageCode:
         """Whether each group's limit is worked out ahead of the last sweep, into a vector."""
         if self.turned:
             return False
-        return self.threshold in ("sweep", "joint", "tile") or self.walk == "columns"
+        return self.threshold in ("sweep", "joint", "tile", "upend") or self.walk == "columns"
 
     @property
     def joint(self) -> bool:
@@ -254,7 +254,12 @@ class StageCode:
     @property
     def abreast(self) -> bool:
         """Whether thresholds are searched for 16 groups at a time, between the sweeps."""
-        return self.threshold in ("strip", "tile")
+        return self.threshold in ("strip", "tile", "upend")
+
+    @property
+    def upended(self) -> bool:
+        """Whether 16 rows at a time are made columns of a tile for the search."""
+        return self.threshold == "upend"
 
     @property
     def transposed(self) -> bool:
@@ -276,7 +281,8 @@ class StageCode:
         """How many turns of the loop that is cut say where the others should start."""
         if self.walk == "packed":
             return 16 * self.stage.bundle
-        return 16 if self.stage.tiles.loop == len(self.stage.axes) - 1 else 1
+        groups = -2 if self.upended else -1
+        return 16 if self.stage.tiles.loop == len(self.stage.axes) + groups else 1
 
     @property
     def sum_dtype(self) -> str:
