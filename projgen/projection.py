@@ -339,7 +339,8 @@ class Projection:
         """
         from projgen.shapes import example_shape
 
-        shape = example_shape(shape_or_rank) if isinstance(shape_or_rank, int) else shape_or_rank
+        is_rank = isinstance(shape_or_rank, (int, np.integer))
+        shape = example_shape(int(shape_or_rank)) if is_rank else shape_or_rank
         if not self._is_plain or arrays:
             return self._plan_tree(shape, dtype, arrays).source
         return self._compile(shape, dtype).source

@@ -235,7 +235,7 @@ def test_plan_and_source(y: Array) -> None:
     p = projgen.build(SPEC)
     assert "2 groups of 3" in str(p.plan((2, 3)))
     assert p.plan((1000, 1000)) == p.plan([1000, 1000], "float32") == p.plan((1000, 1000), "f4")
-    assert p.source((1000, 1000)) == p.source(2)
+    assert p.source((1000, 1000)) == p.source(2) == p.source(np.int64(2))
     assert "float64" in p.source(2, np.float64).splitlines()[0]
     compile(p.source((3, 4, 5)[:2]), "source", "exec")
 
