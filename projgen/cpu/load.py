@@ -8,6 +8,7 @@ entry that is there already is linked without numba, where that will do: see `ma
 
 from __future__ import annotations
 
+import gc
 import linecache
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -66,7 +67,7 @@ def load(source: str, persist: bool = True) -> Module:
         with whole, making:
             module = _loaded.get(key)
             if module is None:
-                with _no_interrupts():
+                with _no_interrupts(), _no_collections():
                     module = _loaded[key] = _load(source, key, persist)
     return module
 
@@ -89,6 +90,23 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if caught:
             handler(*caught[0])
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """What Numba makes stays, or is gone at once: to look for garbage in it takes a tenth of the
+    time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # all that is new counts as old, without being looked at
+            gc.freeze()
+            gc.unfreeze()
+        gc.enable()
 
 
 def _load(source: str, key: str, persist: bool) -> Module:
@@ -160,7 +178,14 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     sys.modules[name] = module
     try:
         with _numba_caches_in(locator):
-            exec(code, module.__dict__)
+            try:
+                with _lean():
+                    exec(code, module.__dict__)
+            except _MissingError:
+                raise
+            except Exception as error:  # of another numba than those that this was written for
+                _log.debug("compiling %s in full: %s", file, error)
+                exec(code, module.__dict__)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, AttributeError) and machine_code.is_disabled():
@@ -170,6 +195,12 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
             ) from error
         raise
     return module
+
+
+def _lean() -> AbstractContextManager[None]:
+    from projgen.cpu import compiling  # and with it numba
+
+    return compiling.lean()
 
 
 class _MissingError(Exception):
