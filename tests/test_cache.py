@@ -49,6 +49,7 @@ def project(y, x):
 PRELUDE = f"""\
 import json, os, sys, warnings
 import numpy as np
+import numpy.ma  # as a dispatcher of Numba's does when it is called, in nobody's care
 KERNEL = {KERNEL!r}
 report = {{}}
 
