@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the compiler itself is imported when something is compiled
     from projgen.cuda.compiler import Compiled as CudaCompiled
     from projgen.plan import Plan
     from projgen.pullback import Pullback
-    from projgen.reading import Ready
+    from projgen.reading import Before, Ready
     from projgen.structure import Match
     from projgen.tree_plan import TreePlan
 
@@ -42,6 +42,7 @@ class Projection:
 
     __slots__ = (
         "_backend",
+        "_before",
         "_calls",
         "_check_finite",
         "_exact",
@@ -68,6 +69,7 @@ class Projection:
     _pulls: dict[Any, PullCall]  # the ways back
     _matches: dict[Any, Match]  # of trees: for structures of this outline,
     _ready: dict[Any, Ready]  # and for arrays of these forms in them
+    _before: dict[Any, Before]  # and for these very arrays
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class Projection:
         set_(self, "_warm_start", warm_start)
         set_(self, "_walked", exact_tree(tree) if exact else tree)
         set_(self, "_is_plain", tree.is_plain)
-        for memory in ("_calls", "_pulls", "_matches", "_ready"):
+        for memory in ("_calls", "_pulls", "_matches", "_ready", "_before"):
             set_(self, memory, {})
 
     def __setattr__(self, name: str, value: object) -> None:

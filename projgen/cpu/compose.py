@@ -246,11 +246,9 @@ class Composition:
         call = self._borrow()
         try:
             total = call.up(ys, given)
-            own = radii if any(radii.strides) else radii[:1]
-            small = own.min(initial=np.inf) < Call.VANISHING
-            if small and np.any((total < Call.VANISHING) & (own < Call.VANISHING)):
+            if _vanish(total, radii):
                 raise OutOfRangeError  # squares may have vanished on the way
-            if not self._moves and (total <= own).all():
+            if not self._moves and _inside(total, radii):
                 for y, out in zip(ys, outs, strict=True):
                     if out is not None:
                         np.copyto(out, y)
@@ -312,7 +310,8 @@ class _Call:
     def up(self, ys: Sequence[Array], given: Weights) -> Radii:
         """The root's values: the norms."""
         composition = self._composition
-        if not self._serial.begin(addresses([ys[number] for number in composition.serial])):
+        serial = composition.serial
+        if serial and not self._serial.begin(addresses([ys[number] for number in serial])):
             raise OutOfRangeError
         norms: Radii
         for run in reversed(composition.apart):  # children first, the root last
@@ -345,8 +344,10 @@ class _Call:
             else:
                 joined, shares = self.values[run.number], self.shares[run.number]
                 work.end(begun, joined, shares, own, weights, found)
-        targets = [(ys[n] if (out := outs[n]) is None else out) for n in composition.serial]
-        inside = self._serial.end(addresses(targets))
+        inside: list[int] = []
+        if composition.serial:
+            targets = [(ys[n] if (out := outs[n]) is None else out) for n in composition.serial]
+            inside = self._serial.end(addresses(targets))
         for kept in inside:
             number = composition.serial[kept]
             out = outs[number]
@@ -374,6 +375,21 @@ class _Call:
             weights = part_weights(self._composition.bound, part, given)
         self._weights[run.place] = weights
         return weights
+
+
+def _vanish(norms: Radii, radii: Radii) -> bool:
+    """Whether some norm may be above its radius, and sums say otherwise."""
+    if norms.size == 1:  # plain numbers are compared in a fraction of the time
+        return max(norms.item(), radii.item()) < Call.VANISHING
+    own = radii if any(radii.strides) else radii[:1]
+    small = own.min(initial=np.inf) < Call.VANISHING
+    return bool(small and np.any((norms < Call.VANISHING) & (own < Call.VANISHING)))
+
+
+def _inside(norms: Radii, radii: Radii) -> bool:
+    if norms.size == 1:
+        return bool(norms.item() <= radii.item())
+    return bool((norms <= (radii if any(radii.strides) else radii[:1])).all())
 
 
 def part_weights(bound: BoundTree, part: Part, given: Weights) -> Array:
