@@ -222,10 +222,13 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
     return np.concatenate(parts, axis=-1)
 
 
-def leaf_weights(bound: BoundTree, place: Place, given: Mapping[str, Any]) -> Array:
-    """The same of a leaf, but float32 weights are left as they are, for kernels to read."""
-    name = place.node.weights
-    return fitted(given_to(name, given), bound.arms_of(place)[0].shape, name, single=True)
+def leaf_weights(
+    bound: BoundTree, place: Place, given: Mapping[str, Any], checked: bool = True
+) -> Array:
+    """The same of a leaf, but float32 weights are left as they are, for kernels to read; of any
+    size unless `checked`."""
+    name, shape = place.node.weights, bound.arms_of(place)[0].shape
+    return fitted(given_to(name, given), shape, name, single=True, checked=checked)
 
 
 def given_to(name: str | None, given: Mapping[str, Any], what: str = "an array of weights") -> Any:
@@ -257,8 +260,15 @@ def ordered(weights: Any, arm: BoundArm, level: int, name: str | None) -> Array:
     return np.ascontiguousarray(found.transpose(order).reshape(dims))
 
 
-def fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool = False) -> Array:
-    """Checked weights, broadcast to `shape`: float64, or if `single` float32 where they are."""
+def fitted(
+    weights: Any,
+    shape: tuple[int, ...],
+    name: str | None,
+    single: bool = False,
+    checked: bool = True,
+) -> Array:
+    """Weights, broadcast to `shape`: float64, or if `single` float32 where they are. ``checked``:
+    they are finite, and 0 or above."""
     if on_gpu(weights):
         raise TypeError(f"{quote(str(name))} has weights on a GPU, and the arrays are not there")
     array = view(detached(weights))[0]
@@ -272,7 +282,7 @@ def fitted(weights: Any, shape: tuple[int, ...], name: str | None, single: bool 
         fitted = fitted if fitted.shape == shape else np.broadcast_to(fitted, shape)
     except ValueError:
         raise misfit(name, array.shape, shape) from None
-    if array.size and not _are_weights(array if array.itemsize <= 8 else fitted):
+    if checked and array.size and not _are_weights(array if array.itemsize <= 8 else fitted):
         raise ValueError(f"{quote(str(name))} has weights that are negative or not finite")
     return fitted
 

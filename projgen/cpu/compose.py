@@ -101,7 +101,8 @@ class Run:
 
     ``number`` counts the arrays of a call, for a leaf, and the parts above them, for others.
     ``parent`` is the run that its values go to, ``at`` where along the last axis they do.
-    ``weights`` are those of its children, if the spec alone says them.
+    ``weights`` are those of its children, if the spec alone says them; ``checks_weights``: those
+    of a call are looked at by its kernels.
     """
 
     place: int
@@ -112,6 +113,7 @@ class Run:
     at: slice
     weighted: bool
     weights: Array | None = None
+    checks_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ class Composition:
                 number = numbers[part.arm.key]
                 own = None if node.groups is None else labels[node.groups]
                 leaf = LeafPart(part, ys[number], outs[number], weights, own, threads, warm)
-                self.runs.append(Run(place, part, leaf, number, parent, at, weighted))
+                checks = weighted and leaf.checks_weights
+                self.runs.append(Run(place, part, leaf, number, parent, at, weighted, None, checks))
                 return
             number, work = len(self.joined), JoinedPart(part, bound, weighted, threads, warm)
             self.joined.append(work)
@@ -316,10 +319,15 @@ class _Call:
         norms: Radii
         for run in reversed(composition.apart):  # children first, the root last
             weights, work = self._level_weights(run, given), run.work
-            if isinstance(work, LeafPart):
-                begun, norms = work.begin(ys[run.number], weights)
-            else:
-                begun, norms = work.begin(self.values[run.number], weights)
+            try:
+                if isinstance(work, LeafPart):
+                    begun, norms = work.begin(ys[run.number], weights)
+                else:
+                    begun, norms = work.begin(self.values[run.number], weights)
+            except OutOfRangeError:
+                if run.checks_weights:
+                    part_weights(composition.bound, run.part, given)
+                raise
             self._begun[run.place] = begun
             if run.parent is not None:
                 self.values[run.parent][..., run.at] = norms
@@ -372,7 +380,8 @@ class _Call:
             return None
         weights, part = run.weights, run.part
         if weights is None:
-            weights = part_weights(self._composition.bound, part, given)
+            checked = not run.checks_weights
+            weights = part_weights(self._composition.bound, part, given, checked)
         self._weights[run.place] = weights
         return weights
 
@@ -392,10 +401,11 @@ def _inside(norms: Radii, radii: Radii) -> bool:
     return bool((norms <= (radii if any(radii.strides) else radii[:1])).all())
 
 
-def part_weights(bound: BoundTree, part: Part, given: Weights) -> Array:
-    """Those of the part's last level, in the type that its kernel reads."""
+def part_weights(bound: BoundTree, part: Part, given: Weights, checked: bool = True) -> Array:
+    """Those of the part's last level, in the type that its kernel reads. `checked`: a ValueError
+    for what are no weights; those of a level above the leaves are anyway."""
     if part.arm is not None:
-        return leaf_weights(bound, part.last, given)
+        return leaf_weights(bound, part.last, given, checked)
     return level_weights(bound, part.last, part.levels[-1], given)
 
 

@@ -56,6 +56,11 @@ class GroupWays(GroupNumbers):
         return self.direct and self.lanes == 1
 
     @property
+    def checks(self) -> bool:
+        """Whether it looks for weights below 0, which it takes for values that are not finite."""
+        return self.ball.weighted and not self.huge
+
+    @property
     def over(self) -> bool:
         """Whether groups that are worked on together are projected to where they lie."""
         return self.in_place or self.crossed

@@ -122,6 +122,11 @@ class GroupCall:
         self._idle: list[cpu.Workspace] = []
 
     @property
+    def checks_weights(self) -> bool:
+        """Whether weights below 0, and what is not finite, are noticed by the kernel: `values`."""
+        return self._walk is not None and self._walk.kernel.checks
+
+    @property
     def step(self) -> cpu.Step | None:
         """For a series; None if other threads may help, or the values have another order."""
         walk = self._walk
@@ -158,7 +163,8 @@ class GroupCall:
         return work
 
     def values(self, begun: cpu.Workspace | None) -> NDArray[np.float64] | None:
-        """The value of each group, good until `begun` is ended; None if one is not finite."""
+        """The value of each group, good until `begun` is ended; None if one is not finite, or has a
+        weight below 0."""
         if self._walk is None or begun is None:
             return np.zeros(self.values_shape)
         if max(begun.desk[self._highest].tolist()) >= _INFINITE:

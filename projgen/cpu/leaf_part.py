@@ -90,6 +90,11 @@ class LeafPart:
         return Group(ball, axes[0], y.dtype.name, *ways, labels, threads, form)
 
     @property
+    def checks_weights(self) -> bool:
+        """Whether its kernels refuse weights that are none."""
+        return all(isinstance(w.kernel, Group) and w.kernel.checks_weights for w in self.walks)
+
+    @property
     def step(self) -> Step | None:
         """How to call its kernel in a series; None if that won't do."""
         return self.walks[0].kernel.step if self.straight else None

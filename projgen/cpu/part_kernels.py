@@ -25,7 +25,8 @@ Radii = NDArray[np.float64]
 
 
 class OutOfRangeError(Exception):
-    """Values that a kernel cannot add up: not finite, or beyond what its sums have room for."""
+    """Values that a kernel cannot add up: not finite, or beyond what its sums have room for; or
+    weights that are none."""
 
 
 class Chain:
@@ -132,6 +133,10 @@ class Group:
     @property
     def step(self) -> Step | None:
         return self._call.step
+
+    @property
+    def checks_weights(self) -> bool:
+        return self._call.checks_weights
 
     def pull(self, depth: int, threads: int, rescaled: bool = False) -> GroupPullCall | None:
         """What takes gradients back, with `depth` levels of the tree above; None if it is empty.
