@@ -20,6 +20,7 @@ FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
 STRIP = 128  # of these, how many are copied together
+NOTHING_BELOW = np.uint64(1 << 63)  # the bits of -0.0: those of what is below it are higher
 FEW = 1e-6  # of a group's value: a radius below that takes care
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MOST_TURNS = 200  # of a search, which ends sooner unless its weights are too far apart for float64
@@ -279,8 +280,9 @@ def solve(row, w, v, u, guess):
 
 @register_jitable(fastmath=FAST)
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
-    """The sums of the groups of a tile."""
+    """The sums of the groups of a tile. Whether a weight is below 0."""
     sums[:] = 0.0
+    most = np.uint64(0)
     y_offsets = span(index, axes[31], end)
     y_step = axes[21]
     w_offsets = span(index, axes[35], end)
@@ -311,27 +313,35 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
                 w_c = np.float64(own_0[c])
+                most = max(most, view(np.float64(own_0[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_1[c]))
                 w_c = np.float64(own_1[c])
+                most = max(most, view(np.float64(own_1[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_2[c]))
                 w_c = np.float64(own_2[c])
+                most = max(most, view(np.float64(own_2[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_3[c]))
                 w_c = np.float64(own_3[c])
+                most = max(most, view(np.float64(own_3[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_4[c]))
                 w_c = np.float64(own_4[c])
+                most = max(most, view(np.float64(own_4[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_5[c]))
                 w_c = np.float64(own_5[c])
+                most = max(most, view(np.float64(own_5[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_6[c]))
                 w_c = np.float64(own_6[c])
+                most = max(most, view(np.float64(own_6[c]), np.uint64))
                 sum += w_c * a
                 a = abs(np.float64(row_7[c]))
                 w_c = np.float64(own_7[c])
+                most = max(most, view(np.float64(own_7[c]), np.uint64))
                 sum += w_c * a
                 sums[c] = sum
             at_y += 8 * y_step
@@ -343,10 +353,12 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
                 sum = sums[c]
                 a = abs(np.float64(row_0[c]))
                 w_c = np.float64(own_0[c])
+                most = max(most, view(np.float64(own_0[c]), np.uint64))
                 sum += w_c * a
                 sums[c] = sum
             at_y += y_step
             at_w += w_step
+    return most > NOTHING_BELOW
 
 
 @intrinsic
@@ -799,7 +811,8 @@ def project(y_at, x_at, geometry, work, desk):
             begin, end = index[starts_at + m], index[starts_at + m + 1]
             sums = span(sums_lanes, 0, width)
             if not projecting:
-                measure(y, w, begin, end, base_y, base_w, width, index, axes, sums)
+                if measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
+                    highest = bits_of(np.inf)  # weights are looked at again
                 for c in range(width):
                     value = sums[c]
                     values[(first + c) * labels + m], highest = value, max(highest, bits_of(value))

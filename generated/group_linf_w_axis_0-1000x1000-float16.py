@@ -20,6 +20,7 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 1024  # groups side by side that are worked on together
+NOTHING_BELOW = np.uint64(1 << 63)  # the bits of -0.0: those of what is below it are higher
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
@@ -241,8 +242,9 @@ def unless_free(limit, w, infinity):
 
 @register_jitable(fastmath=FAST)
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
-    """The bits of the largest of the groups of a tile."""
+    """The bits of the largest of the groups of a tile. Whether a weight is below 0."""
     tops[:] = 0
+    most = np.uint64(0)
     y_offsets = span(index, axes[31], end)
     y_step = axes[21]
     w_offsets = span(index, axes[35], end)
@@ -272,27 +274,35 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
                 top = tops[c]
                 a = abs(np.float64(widen(row_0[c])))
                 w_c = np.float64(own_0[c])
+                most = max(most, view(np.float64(own_0[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_1[c])))
                 w_c = np.float64(own_1[c])
+                most = max(most, view(np.float64(own_1[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_2[c])))
                 w_c = np.float64(own_2[c])
+                most = max(most, view(np.float64(own_2[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_3[c])))
                 w_c = np.float64(own_3[c])
+                most = max(most, view(np.float64(own_3[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_4[c])))
                 w_c = np.float64(own_4[c])
+                most = max(most, view(np.float64(own_4[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_5[c])))
                 w_c = np.float64(own_5[c])
+                most = max(most, view(np.float64(own_5[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_6[c])))
                 w_c = np.float64(own_6[c])
+                most = max(most, view(np.float64(own_6[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 a = abs(np.float64(widen(row_7[c])))
                 w_c = np.float64(own_7[c])
+                most = max(most, view(np.float64(own_7[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 tops[c] = top
             at_y += 8 * y_step
@@ -304,10 +314,12 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
                 top = tops[c]
                 a = abs(np.float64(widen(row_0[c])))
                 w_c = np.float64(own_0[c])
+                most = max(most, view(np.float64(own_0[c]), np.uint64))
                 top = max(top, view(np.float64(w_c * a), np.int64) & MAGNITUDE)
                 tops[c] = top
             at_y += y_step
             at_w += w_step
+    return most > NOTHING_BELOW
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
@@ -424,7 +436,8 @@ def project(y_at, x_at, geometry, work, desk):
             level = span(level_lanes, 0, width)
             if not projecting:
                 found = span(memory, slots_at + (outer * pieces + part) * extent + past, width) if slots_size > 0 else span(values, first, width)
-                measure(y, w, begin, end, base_y, base_w, width, index, axes, run, view(sums, np.int64))
+                if measure(y, w, begin, end, base_y, base_w, width, index, axes, run, view(sums, np.int64)):
+                    highest = bits_of(np.inf)  # weights are looked at again
                 for c in range(width):
                     value = sums[c]
                     found[c], highest = value, max(highest, bits_of(value))

@@ -893,3 +893,41 @@ def test_weights_are_looked_at_in_the_type_that_is_read() -> None:
     if np.finfo(np.longdouble).max > np.finfo(np.float64).max:
         with pytest.raises(ValueError, match="negative or not finite"):
             p(y, 1.5, w=np.full(3, np.longdouble("1e4000")))
+
+
+BAD = (-1e-30, -np.inf, np.inf, np.nan)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("labels", ["", ", groups=q"])
+def test_what_is_no_weight_is_found_wherever_it_is(norm: str, axis: int, labels: str) -> None:
+    """By the kernel, which is not asked to look for -0.0, a weight like 0."""
+    rng = np.random.default_rng(axis)
+    p = projgen.build(f"l1({norm}(axis={axis}{labels}, w=w))")
+    given = {"q": np.arange(70 if axis == 1 else 66) % 3} if labels else {}
+    with rehearsals():
+        for dtype, own, order in (
+            ("f4", "f4", "C"),
+            ("f8", "f8", "F"),
+            ("f4", "f8", "C"),
+            ("f2", "f4", "C"),
+        ):
+            y = np.asarray(rng.standard_normal((66, 70)), dtype, order=order)
+            w = np.asarray(rng.uniform(0.1, 1, y.shape), own, order=order)
+            out = np.full_like(y, 7)
+            for bad in BAD:
+                i, j = rng.integers(66), rng.integers(70)
+                y[i, j], w[i, j], good = 0, bad, w[i, j]
+                with pytest.raises(ValueError, match="'w' has weights that are negative or not"):
+                    p(y, 1.0, out=out, w=w, **given)
+                w[i, j] = good
+            assert np.all(out == 7)
+            narrow = np.asarray(rng.uniform(0.1, 1, 70), own)
+            narrow[69] = -1
+            with pytest.raises(ValueError, match="'w' has weights that are negative or not"):
+                p(y, 1.0, out=out, w=narrow, **given)
+            w[3, 5], w[60, 69] = 0, 0
+            wanted = p(y, 1.0, w=w, **given)
+            w[3, 5], w[60, 69] = -0.0, -0.0
+            np.testing.assert_array_equal(p(y, 1.0, w=w, **given), wanted)

@@ -251,3 +251,24 @@ def test_a_group_beside_a_far_larger_one(spec: str, order: Any) -> None:
         expected = projgen.build(spec, backend="numpy")(y, 1.0, w=w)
         x = projgen.project(y, spec, 1.0, w=w)
         np.testing.assert_allclose(np.delete(x, 2, 0), np.delete(expected, 2, 0), atol=1e-12)
+
+
+def test_labels_weights_and_shapes_that_change_where_they_lie() -> None:
+    p = projgen.build("l1(l2(axis=1, groups=q))")
+    y, q = _normal(4, 6), np.array([0, 0, 1, 1, 2, 2])
+    out = np.empty_like(y)
+    p(y, 1.0, out=out, q=q)
+    q[:] = 0, 1, 2, 0, 1, 2
+    p(y, 1.0, out=out, q=q)
+    np.testing.assert_array_equal(out, p(y.copy(), 1.0, q=q.copy()))
+    q[0] = -1
+    with pytest.raises(ValueError, match="negative label"):
+        p(y, 1.0, out=out, q=q)
+    p = projgen.build("l1(l2(axis=1), w=w)")
+    y, w = _normal(4, 6), np.arange(4.0)
+    p(y, 1.0, w=w)
+    w[2] = 7.0
+    np.testing.assert_array_equal(p(y, 1.0, w=w), p(y.copy(), 1.0, w=w.copy()))
+    y.resize((2, 6), refcheck=False)
+    w.resize(2, refcheck=False)
+    np.testing.assert_array_equal(p(y, 1.0, w=w), p(y.copy(), 1.0, w=w.copy()))
