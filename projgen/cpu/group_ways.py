@@ -17,7 +17,7 @@ class GroupWays(GroupNumbers):
     of them, and is worked on where it lies. ``ranked``: of l0, how many values each group has,
     where they are so few that all are compared with each other, in many groups at a time.
     ``spread``: labelled elements are read in the array's order, of ``lanes`` rows
-    together. ``stripped``: the groups of a tile, whose values are found where they lie, are
+    together. ``stripped``: so many groups of a tile, whose values are found where they lie, are
     projected as rows; or so many of them, ``surveyed``, are copied as they lie and searched for
     their levels together. ``crossed``: labelled elements lie in rows, which are turned into a
     tile's columns and back. ``huge``: groups are so few and long that the threads share each of
@@ -31,7 +31,7 @@ class GroupWays(GroupNumbers):
     direct: bool = False
     ranked: int = 0
     spread: bool = False
-    stripped: bool = False
+    stripped: int = 0
     surveyed: int = 0
     crossed: bool = False
     huge: bool = False
@@ -73,13 +73,13 @@ class GroupWays(GroupNumbers):
     @property
     def gathers(self) -> bool:
         """Whether groups are copied, projected, and copied back."""
-        return self.stripped or not (self.direct or self.ranked or self.spread)
+        return self.stripped > 0 or not (self.direct or self.ranked or self.spread)
 
     @property
     def strip(self) -> int:
         """How many groups are copied together."""
-        if self.surveyed:
-            return self.surveyed
+        if self.surveyed or self.stripped:
+            return self.surveyed or self.stripped
         return LANES if self.gathers and self.lanes > 1 else 1
 
     @property
@@ -123,7 +123,7 @@ class GroupWays(GroupNumbers):
     @property
     def searches(self) -> bool:
         """Whether the levels of a tile are searched for together."""
-        return self.guesses and self.abreast and not self.stripped and self.surveyed == 0
+        return self.guesses and self.abreast and self.stripped == self.surveyed == 0
 
     @property
     def drafts(self) -> bool:

@@ -15,6 +15,7 @@ from projgen.loops import Loop, Offsets, merged, sums
 LANES = 16  # of float32 a cache line, and of float64 two: what is turned into rows together
 ABREAST = 256  # groups that are worked on together where they lie: fewer leave short inner loops
 COPIED = 1 << 17  # elements, about, of groups that are copied together
+STRIP = 64  # groups, at most, that are turned into rows together: four cache lines of each row
 CROSSED = 64  # rows that are turned into columns together
 RANKED = 16  # values: among so few, which are the largest is found by comparing each with each
 BESIDE = 8  # rows of labelled elements that are read together, by squares
@@ -116,7 +117,7 @@ class Form(NamedTuple):
     direct: bool = False
     ranked: int = 0
     spread: bool = False
-    stripped: bool = False
+    stripped: int = 0
     surveyed: int = 0
     crossed: bool = False
     huge: bool = False
@@ -249,16 +250,16 @@ def _form(
     if tiled:
         swept = ball.norm in ("l1", "l2", "linf") and (not weighted or lane["w"] in (0, 1))
         rooted = ball.closed and not (weighted or halves) and (labels is not None or size < LONG)
-        direct = swept or rooted or (ball.norm == "simplex" and labels is None)
+        alone = ball.norm in ("simplex", "l0") and labels is None
+        direct = swept or rooted or alone
         ranked = _ranked(ball, loops, labels)
         if ranked:
             return Form(ABREAST, frozenset(), False, ranked, tiled=True, beside=beside)
         searches = ball.norm == "l1" or (ball.norm == "l2" and weighted)
         long = direct and searches and labels is None and size >= LONG
-        surveyed = 0
-        if long and weighted and not halves:
-            surveyed = min(ABREAST, max(LANES, COPIED // size // LANES * LANES))
-        stripped = (long and not surveyed) or (direct and ball.norm == "simplex")
+        together = max(LANES, COPIED // size // LANES * LANES)
+        surveyed = min(ABREAST, together) if long and weighted and not halves else 0
+        stripped = min(STRIP, together) if alone or (long and not surveyed) else 0
         lanes = ABREAST if direct else LANES
         way = Form(lanes, beside, direct, stripped=stripped, tiled=True, beside=beside)
         return way._replace(surveyed=surveyed)
