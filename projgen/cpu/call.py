@@ -247,8 +247,8 @@ class Call:
         )
         if not self._followers:
             return int(self._entry(*arguments))
-        share = sharing.choose()
         started = perf_counter()
+        share = sharing.choose(started)
         verdict = team().run((self._address, *arguments), self._followers) if share else None
         if verdict is None:  # alone, or the team is at work on another call
             share, verdict = False, int(self._entry(*arguments))
@@ -264,7 +264,8 @@ def run_shared(
     if not followers:
         entry(*arguments)
         return
-    share, started = sharing.choose(), perf_counter()
+    started = perf_counter()
+    share = sharing.choose(started)
     shared = share and team().run((address, *arguments), followers) is not None  # type: ignore[arg-type]
     if not shared:  # alone, or the team is at work on another call
         entry(*arguments)

@@ -1,7 +1,9 @@
 """Whether a kernel's calls are quicker shared with the team or alone: found out by trying.
 
-Sizes do not tell. The other processors may be busy, asleep, or far from this one's cache; a call
-may come alone or be one of many in a row. Results are the same either way, to the bit.
+Sizes do not tell. The other processors may be busy, asleep, or far from this one's cache. Calls in
+a row find threads awake and values in caches, those after a pause do not: for these to be woken may
+take longer than the call. So what is known of the ones says nothing of the others. Results are the
+same either way, to the bit.
 """
 
 from __future__ import annotations
@@ -10,11 +12,34 @@ RUN = 3  # calls of one kind in a row: the first wakes threads, and moves values
 TRIES = 2 * RUN  # calls that try both ways at first
 PATIENT = 16  # calls from one look at the slower way to the next; doubles while nothing changes
 PATIENCE = 1024  # and stops doubling here
-WEIGHT = 0.25  # of the latest call in the running average of its kind
+WEIGHT = 0.25  # of the latest call in the running average of its way
+PAUSE = 200e-6  # seconds between calls that are not in a row: as long as followers have patience
 
 
 class Sharing:
     """What is known of the calls of one kernel. Not exact if threads learn at once; never wrong."""
+
+    __slots__ = ("_ended", "_kind", "_kinds", "_started")
+
+    def __init__(self) -> None:
+        self._kinds = Ways(), Ways()  # of calls in a row, and of those after a pause
+        self._kind = self._kinds[1]
+        self._started = self._ended = float("-inf")
+
+    def choose(self, started: float) -> bool:
+        """Whether to share a call that starts now, by the clock."""
+        self._started = started
+        self._kind = self._kinds[started - self._ended > PAUSE]
+        return self._kind.choose()
+
+    def learn(self, shared: bool, seconds: float) -> None:
+        """It took so long."""
+        self._ended = self._started + seconds
+        self._kind.learn(shared, seconds)
+
+
+class Ways:
+    """What is known of one kind of calls, shared and alone."""
 
     __slots__ = ("_calls", "_look", "_nth", "_other", "_pause", "_seconds")
 
