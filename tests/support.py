@@ -339,7 +339,7 @@ def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
         tile[size // bundle * group :][: rows.size] = rows.ravel()
 
     def deal(row: Array, group: int, tile: Array) -> None:
-        pitch = max(64, 2048 // size // 16 * 16)
+        pitch = _bundles(size, tile)
         for j in range(size):
             tile[pitch * j + group :][:16] = row[size * group + j :: size][:16]
 
@@ -363,7 +363,7 @@ def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
 
     def sort(tile: Array, at: int) -> None:
         lanes = np.arange((64 if size < 16 else 32) // tile.itemsize)
-        pitch = bundle * max(64, 2048 // (size * bundle) // 16 * 16)
+        pitch = bundle * _bundles(size * bundle, tile)
         cells = at + pitch * np.arange(size + 1)[:, None] + lanes
         descending = -np.sort(-magnitude(np.asarray(tile[cells[:-1]])), axis=0)
         radii, counts = (
@@ -381,6 +381,12 @@ def _intrinsic(made: Any = None, **options: Any) -> Callable[..., Any]:
         tile[cells[-1]] = t
 
     return {"spread": spread, "deal": deal, "survey": survey, "sort": sort}[name]
+
+
+def _bundles(size: int, tile: Array) -> int:
+    """How many bundles of `size` values a tile has."""
+    values = 8192 // tile.itemsize
+    return max(values // 32, values // size // 16 * 16)
 
 
 def _folding(fold: Callable[[Any, Any], Any]) -> Callable[..., None]:

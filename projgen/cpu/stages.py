@@ -320,9 +320,10 @@ class StageCode:
 
     @property
     def bundles(self) -> int:
-        """How many bundles of packed groups, or columns to sort, a tile has: a few thousand values,
-        which are in the first-level cache."""
-        return max(64, 2048 // self.bundled // 16 * 16)
+        """How many bundles of packed groups, or columns to sort, a tile has: a few thousand bytes,
+        which are in the first-level cache beside what is read and written."""
+        values = 8192 // ITEMSIZE[self.dtype]
+        return max(values // 32, values // self.bundled // 16 * 16)
 
     @property
     def exchanges(self) -> tuple[tuple[int, int], ...]:
