@@ -7,7 +7,7 @@ and whether results may be written.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Ready:
 
     ``reaches`` are where the bytes of each array begin and end, from its first element;
     ``out_reaches`` those of the results. ``in_place``: each result goes to its own array.
+    ``labels`` are the bytes of those that were given.
     ``apart`` are addresses of arrays and results that are not near one another.
     ``made`` is the backend's: what it has made ready.
     """
@@ -41,6 +42,7 @@ class Ready:
     reaches: list[tuple[int, int]]
     out_reaches: list[tuple[int, int]]
     in_place: bool = False
+    labels: Mapping[str, bytes] = field(default_factory=dict)
     apart: tuple[list[int], list[int]] | None = None
     made: Any = None
 
@@ -86,7 +88,7 @@ class Before:
     """A call that was given NumPy arrays alone, one of them to project: all that holds of a call
     with the same ones, which have not moved.
 
-    It keeps none of them. ``labels`` are the bytes of those: they may have changed since.
+    It keeps none of them. Labels are compared with those that it had: they may have changed since.
     """
 
     ready: Ready
@@ -95,15 +97,15 @@ class Before:
     starts: list[int]
     key: Key
     wraps: list[Wrap]
-    labels: Mapping[str, bytes]
     shapes: Hashable
 
     def again(self, y: Any, named: Mapping[str, Any], out: Any) -> Reading | None:
         """What `read` would give; None if it has to look."""
         if _facts(y, named, out) != (self.names, self.forms, self.starts):
             return None
-        labels = {name: np.ascontiguousarray(named[name], np.int64) for name in self.labels}
-        if any(own.tobytes() != self.labels[name] for name, own in labels.items()):
+        known = self.ready.labels
+        labels = {name: np.ascontiguousarray(named[name], np.int64) for name in known}
+        if any(own.tobytes() != known[name] for name, own in labels.items()):
             return None
         operands = OnHost()
         operands.arrays[self.key] = y
@@ -200,8 +202,7 @@ def read(
     if projects and on_host and given is own:
         facts = _facts(y, named, out)
         if facts is not None:
-            labels = {name: each.tobytes() for name, each in given.labels.items()}
-            before = Before(ready, *facts, place.key, wraps, labels, given.shapes)
+            before = Before(ready, *facts, place.key, wraps, given.shapes)
             remember(projection._before, (id(y), id(out)), before)
     return Reading(ready, operands, wraps, outs, given)
 
@@ -238,7 +239,9 @@ def _checked(
         with _Naming("out ") as naming:
             for naming.leaf in place.arms:
                 operands.check_out(naming.leaf)
-    return Ready(bound, [_reach(array) for array in arrays], [_reach(x) for x in targets])
+    reaches, out_reaches = [_reach(array) for array in arrays], [_reach(x) for x in targets]
+    labels = {name: own.tobytes() for name, own in given.labels.items()}
+    return Ready(bound, reaches, out_reaches, labels=labels)
 
 
 def remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
