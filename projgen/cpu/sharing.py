@@ -8,12 +8,14 @@ same either way, to the bit.
 
 from __future__ import annotations
 
-RUN = 3  # calls of one kind in a row: the first wakes threads, and moves values between caches
+from projgen.cpu import pool
+
+RUN = 3  # calls that try one way in turn: the first wakes threads, and moves values between caches
 TRIES = 2 * RUN  # calls that try both ways at first
 PATIENT = 16  # calls from one look at the slower way to the next; doubles while nothing changes
 PATIENCE = 1024  # and stops doubling here
 WEIGHT = 0.25  # of the latest call in the running average of its way
-PAUSE = 200e-6  # seconds between calls that are not in a row: as long as followers have patience
+PAUSE = pool.PATIENCE  # seconds: after a call that comes later than this, followers sleep
 
 
 class Sharing:
@@ -41,13 +43,13 @@ class Sharing:
 class Ways:
     """What is known of one kind of calls, shared and alone."""
 
-    __slots__ = ("_calls", "_look", "_nth", "_other", "_pause", "_seconds")
+    __slots__ = ("_calls", "_look", "_nth", "_other", "_patience", "_seconds")
 
     def __init__(self) -> None:
         self._seconds: dict[bool, float] = {}
         self._calls = 0
         self._nth = 0  # of a run: which call this is
-        self._pause = PATIENT
+        self._patience = PATIENT
         self._look = TRIES + PATIENT  # the call that looks at the slower way again
         self._other = True
 
@@ -64,8 +66,8 @@ class Ways:
             self._other = not self.pays
         self._nth = since
         if since >= RUN - 1:
-            self._pause = min(2 * self._pause, PATIENCE)
-            self._look = self._calls + self._pause
+            self._patience = min(2 * self._patience, PATIENCE)
+            self._look = self._calls + self._patience
         return self._other
 
     def learn(self, shared: bool, seconds: float) -> None:
@@ -80,7 +82,7 @@ class Ways:
             # A thread that was interrupted says little: several in a row do.
             self._seconds[shared] = known + WEIGHT * (min(seconds, 2 * known) - known)
         if self.pays != paid:
-            self._pause = PATIENT
+            self._patience = PATIENT
             self._look = self._calls + PATIENT
 
     @property
