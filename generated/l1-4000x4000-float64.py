@@ -16,7 +16,7 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LARGEST = 1.7976931348623157e308  # finite number
-STRETCH = 64  # values that are worked on while those that lie ahead are asked for
+STRETCH = 64  # values that are worked on while those that lie ahead are asked for, and poured together
 LINE = 64  # bytes of a cache line
 
 
@@ -275,8 +275,8 @@ def pour(typing_context, made, run, start):
 
 @intrinsic
 def settle(typing_context):
-    """What this thread has poured is seen by all that see what it stores from now on. (Elsewhere than
-    on x86, the desk sees to that.)
+    """What this thread has poured is seen by all that see what it stores from now on. (Elsewhere
+    than on x86, what orders other stores orders these.)
     """
 
     def codegen(context, builder, signature, args):

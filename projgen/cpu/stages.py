@@ -40,7 +40,8 @@ class StageCode:
 
     @property
     def rows(self) -> int:
-        """How many rows of columns are read together: more streams, when they come from afar."""
+        """How many rows of columns are read together: more streams, when they come from afar; of
+        maxima, half as many took less time."""
         if not self.stage.shared:  # a small level, where a short function counts for more
             return 1
         return (8 if self.bitwise else 16) if self.streamed else 4
