@@ -20,7 +20,7 @@ FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 256  # groups side by side that are worked on together
 STRIP = 128  # of these, how many are copied together
-NOTHING_BELOW = np.uint64(1 << 63)  # the bits of -0.0: those of what is below it are higher
+MINUS_ZERO = np.uint64(1 << 63)  # its bits: those of weights below it are higher
 FEW = 1e-6  # of a group's value: a radius below that takes care
 NEAR = 2e-7  # a step up, by t, after which the error is beyond float32
 MOST_TURNS = 200  # of a search, which ends sooner unless its weights are too far apart for float64
@@ -280,7 +280,7 @@ def solve(row, w, v, u, guess):
 
 @register_jitable(fastmath=FAST)
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
-    """The sums of the groups of a tile. Whether a weight is below 0."""
+    """The sums of the groups of a tile. Returns whether a weight is below 0."""
     sums[:] = 0.0
     most = np.uint64(0)
     y_offsets = span(index, axes[31], end)
@@ -358,7 +358,7 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, sums):
                 sums[c] = sum
             at_y += y_step
             at_w += w_step
-    return most > NOTHING_BELOW
+    return most > MINUS_ZERO
 
 
 @intrinsic

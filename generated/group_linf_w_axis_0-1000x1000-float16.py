@@ -20,7 +20,7 @@ from numba.extending import intrinsic, register_jitable
 FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 FINITE = FAST | {"nnan"}  # where input has passed the check
 LANES = 1024  # groups side by side that are worked on together
-NOTHING_BELOW = np.uint64(1 << 63)  # the bits of -0.0: those of what is below it are higher
+MINUS_ZERO = np.uint64(1 << 63)  # its bits: those of weights below it are higher
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)  # all of a float's bits but its sign
 
 
@@ -242,7 +242,7 @@ def unless_free(limit, w, infinity):
 
 @register_jitable(fastmath=FAST)
 def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
-    """The bits of the largest of the groups of a tile. Whether a weight is below 0."""
+    """The bits of the largest of the groups of a tile. Returns whether a weight is below 0."""
     tops[:] = 0
     most = np.uint64(0)
     y_offsets = span(index, axes[31], end)
@@ -319,7 +319,7 @@ def measure(y, w, begin, end, base_y, base_w, width, index, axes, run, tops):
                 tops[c] = top
             at_y += y_step
             at_w += w_step
-    return most > NOTHING_BELOW
+    return most > MINUS_ZERO
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")

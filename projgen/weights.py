@@ -225,8 +225,8 @@ def level_weights(bound: BoundTree, place: Place, level: int, given: Mapping[str
 def leaf_weights(
     bound: BoundTree, place: Place, given: Mapping[str, Any], checked: bool = True
 ) -> Array:
-    """The same of a leaf, but float32 weights are left as they are, for kernels to read; of any
-    size unless `checked`."""
+    """The same of a leaf, but float32 weights are left as they are, for kernels to read; not
+    looked at unless `checked`."""
     name, shape = place.node.weights, bound.arms_of(place)[0].shape
     return fitted(given_to(name, given), shape, name, single=True, checked=checked)
 

@@ -160,6 +160,10 @@ class GroupKernel(GroupWays):
         x = self.element(x)
         return f"max({x}, np.float32(0))" if self.ball.nonneg else f"abs({x})"
 
+    def bits_of_weight(self, w: str) -> str:
+        """A weight's bits as a number: those of all that are below 0 are higher than others'."""
+        return f"view(np.{self.weight_dtype}({w}), np.u{self.weight_bits})"
+
     def store(self, value: str, x: str) -> str:
         """What is written for a projected `value` of element `x`."""
         signed = value if self.always else f"math.copysign({value}, {self.element(x)})"

@@ -78,9 +78,7 @@ class GroupWays(GroupNumbers):
     @property
     def strip(self) -> int:
         """How many groups are copied together."""
-        if self.surveyed or self.stripped:
-            return self.surveyed or self.stripped
-        return LANES if self.gathers and self.lanes > 1 else 1
+        return self.surveyed or self.stripped or (LANES if self.gathers and self.lanes > 1 else 1)
 
     @property
     def dealt(self) -> bool:
