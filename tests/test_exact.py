@@ -140,8 +140,13 @@ CHAINS = [
     "l1(linf)", "l1(linf(axis=0))", "l1(linf(axis=(0, 2)), axis=1)", "l1(linf(axis=1), axis=2)",
     "l1(linf(linf))", "l1(linf(axis=0), axis=2)", "l1(linf(axis=2), axis=(0, 1))",
 ]  # fmt: skip
-TINY = {"BLOCK_BYTES": 256, "MAX_BLOCKS": 7, "SHARED_VALUES": 8, "STREAMED_BYTES": 2000}
-TINY["STRETCH_BYTES"] = 64
+TINY = {
+    "BLOCK_BYTES": 256,
+    "MAX_BLOCKS": 7,
+    "SHARED_VALUES": 8,
+    "STREAMED_BYTES": 2000,
+    "STRETCH_BYTES": 64,
+}
 
 
 @settings(max_examples=80)
