@@ -19,7 +19,7 @@ def refusals() -> dict[str, Refusal]:
     pair = projgen.build("l1(linf, l2)")
     model = projgen.build('l1(linf(axis=1) @ "*.weight", l2 @ "*.bias")')
     params = {"fc.weight": enc, "fc.bias": bias}
-    weighted = projgen.build("l1(linf(axis=1), w=importance)")
+    weighted = projgen.build("l1(linf(axis=1), w=price)")
     grouped = projgen.build("l1(linf(axis=1, groups=families))")
     count = projgen.build("l0(k=2, l2(axis=1))")
     whole = np.ones((4, 4))
@@ -43,8 +43,8 @@ def refusals() -> dict[str, Refusal]:
         "an array for a sequence": lambda: pair(whole, 1.0),
         "a sequence too long": lambda: pair([enc, dec, bias], 1.0),
         "a dict for a leaf": lambda: two({"enc": {"weight": enc}, "dec": dec}, 1.0),
-        "a dict for one array": lambda: weighted({"a": enc}, 1.0, importance=bias),
-        "a list for one array": lambda: weighted([enc], 1.0, importance=bias),
+        "a dict for one array": lambda: weighted({"a": enc}, 1.0, price=bias),
+        "a list for one array": lambda: weighted([enc], 1.0, price=bias),
         "a list for a leaf": lambda: two({"enc": enc.tolist(), "dec": dec}, 1.0),
         "an array for patterns": lambda: model(enc, 1.0),
         "nothing matches": lambda: model({"fc.weights": enc, "fc.bias": bias}, 1.0),
@@ -78,11 +78,11 @@ def refusals() -> dict[str, Refusal]:
         "a vector of radii": lambda: two({"enc": enc, "dec": dec}, [1.0, 2.0]),
         "a radius and a count": lambda: count(enc, 1.0),
         "no weights": lambda: weighted(enc, 1.0),
-        "weights of a wrong shape": lambda: weighted(enc, 1.0, importance=np.ones(4)),
-        "negative weights": lambda: weighted(enc, 1.0, importance=-bias),
-        "weights that are NaN": lambda: weighted(enc, 1.0, importance=bias * np.nan),
-        "weights that are words": lambda: weighted(enc, 1.0, importance=["a", "b", "c"]),
-        "another name": lambda: weighted(enc, 1.0, importance=bias, weights=bias),
+        "weights of a wrong shape": lambda: weighted(enc, 1.0, price=np.ones(4)),
+        "negative weights": lambda: weighted(enc, 1.0, price=-bias),
+        "weights that are NaN": lambda: weighted(enc, 1.0, price=bias * np.nan),
+        "weights that are words": lambda: weighted(enc, 1.0, price=["a", "b", "c"]),
+        "another name": lambda: weighted(enc, 1.0, price=bias, weights=bias),
         "a name for a chain": lambda: projgen.build("l1(linf)")(enc, 1.0, w=bias),
         "weights for no child": lambda: projgen.build("l1(a=linf, b=l2, w=ws)")(
             {"a": enc, "b": bias}, 1.0, ws={"a": 1.0, "b": 2.0, "c": 3.0}
