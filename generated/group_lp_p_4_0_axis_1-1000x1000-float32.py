@@ -92,7 +92,10 @@ def replaced(typing_context, a, b, order):
 
     def codegen(context, builder, signature, args):
         a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, signature.args))
-        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_signed
+        if isinstance(kind, types.Float):
+            compare = builder.fcmp_ordered
+        else:
+            compare = builder.icmp_signed if kind.signed else builder.icmp_unsigned
         return builder.select(compare(order, b, a), b, a)
 
     return kind(a, b), codegen

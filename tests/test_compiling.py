@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 
+import numba
 import pytest
 from numba import extending
 from numba.core.codegen import JITCodeLibrary
@@ -80,6 +81,21 @@ def test_numba_is_left_as_it_was() -> None:
         finally:
             gc.enable()
     assert extending.register_jitable is register
+
+
+def test_functions_of_others_are_compiled_as_ever() -> None:
+    """Of a thread that imports `register_jitable` while a kernel is compiled."""
+    with compiling.lean("projgen_kernel_of_tests"):
+        from numba.extending import register_jitable
+
+    @register_jitable
+    def told(x):  # type: ignore[no-untyped-def]
+        if x < 0:
+            raise ValueError("below 0", x)
+        return x
+
+    with pytest.raises(ValueError, match="below 0"):
+        numba.njit(lambda x: told(x))(-1)
 
 
 def test_linear_algebra_is_there_for_those_who_ask() -> None:

@@ -931,3 +931,31 @@ def test_what_is_no_weight_is_found_wherever_it_is(norm: str, axis: int, labels:
             wanted = p(y, 1.0, w=w, **given)
             w[3, 5], w[60, 69] = -0.0, -0.0
             np.testing.assert_array_equal(p(y, 1.0, w=w, **given), wanted)
+
+
+SWEEPS = ["l1(axis=0", "l1(axis=1", "linf(axis=1, groups=q", "l2(axis=0", "linf(axis=0"]
+
+
+@pytest.mark.parametrize(
+    "level", [s if i < 3 else pytest.param(s, marks=pytest.mark.slow) for i, s in enumerate(SWEEPS)]
+)
+def test_compiled_sweeps_find_what_is_no_weight(level: str) -> None:
+    """In calls after the first, whose weights are looked at before there is a kernel."""
+    p = projgen.build(f"l1({level}, w=w))")
+    given = {"q": np.arange(40) % 3} if "groups" in level else {}
+    y = np.random.default_rng(5).standard_normal((48, 40)).astype(np.float32)
+    w, out = np.ones(y.shape, np.float32), np.full_like(y, 7)
+    kept = p(y, 1.0, w=w, **given)
+    for i, j, bad in ((0, 0, -1.0), (47, 39, -1e-30), (20, 7, -1e30), (3, 33, np.nan)):
+        for weights in (w, w.copy()):
+            weights[i, j] = bad
+            with pytest.raises(ValueError, match="'w' has weights that are negative or not"):
+                p(y, 1.0, out=out, w=weights, **given)
+        w[i, j] = 1
+    assert np.all(out == 7)
+    np.testing.assert_array_equal(p(y, 1.0, w=w, **given), kept)
+    w[:, 5] = 0
+    free = p(y, 1.0, w=w, **given)
+    w[:, 5] = -0.0
+    np.testing.assert_array_equal(p(y, 1.0, w=w, **given), free)
+    np.testing.assert_array_equal(free[:, 5], y[:, 5])

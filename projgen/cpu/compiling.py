@@ -42,14 +42,22 @@ class _Callee(Compiler):
 
 
 @contextmanager
-def lean() -> Iterator[None]:
-    """For modules that are executed meanwhile, and import `register_jitable`."""
+def lean(module: str) -> Iterator[None]:
+    """For the functions of a module that is executed meanwhile, and imports `register_jitable`.
+
+    Other threads may import it meanwhile as well: for what they register, nothing changes.
+    """
     _import_arrays()
     register = extending.register_jitable
 
     def registered(*function: Callable[..., Any], **options: Any) -> Any:
-        options |= {"pipeline_class": _Callee, "no_cfunc_wrapper": True}
-        return register(**options)(*function) if function else register(**options)
+        def decorate(function: Callable[..., Any]) -> Any:
+            given = dict(options)
+            if function.__module__ == module:
+                given |= {"pipeline_class": _Callee, "no_cfunc_wrapper": True}
+            return register(**given)(function) if given else register(function)
+
+        return decorate(*function) if function else decorate
 
     extending.register_jitable = registered
     try:

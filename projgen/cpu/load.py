@@ -179,7 +179,7 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     try:
         with _numba_caches_in(locator):
             try:
-                with _lean():
+                with _lean(name):
                     exec(code, module.__dict__)
             except _MissingError:
                 raise
@@ -197,10 +197,10 @@ def _execute(source: str, key: str, file: str, locator: _Locator | None = None) 
     return module
 
 
-def _lean() -> AbstractContextManager[None]:
+def _lean(module: str) -> AbstractContextManager[None]:
     from projgen.cpu import compiling  # and with it numba
 
-    return compiling.lean()
+    return compiling.lean(module)
 
 
 class _MissingError(Exception):
