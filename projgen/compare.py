@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Subject:
 
     ``owners`` has the level that reduces each axis, or `BATCH`; ``sources`` the axes of the array
     that they come from (an axis that is cut into blocks is two). ``whole`` is that array's shape.
+    ``labelled`` says, of a level, which of its groups have entries, if there may be others.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Subject:
     whole: tuple[int, ...]
     depth: int
     block: int = measure.BLOCK
+    labelled: Callable[[int], Array] | None = None
 
     def axes(self, first: int, last: int) -> tuple[int, ...]:
         """The axes of the levels from `first` to `last`."""
@@ -53,6 +55,12 @@ class Subject:
         """Which groups of a level are not all zero, from those of the leaf: along its axes."""
         found = np.any(leaf, axis=self.axes(level, self.depth - 2), keepdims=True)
         return np.asarray(np.squeeze(found, axis=self.axes(level, self.depth)))
+
+    def filled(self, level: int) -> Array:
+        """Which groups of a level have entries: along its axes, as `alive`."""
+        if self.labelled:
+            return self.labelled(level)
+        return np.ones([self.y.shape[axis] for axis in self.axes(BATCH, level - 1)], bool)
 
     def by_entry(self, level: int, groups: Array) -> Array:
         """The groups of a level with one axis for the batch and one for the levels above."""
@@ -205,32 +213,34 @@ def summarise(
 def _level_info(
     level: Level, subjects: Sequence[Subject], found: Sequence[Changes], by_entry: Any
 ) -> LevelInfo:
-    def masks(leaves: Sequence[Array]) -> Iterator[Array]:
-        """Of each place, the groups: those of all its arrays are the same."""
-        for place in level.places:
-            each = [
-                subjects[i].by_entry(level.level, subjects[i].alive(level.level, leaves[i]))
-                for i in place
-            ]
-            yield np.logical_or.reduce(each)
+    def counts(groups: Callable[[int], Array]) -> Array:
+        """How many groups of each batch entry `groups` has, which it says for each array: those of
+        all arrays of a place are the same."""
+        masks = [
+            np.logical_or.reduce([subjects[i].by_entry(level.level, groups(i)) for i in place])
+            for place in level.places
+        ]
+        return np.asarray(sum(np.count_nonzero(mask, axis=1) for mask in masks))
 
-    after = list(masks([changes.alive for changes in found]))
-    before = list(masks([changes.alive_before for changes in found]))
-    along, alive = None, None
+    along, alive, filled = None, None, None
     if len(level.places) == len(level.places[0]) == 1:
         (i,) = level.places[0]
         along = tuple(
             subjects[i].sources[axis] for axis in subjects[i].axes(BATCH, level.level - 1)
         )
         alive = subjects[i].alive(level.level, found[i].alive)
+        filled = subjects[i].filled(level.level)
     return LevelInfo(
         norm=level.node.norm,
         name=level.node.name or level.node.pattern or "",
-        groups=sum(mask.shape[1] for mask in after),
-        active=by_entry(sum(np.count_nonzero(mask, axis=1) for mask in after)),
-        active_before=by_entry(sum(np.count_nonzero(mask, axis=1) for mask in before)),
+        groups=int(counts(lambda i: subjects[i].filled(level.level)).max(initial=0)),
+        active=by_entry(counts(lambda i: subjects[i].alive(level.level, found[i].alive))),
+        active_before=by_entry(
+            counts(lambda i: subjects[i].alive(level.level, found[i].alive_before))
+        ),
         along=along,
         alive=alive,
+        filled=filled,
     )
 
 

@@ -122,6 +122,7 @@ def _subject(
         sources=arm.arm.sources,
         whole=whole,
         depth=arm.arm.depth,
+        labelled=lambda level: arm.filled(level, given.labels),
     )
 
 

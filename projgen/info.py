@@ -26,13 +26,15 @@ class LevelInfo:
     """One level of the tree: which of its groups are not all zero.
 
     ``groups`` is how many groups the level has in a batch entry: one at the root, and elsewhere
-    as many as there are values of the levels above. ``active`` of them have an entry that is not
+    as many as there are values of the levels above, without those of labels that no place has.
+    ``active`` of them have an entry that is not
     zero, ``active_before`` had one before. Of a pattern, all arrays that it matches count.
     ``name`` is the node's name or pattern in the spec, if it has one.
 
     Where there is one array beneath the level, ``alive`` is a bool for each group, over the
     array's axes ``along``: those that neither this level nor one beneath it reduces (the batch's
-    among them; one that is cut into blocks stands for their numbers). Elsewhere both are None.
+    among them; one that is cut into blocks or by labels stands for their numbers). ``filled``
+    likewise: false for a number that is no place's label, and so no group. Elsewhere all are None.
     """
 
     norm: str
@@ -42,6 +44,7 @@ class LevelInfo:
     active_before: Numbers
     along: tuple[int, ...] | None
     alive: Array | None = field(repr=False)
+    filled: Array | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -55,7 +55,8 @@ class Groups:
     """The groups of one level of the tree: one for each index along ``axes``.
 
     ``zero`` of ``count`` are all zero now, ``zero_before`` were so before. ``indices`` are those
-    of the zero ones: integers along a single axis, else one list for each group.
+    of the zero ones: integers along a single axis, else one list for each group. ``unused`` are
+    those of no group: of numbers that are no place's label.
     """
 
     level: int
@@ -65,6 +66,18 @@ class Groups:
     zero_before: int
     zero: int
     indices: list[Any]
+    unused: list[Any]
+
+    @classmethod
+    def of(
+        cls, level: int, norm: str, axes: tuple[int, ...], active_before: int, alive: Array,
+        filled: Array,
+    ) -> Groups:  # fmt: skip
+        """Those that `filled` has, of which those `alive` are not all zero."""
+        count, zero = int(np.sum(filled)), filled & ~alive
+        listed = [np.argwhere(mask) for mask in (zero, ~filled)]
+        indices, unused = [(where[:, 0] if len(axes) == 1 else where).tolist() for where in listed]
+        return cls(level, norm, axes, count, count - active_before, len(indices), indices, unused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +165,11 @@ def _groups(info: Info) -> list[Groups]:
     """Level by level below the root, and the root's own where a batch gives it several."""
     found = []
     for index, level in enumerate(info.levels):
-        if not level.along or level.alive is None:
-            continue
-        where = np.argwhere(~level.alive)
-        found.append(
-            Groups(
-                level=index,
-                norm=level.norm,
-                axes=level.along,
-                count=level.alive.size,
-                zero_before=level.alive.size - int(np.sum(level.active_before)),
-                zero=len(where),
-                indices=(where[:, 0] if len(level.along) == 1 else where).tolist(),
+        if level.along and level.alive is not None and level.filled is not None:
+            before = int(np.sum(level.active_before))
+            found.append(
+                Groups.of(index, level.norm, level.along, before, level.alive, level.filled)
             )
-        )
     return found
 
 
@@ -180,10 +184,11 @@ def draw_groups(groups: Groups, terminal: Terminal) -> None:
     )
     if len(groups.axes) > 1 or groups.zero in (0, groups.count):
         return
-    gone = set(groups.indices)
+    others = {*groups.indices, *groups.unused}
+    numbers = range(groups.count + len(groups.unused))
     lists = {
         "zero": groups.indices,
-        "kept": [index for index in range(groups.count) if index not in gone],
+        "kept": [index for index in numbers if index not in others],
     }
     word = min(lists, key=lambda word: len(lists[word]))
     terminal.write(f"    {word}: {format_ranges(lists[word], 60)}")

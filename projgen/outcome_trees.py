@@ -147,17 +147,9 @@ def _groups(
         along = tuple(path.sources[axis] for axis in range(len(path.owners)) if axis not in reduced)
         if not along:
             continue
-        alive = np.any(now, axis=reduced)
-        where = np.argwhere(~alive)
-        yield Groups(
-            level=level,
-            norm=nodes[level].norm,
-            axes=along,
-            count=alive.size,
-            zero_before=alive.size - int(np.sum(np.any(was, axis=reduced))),
-            zero=len(where),
-            indices=(where[:, 0] if len(along) == 1 else where).tolist(),
-        )
+        active_before = int(np.sum(np.any(was, axis=reduced)))
+        alive, filled = np.any(now, axis=reduced), arm.filled(level, labels)
+        yield Groups.of(level, nodes[level].norm, along, active_before, alive, filled)
 
 
 __all__ = ["ArrayOutcome", "TreeOutcome", "project_arrays"]

@@ -66,6 +66,17 @@ class BoundArm:
             found = self._walks[level] = self.natural(level), self.order(level), self.dims(level)
         return found
 
+    def filled(self, level: int, labels: Mapping[str, Array]) -> Array:
+        """Which groups of a level have entries: all but those whose number no label is. Over the
+        axes that neither this level nor one beneath it reduces."""
+        found = np.ones(self.natural(level - 1), bool)
+        for cut in self.arm.cuts:
+            at = self.arm.number_axis(cut)
+            if cut.groups is not None and self.arm.owners[at] < level:
+                after = sum(owner < level for owner in self.arm.owners[at + 1 :])
+                found &= (np.bincount(labels[cut.groups]) > 0).reshape(-1, *[1] * after)
+        return found
+
     def axis_of_numbers(self, level: int) -> int | None:
         """Which axis of the values that level `level` aggregates, as the array has them, counts
         groups with labels; None without."""

@@ -214,6 +214,22 @@ def test_run_with_a_count(capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("here", "rehearsed")
+@pytest.mark.parametrize("spec", ["l1(l2(axis=0, groups=g))", "l1(x=l2(axis=0, groups=g))"])
+def test_run_counts_no_numbers_that_no_place_has(spec: str, capsys: Capture) -> None:
+    np.savez("x.npz", x=np.array([3.0, 4.0, 0.0, 0.1, 2.0, 0.0]))
+    np.save("g.npy", np.array([1, 1, 2, 4, 6, 2]))
+    words = ["run", spec, "x.npz", "out.npz", "--radius", "20%", "--bind", "g=g.npy"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "l2 groups along axis 0: 3 of 4 zero (75.0%; 1 before)\n    kept: 1\n" in out
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (array,) = found["tensors"] if "tensors" in found else found["together"]["arrays"]
+    (groups,) = [one for one in array["groups"] if one["norm"] == "l2"]
+    assert (groups["count"], groups["indices"], groups["unused"]) == (4, [2, 4, 6], [0, 3, 5])
+
+
+@pytest.mark.usefixtures("here", "rehearsed")
 def test_path_and_bench_of_one_array(capsys: Capture) -> None:
     words = ["path", "l1(l2(axis=1), w=v)", "one.npy", "--points", "3", "--json"]
     assert main([*words, "--bind", "v=names.npz:w"]) == 0

@@ -422,6 +422,29 @@ def assert_tree_info(spec: str, y: Any, given: dict[str, Any], backend: Any) -> 
                 assert "threshold" not in str(info)
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 1, 4], [5, 0, 5, 9]])
+def test_a_number_that_no_place_has_as_its_label_is_no_group(labels: list[int]) -> None:
+    y, g = np.array(A), np.array(labels)
+    y[:, 1] = 0.0
+    p = projgen.build("l1(l2(axis=1, groups=g))", backend="numpy")
+    x, info = p(y, 1.0, return_info=True, g=g)
+    leaf = info.levels[1]
+    found = p.active(x, g=g)
+    assert (leaf.groups, leaf.active_before) == (3 * len(y), 2 * len(y))
+    assert found.shape == leaf.alive.shape == leaf.filled.shape == (len(y), max(labels) + 1)
+    assert leaf.filled.sum(axis=1).tolist() == [3] * len(y)
+    assert np.array_equal(leaf.filled[0], np.isin(np.arange(max(labels) + 1), labels))
+    assert leaf.active == found.sum()
+    assert f"{leaf.active} of 15 groups not all zero; 10 before" in str(info)
+    # Each number is a projection of a batch, or of an array beside others.
+    _, info = projgen.build("l2(axis=1, groups=g)", backend="numpy")(y, 1.0, return_info=True, g=g)
+    assert info.levels[0].groups == 1
+    _, info = projgen.build("l1(a=l2(axis=1, groups=g), b=linf(axis=1))", backend="numpy")(
+        {"a": y, "b": y}, 1.0, return_info=True, g=g
+    )
+    assert [level.groups for level in info.levels] == [1, 15, 5]
+
+
 def test_levels_of_a_tree_have_names() -> None:
     spec, y, _ = TREES["patterns"]
     info = projgen.build(spec, backend="numpy")(y, 9.0, return_info=True)[1]

@@ -145,7 +145,15 @@ def test_any_parameter() -> None:
         ({"0": "l1(linf)"}, {}, (0,), "4 of 4 groups along axis 0 not"),
         ({"0": "l1(linf(axis=(0, 2, 3)))"}, {}, (1,), "3 of 3 groups along axis 1 not"),
         ({"0": "l1(linf(axis=1))"}, {}, (0, 2, 3), "36 of 36 groups along axes 0, 2, 3 not"),
-        ({"3": "l1(l2(axis=1, groups=g), axis=0)"}, {"arrays": {"g": [0, 1] * 8}}, (0, 1), "10 of"),
+        *(
+            (
+                {"3": "l1(l2(axis=1, groups=g), axis=0)"},
+                {"arrays": {"g": g * 8}},
+                (0, 1),
+                "10 of 10",
+            )
+            for g in ([0, 1], [1, 4])
+        ),
         ('l1(linf(axis=0) @ "[34].weight")', {}, (1,), "21 of 21 groups along axis 1 not"),
         (
             "l1(a=linf(axis=0), b=linf)",

@@ -115,10 +115,11 @@ class Budget:
     def standing(self, tensor: Lookup, step: int) -> Standing:
         """See `Standing`."""
         y = self.tensors(tensor)
-        leaves = [
-            torch.as_tensor(whole(leaf))
-            for _, leaf in flat(self.projection.active(y, **self.given))
-        ]
+        leaves = groups = self._active(y)
+        if any(node.groups for node in self.projection.tree.levels):
+            # A number that is no place's label is no group: of ones, it alone is not active.
+            ones = rebuilt(y, {key: torch.ones_like(leaf) for key, leaf in flat(y)})
+            groups = [leaf[leaf] for leaf in self._active(ones)]
         return Standing(
             self.key,
             self.projection.spec,
@@ -126,10 +127,14 @@ class Budget:
             self.radius_after(step),
             whole(self.projection.norm(y, **self.given)),
             sum(int(leaf.sum()) for leaf in leaves),
-            sum(leaf.numel() for leaf in leaves),
+            sum(leaf.numel() for leaf in groups),
             self._axes(y),
             self.projected,
         )
+
+    def _active(self, y: Any) -> list[torch.Tensor]:
+        found = self.projection.active(y, **self.given)
+        return [torch.as_tensor(whole(leaf)) for _, leaf in flat(found)]
 
     def _axes(self, y: Any) -> tuple[int, ...] | None:
         shapes = {key: tuple(tensor.shape) for key, tensor in flat(y)}
