@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
         parents=[spec, layout, structured],
         help="time the kernel against NumPy and a copy of the array",
     )
-    _add_shape(command, required=True)
+    _add_shapes(command, required=True, of_several="")
     command.add_argument(
         "--radius",
         type=_radius,
@@ -180,20 +180,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_shape(command: argparse._ActionsContainer, required: bool = False) -> None:
-    command.add_argument(
-        "--shape", required=required, type=_shape, metavar="1000x1000", help="of the array"
-    )
-
-
-def _add_shapes(command: argparse._ActionsContainer, required: bool = False) -> None:
+def _add_shapes(
+    command: argparse._ActionsContainer,
+    required: bool = False,
+    of_several: str = "; NAME=1000x1000 for each, if the spec takes several",
+) -> None:
     command.add_argument(
         "--shape",
         required=required,
         action="append",
         type=_named_shape,
         metavar="1000x1000",
-        help="of the array; NAME=1000x1000 for each, if the spec takes several",
+        help=f"of the array{of_several}",
     )
 
 

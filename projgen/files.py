@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projgen.dtypes import bfloat16
+from projgen.errors import quote
 
 Array = NDArray[Any]
 
@@ -188,9 +189,11 @@ def open_tensors(path: Path) -> TensorFile:
     return _FORMATS[_suffix(path)](path)
 
 
-def choose(file: TensorFile, wanted: list[str] | None, option: str = "--tensor") -> list[str]:
+def choose(
+    file: TensorFile, wanted: list[str] | None, option: str = "--tensor", several: bool = False
+) -> list[str]:
     """The tensors to project: those named, or the only one. A ValueError lists what there is, and
-    with which `option` to choose."""
+    with which `option` to choose, and whether `several`."""
     if not wanted and len(file.names) == 1:
         return list(file.names)
     if not file.names:
@@ -198,10 +201,16 @@ def choose(file: TensorFile, wanted: list[str] | None, option: str = "--tensor")
     unknown = [name for name in wanted or [] if name not in file.names]
     if wanted and not unknown:
         return list(dict.fromkeys(wanted))
-    head = f"{file.path} holds {len(file.names)} tensors: choose with {option}"
+    more = ", which takes several names" if several else ""
+    head = f"{file.path} holds {len(file.names)} tensors: choose with {option}{more}"
     if unknown:
         close = get_close_matches(unknown[0], file.names, n=1)
         guess = f" did you mean {close[0]!r}?" if close else ""
+        if several and "*" in unknown[0]:
+            guess = (
+                f" several names may follow {option}, and patterns stand in a spec, whose tensors "
+                f"share the radius: l1(linf @ {quote(unknown[0])}); it holds"
+            )
         head = f"{file.path} has no tensor {unknown[0]!r};{guess or ' it holds'}"
     width = max(map(len, file.names[:LISTED]))
     lines = [f"  {name:{width}}  {file.describe(name)}" for name in file.names[:LISTED]]

@@ -25,6 +25,8 @@ _INFINITE = {
     for bits in (32, 64)
 }  # its bits
 
+_NUMBERED = "np.unique(labels, return_inverse=True)[1] makes such ones"
+
 
 class _Labels:
     """Labels as a key: equal if all are; with a hash that few of them make."""
@@ -136,9 +138,10 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
                 )
             array = view(detached(own))[0]
             if array.dtype.kind not in "iu" or array.ndim != 1:
+                hint = f"; {_NUMBERED}" if array.dtype.kind not in "iu" and array.ndim == 1 else ""
                 raise TypeError(
                     f"{quote(node.groups)} takes a vector of whole numbers, the group of each "
-                    f"place; it has rank {array.ndim} and dtype {array.dtype}"
+                    f"place; it has rank {array.ndim} and dtype {array.dtype}{hint}"
                 )
             largest = _largest(array)
             if largest < 0:
@@ -146,7 +149,7 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
             if largest >= max(1 << 20, 4 * array.size):
                 raise ValueError(
                     f"{quote(node.groups)} has label {largest}: labels count groups from "
-                    "0; np.unique(labels, return_inverse=True)[1] makes such ones"
+                    f"0; {_NUMBERED}"
                 )
             labels[node.groups] = np.ascontiguousarray(array, np.int64)
     return labels

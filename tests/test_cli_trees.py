@@ -257,6 +257,8 @@ WRONG = [
     ["explain", AUTO, "--shape", "enc=0x5", "--shape", "dec=5x5"],
     ["explain", "l1(l1(a=linf(axis=1), b=l2(axis=1)))", "--shape", "a=3x4", "--shape", "b=4x4"],
     ["bench", AUTO, "--shape", "3x4"],
+    ["bench", AUTO, "--shape", "enc=3x4", "--shape", "dec=4x3"],
+    ["bench", "l1", "--shape", "a=3x4"],
     ["bench", "l0(l2(axis=1))", "--shape", "3"],
     ["path", AUTO, "pair.npz"],
     ["path", "l0(k=2)", "one.npy"],

@@ -264,6 +264,7 @@ def test_run_refuses_before_it_writes(
         (source, target, "--tensor", "steps"),
         (source, target, "--tensor", "fc.bias"),
         (source, target, "--tensor", "fc.wieght"),
+        (source, target, "--tensor", "fc*.weight"),
         (source, target),
         (source, tmp_path / "out.npy", "--tensor", "fc.weight"),
         (source, tmp_path / "out.pt", "--tensor", "fc.weight"),

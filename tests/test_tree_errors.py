@@ -97,6 +97,7 @@ def refusals() -> dict[str, Refusal]:
         "no labels": lambda: grouped(enc, 1.0),
         "labels of a wrong length": lambda: grouped(enc, 1.0, families=[0, 1, 1]),
         "labels that are no integers": lambda: grouped(enc, 1.0, families=[0.0, 1.0, 1.0, 2.0]),
+        "labels that are words": lambda: grouped(enc, 1.0, families=["x", "y", "x", "y"]),
         "negative labels": lambda: grouped(enc, 1.0, families=[0, -1, 1, 2]),
         "labels far apart": lambda: grouped(enc, 1.0, families=[0, 10**9, 1, 2]),
         "out of another structure": lambda: two(

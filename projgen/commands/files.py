@@ -70,7 +70,7 @@ def _each_tensor(
 ) -> tuple[dict[str, Any], list[Outcome]]:
     """The tensors that are chosen, each by itself."""
     replaced, outcomes = {}, []
-    for name in files.choose(source, args.tensor):
+    for name in files.choose(source, args.tensor, several=True):
         y = source.read(name)
         try:
             check_dtype(y)
@@ -89,7 +89,7 @@ def _all_tensors(
 ) -> tuple[dict[str, Any], TreeOutcome]:
     """The tensors of a tree with branches, as one."""
     tree = projection.tree
-    chosen = files.choose(source, args.tensor) if args.tensor else list(source.names)
+    chosen = files.choose(source, args.tensor, several=True) if args.tensor else list(source.names)
     tensors = tensors_of(tree, chosen, str(source.path), bool(args.tensor))
     named = {slot: source.read(name) for slot, name in tensors.items()}
     for slot, y in named.items():
