@@ -201,6 +201,8 @@ def _unexpected_token(text: str, token: "Token", expected: set[str]) -> SpecErro
         hint: str | None = 'a pattern is a string, as in linf(axis=1) @ "*.weight"'
     elif "NUMBER" in expected:
         hint = "a norm or a value is missing before it"
+    elif "NAME" in expected and text[span.stop :].lstrip().startswith("*"):
+        hint = "weights are for the children of a branch: l1(2.0*linf, l2)"
     elif "NAME" in expected:
         hint = _reading(text) or "a spec begins with a norm, as in l1(linf)"
     elif not inside:

@@ -43,6 +43,7 @@ WRONG_SPECS = {
         "l1(linf(axis=1), w=[1, 2])",
         "l1(axis='x)",
         "2.0*l1",
+        "2*l1(linf)",
         "(l1)",
         "'l1'",
         "x = l1",
