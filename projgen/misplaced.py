@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -35,9 +36,16 @@ def in_build(tree: NormTree, name: str, value: Any) -> str:
         return (
             f"{quote(name)} is given with the array: p = projgen.build({tree.spec!r}), then {call}"
         )
-    close = _nearest(name, *OF_BUILD)
-    hint = f"did you mean {quote(close)}?" if close else f"it has {', '.join(map(quote, OF_BUILD))}"
-    return f"projgen.build has no argument {quote(name)}: {hint}"
+    return unknown("projgen.build", name, OF_BUILD)
+
+
+def unknown(call: str, name: str, known: Sequence[str]) -> str:
+    """What to say of an argument that `call` does not have: it has those `known`."""
+    if name in OF_BUILD:
+        return f"{quote(name)} is given to projgen.build, and what that makes stands for the spec"
+    close = _nearest(name, *known)
+    hint = f"did you mean {quote(close)}?" if close else f"it has {', '.join(map(quote, known))}"
+    return f"{call} has no argument {quote(name)}: {hint}"
 
 
 def _call(tree: NormTree, y: str = "y", radius: str = "radius", **more: str) -> str:
@@ -56,4 +64,4 @@ def _nearest(name: str, *known: str) -> str | None:
     return next(iter(get_close_matches(name.casefold(), known, n=1)), None)
 
 
-__all__ = ["OF_BUILD", "OF_CALLS", "in_build", "in_call"]
+__all__ = ["OF_BUILD", "OF_CALLS", "in_build", "in_call", "unknown"]

@@ -102,7 +102,9 @@ def _place(node: Node, y: Any, key: Key, lenient: bool) -> Place:
     found = entries(y)
     if node.is_patterned:
         if found is None:
-            raise _wrong_kind(node, key, y, "a dict of arrays, as of a model's parameters")
+            model = hasattr(y, "named_parameters")
+            like = "dict(model.named_parameters())" if model else "of a model's parameters"
+            raise _wrong_kind(node, key, y, f"a dict of arrays, as {like}")
         names: dict[str, Key] = {}
         for path, _ in flat(y):
             if names.setdefault(dotted(path), (*key, *path)) != (*key, *path):

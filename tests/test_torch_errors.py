@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from support import rehearsals
 
+import projgen
+
 torch = pytest.importorskip("torch")
 from projgen import torch as pt  # noqa: E402
 
@@ -21,6 +23,11 @@ def refusals() -> dict[str, Callable[[], Any]]:
     return {
         "constrain, the other way round": lambda: pt.constrain(model, optimizer, {"0": ROWS}, 1.0),
         "constrain, no model": lambda: pt.constrain(optimizer, layer.weight, {"0": ROWS}, 1.0),
+        "constrain, misspelt": lambda: pt.constrain(
+            optimizer, model, {"0": ROWS}, 1.0, evry="epoch"
+        ),
+        "constrain, for build": lambda: pt.constrain(optimizer, model, {"0": ROWS}, 1.0, threads=2),
+        "project a model": lambda: projgen.build('l1(linf @ "*")')(model, 1.0),
         "watch, the other way round": lambda: pt.watch(model, optimizer),
         "watch, names in the model's place": lambda: pt.watch(optimizer, ["0"]),
         "report of an optimiser": lambda: pt.report(optimizer, model),
@@ -36,6 +43,9 @@ def refusals() -> dict[str, Callable[[], Any]]:
         "parametrize what is not there": lambda: pt.parametrize(model[2], "bias", "l1", 1.0),
         "parametrize inside a model": lambda: pt.parametrize(model, "0.weight", ROWS, 1.0),
         "parametrize a layer's weight": lambda: pt.parametrize(model, "2", ROWS, 1.0),
+        "parametrize twice": lambda: [
+            pt.parametrize(model[2], "weight", ROWS, radius) for radius in (1.0, 0.5)
+        ],
         "parametrize by a pattern": lambda: pt.parametrize(layer, "w*", ROWS, 1.0),
     }
 
@@ -54,6 +64,15 @@ def test_what_is_advised_works() -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     with rehearsals():
         pt.parametrize(model.get_submodule("0"), "weight", ROWS, 0.5)
-        again = pt.parametrize(model[0], "weight", ROWS, "10%")  # one on the other
-        assert again.radius == pytest.approx(0.05)
-        assert float(model[0].weight.abs().amax(1).sum().detach()) <= 0.0500001
+        again = pt.parametrize(model[0], "weight", "linf", "10%")  # one on the other
+        rows = model[0].weight.detach().abs().amax(1)
+        assert rows.max() <= again.radius * 1.00001
+        assert float(rows.sum()) <= 0.5
+        with pytest.raises(ValueError, match="parametrized by") as raised:
+            pt.parametrize(model[0], "weight", ROWS, "10%")
+        assert "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')" in str(
+            raised.value
+        )
+        torch.nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+        again = pt.parametrize(model[0], "weight", ROWS, "10%")
+        assert float(model[0].weight.detach().abs().amax(1).sum()) <= again.radius * 1.00001

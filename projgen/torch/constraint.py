@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from projgen.callers import outside
 from projgen.errors import quote
+from projgen.misplaced import unknown
 from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
 from projgen.torch.names import Names, like_model, listed, members, require_both
@@ -23,6 +24,9 @@ from projgen.torch.schedule import RadiusLike, When
 from projgen.torch.shards import is_sharded, local, same_memory
 
 MANY = 1000  # steps: a warning if no epoch has ended by then
+_OPTIONS = (
+    "radius", "where", "every", "start", "stop", "freeze_zeros", "keep_momenta", "arrays",
+)  # fmt: skip
 IN_OPTIMIZER = "projgen"  # where an optimiser's state_dict has those of its constraints
 
 
@@ -347,6 +351,7 @@ def constrain(
     freeze_zeros: bool = False,
     keep_momenta: bool = False,
     arrays: Mapping[str, Any] | None = None,
+    **misspelt: NoReturn,
 ) -> Constraint:
     """Project parameters of `model` after each step of `optimizer`::
 
@@ -387,6 +392,8 @@ def constrain(
     Tied parameters are projected once. Parameters are projected whether or not they require
     gradients.
     """
+    for name in misspelt:
+        raise TypeError(unknown("constrain", name, _OPTIONS))
     require_both(optimizer, model, "constrain")
     when = When(every, start, stop)
     names = Names(model)

@@ -202,8 +202,8 @@ def parametrize(
         The parametrization, whose ``radius`` may be set at any time.
 
     Raises:
-        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter; what
-            is no module, or a name of no parameter of its own.
+        SpecError, TypeError, ValueError: a spec or a radius that does not fit the parameter, or a
+            spec that it has already; what is no module, or a name of no parameter of its own.
 
     Make the optimiser afterwards, so that it finds what is trained.
 
@@ -216,8 +216,22 @@ def parametrize(
         norm = projection.norm(getattr(module, name).detach())
         radius = float(outcome.Radius.parse(radius).of(norm))
     own = Projected(spec, radius)
+    _require_another(module, name, own.projection)
     torch.nn.utils.parametrize.register_parametrization(module, name, own)
     return own
+
+
+def _require_another(module: torch.nn.Module, name: str, projection: Projection) -> None:
+    """That ``module.name`` is not a projection onto balls of this norm yet: two of one norm are
+    mostly a cell that was run twice. Those of different norms may follow one another."""
+    if torch.nn.utils.parametrize.is_parametrized(module, name):
+        for one in module.parametrizations[name]:
+            if isinstance(one, Projected) and one.projection.tree == projection.tree:
+                raise ValueError(
+                    f"{quote(name, 80)} is parametrized by {projection.spec} already: set the "
+                    "radius of what parametrize returned, or first call torch.nn.utils.parametrize"
+                    f".remove_parametrizations(module, {name!r})"
+                )
 
 
 def _require_parameter(module: Any, name: Any) -> None:
