@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from uuid import uuid4
 
@@ -44,6 +45,7 @@ STALE_AFTER = 3600.0  # seconds after which an unpublished directory counts as a
 
 _TEMPORARY = ".tmp-"
 _KEY = re.compile(r"[0-9a-f]{32}")
+_NOTE = re.compile(r"(?:    |(?=level \d))(.+)")  # indented; not so in comments
 _TOOLCHAIN = re.compile(r"v\d+-.+-[0-9a-f]{12}")
 
 
@@ -53,11 +55,13 @@ class UntrustedError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One cached kernel; `size` in bytes, `mtime` in seconds since the epoch."""
+    """One cached kernel; `size` in bytes, `mtime` in seconds since the epoch. `notes` say how it
+    walks its arrays."""
 
     path: Path
     key: str
     title: str
+    notes: tuple[str, ...]
     size: int
     mtime: float
 
@@ -198,7 +202,7 @@ def entries() -> list[Entry]:
             info = path.stat()
             if (path / TEMPLATE).exists():
                 continue
-            found.append(Entry(path, path.name, _title(path), _size(path), info.st_mtime))
+            found.append(Entry(path, path.name, *_titled(path), _size(path), info.st_mtime))
     return sorted(found, key=lambda entry: (-entry.mtime, entry.key))
 
 
@@ -365,16 +369,20 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in _listing(path)) if path.is_dir() else 0
 
 
-def _title(entry: Path) -> str:
-    """The first line of the kernel's docstring or comment, which names its spec."""
+def _titled(entry: Path) -> tuple[str, tuple[str, ...]]:
+    """The first line of the kernel's docstring or comment, which names its spec; and the notes
+    there, one for each level."""
     try:
         if (entry / CUDA_SOURCE).exists():
-            first = (entry / CUDA_SOURCE).read_text("utf-8").partition("\n")[0]
-            return first.removeprefix("// ")
-        text = ast.get_docstring(ast.parse((entry / SOURCE).read_bytes()))
+            lines = (entry / CUDA_SOURCE).read_text("utf-8").splitlines()
+            head = [line[3:] for line in takewhile(lambda line: line.startswith("//"), lines)]
+        else:
+            text = ast.get_docstring(ast.parse((entry / SOURCE).read_bytes()))
+            head = (text or "").splitlines()
     except (OSError, SyntaxError, ValueError):
-        return ""
-    return (text or "").partition("\n")[0]
+        head = []
+    notes = (match[1] for line in head if (match := _NOTE.match(line)))
+    return next(iter(head), ""), tuple(notes)
 
 
 _warned: set[str] = set()

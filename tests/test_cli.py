@@ -189,6 +189,31 @@ def test_wrong_usage(words: list[str], capsys: Capture) -> None:
     assert "error: " in captured.err
 
 
+def test_kernels_of_one_title_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("PROJGEN_CACHE_DIR", str(tmp_path))
+    title = "l1(linf): projects float32 arrays"
+    notes = [f"level 1  linf  of y: {walk} (groups, reduced)" for walk in ("rows", "packed")]
+    texts = {
+        f"{'0' * 32}/kernel.py": f'"""{title}.\n\n    {notes[0]}\n\nWritten.\n"""\n',
+        f"{'1' * 32}/kernel.py": f'"""{title}.\n\n    {notes[1]}\n\nWritten.\n"""\n',
+        f"{'a' * 32}/kernel.cu": f"// {title} on a GPU.\n//\n// {notes[0]}\n\nlevel 2\n",
+    }
+    for name, text in texts.items():
+        file = tmp_path / f"v2-numba-{'0' * 12}" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    assert main(["cache", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for note in notes:
+        (at,) = [i for i, line in enumerate(lines) if line.strip() == note]
+        assert lines[at - 1].endswith(f"{title}.")
+    assert main(["cache", "list", "--json"]) == 0
+    found = {kernel["key"]: kernel["notes"] for kernel in json.loads(capsys.readouterr().out)}
+    assert found == {"0" * 32: notes[:1], "1" * 32: notes[1:], "a" * 32: notes[:1]}
+
+
 def replace_command(monkeypatch: pytest.MonkeyPatch, function: Callable[[Any], int]) -> None:
     monkeypatch.setattr(cli, "COMMANDS", {"cache": function})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 
 from projgen import cache, completion, doctor
 from projgen.commands.output import print_json
@@ -30,14 +31,17 @@ def run_cache(args: argparse.Namespace) -> int:
         return print_json(
             [
                 {"path": str(entry.path), "key": entry.key, "title": entry.title,
-                 "bytes": entry.size, "modified": entry.mtime}
+                 "notes": entry.notes, "bytes": entry.size, "modified": entry.mtime}
                 for entry in entries
             ]
         )  # fmt: skip
+    titles = Counter(entry.title for entry in entries)
     for entry in entries:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
         key = terminal.paint(entry.key[:8], "dim")
         terminal.write(f"{key}  {day}  {format_bytes(entry.size):>7}  {entry.title}")
+        if titles[entry.title] > 1:  # how it walks its arrays tells it from the others, mostly
+            terminal.write(*(f"{'':37}{note}" for note in entry.notes))
     total = format_bytes(sum(entry.size for entry in entries))
     terminal.write(f"{format_count(len(entries), 'kernel')}, {total}, in {cache.cache_root()}")
     return 0
