@@ -151,6 +151,7 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
             threshold = Threshold.TILE  # a copy that is widened once, and not in each reading
         if threshold is Threshold.UPEND and ITEMSIZE[dtype] < itemsize and leaf:
             threshold = Threshold.ROW  # halves are widened first, and are rows then
+        # Tile by tile, between the sweeps:
         searched = [Threshold.STRIP, Threshold.TILE, Threshold.TRANSPOSE, Threshold.UPEND]
         searched += [Threshold.SORT] if walk is Walk.COLUMNS else []
         if threshold in searched and not shared:

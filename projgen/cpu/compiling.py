@@ -37,7 +37,8 @@ class _Code(JITCodeLibrary):
 
 class _Callee(Compiler):
     def compile_extra(self, function: Callable[..., Any]) -> Any:
-        self.state.library = _Code(self.state.targetctx.codegen(), function.__qualname__)
+        codegen = self.state["targetctx"].codegen()
+        self.state["library"] = _Code(codegen, function.__qualname__)
         return super().compile_extra(function)
 
 
