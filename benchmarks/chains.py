@@ -24,8 +24,8 @@ import numpy as np
 from projgen.bench import BURST, Contestant, Result, bench
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
+from projgen.memory import STREAMED_BYTES
 from projgen.outcome import Radius
-from projgen.plan import STREAMED_BYTES
 from projgen.terminal import format_shape
 
 THREADS = (1, 2)

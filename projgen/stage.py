@@ -40,6 +40,18 @@ class Axis:
     stride: int
     out_stride: int
 
+    @property
+    def unit(self) -> bool:
+        """Whether it goes from one value to the next, in both arrays."""
+        return self.stride == self.out_stride == 1
+
+    def steps_over(self, inner: "Axis") -> bool:
+        """Whether it goes on where `inner` ends, so that both are one run of values."""
+        return (
+            self.stride == inner.stride * inner.extent
+            and self.out_stride == inner.out_stride * inner.extent
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:

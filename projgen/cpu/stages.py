@@ -9,7 +9,7 @@ from projgen.cpu.nest import Nest, nest
 from projgen.cpu.sorting import exchanges
 from projgen.dtypes import FRACTION_BITS, ITEMSIZE
 from projgen.norms import NORMS
-from projgen.plan import tile_width
+from projgen.searches import tile_width
 from projgen.stage import UNCUT, Stage
 
 STRETCH_BYTES = 512

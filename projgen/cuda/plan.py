@@ -12,9 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from projgen.arrange import stage_axes
 from projgen.dtypes import ITEMSIZE
 from projgen.norms import NORMS
-from projgen.plan import Plan, stage_axes
+from projgen.plan import Plan
 from projgen.simplify import BATCH, Layout
 from projgen.stage import UNCUT, Axis, Cut, Stage, Threshold, Walk
 
