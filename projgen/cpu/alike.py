@@ -16,10 +16,16 @@ def stage_codes(plan: Plan, positive: bool = False) -> tuple[StageCode, ...]:
     for stage in plan.stages:
         own = (stage.level,)
         stored = plan.dtype if stage.leaf else "float64"
-        in_place, streamed = stage.leaf and plan.in_place, stage.leaf and plan.streamed
-        reads_positive = stage.leaf and positive
-        ways = in_place, streamed, own, own, stored, reads_positive
-        code = StageCode(stage, arithmetic(stored), *ways)
+        code = StageCode(
+            stage,
+            arithmetic(stored),
+            stored,
+            in_place=stage.leaf and plan.in_place,
+            streamed=stage.leaf and plan.streamed,
+            levels=own,
+            searchers=own,
+            positive=stage.leaf and positive,
+        )
         codes.append(code)
     alike, searching = _levels_by(_form, codes), _levels_by(_search, codes)
     return tuple(replace(s, levels=alike[_form(s)], searchers=searching[_search(s)]) for s in codes)

@@ -346,11 +346,11 @@ def lower_pull(
         code = StageCode(
             plain_stage(layout, level, leaf, dtype),
             arithmetic(stored),
+            stored,
             in_place=False,
             streamed=False,
             levels=(level,),
             searchers=(level,),
-            stored=stored,
             positive=leaf and positive,
         )
         levels.append(PullCode(code, min(top + level, 2)))
