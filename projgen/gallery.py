@@ -215,7 +215,7 @@ CANON = (
     Exhibit("short rows, thresholds in tiles that have them as columns", "l1(l1)", (5000, 200)),
     Exhibit("columns, thresholds by strips", "l2(l1(axis=0))", (300, 1000), in_place=True),
     Exhibit("columns from afar, thresholds by tiles", "l2(l1(axis=0))", (1000, 4000)),
-    Exhibit("long columns, made rows for their thresholds", "l2(l1(axis=0))", (4000, 1000)),
+    Exhibit("long columns, made rows for their thresholds", "l2(l1(axis=0))", (5000, 800)),
     Exhibit("one group, thresholds by sweeps", "l1", (4000, 4000), "float64"),
     Exhibit("columns, thresholds by sweeps", "linf(l1(axis=0))", (100_000, 40)),
     Exhibit("few columns at a time, each copied", "l1(l1(axis=1))", (512, 512, 9)),

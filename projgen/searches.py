@@ -19,7 +19,7 @@ SORTED = 32  # groups of up to so many values are sorted, many at a time
 ABREAST = 16  # columns are searched together for their thresholds; fewer, with others or alone
 CROSSED = 32  # columns below this are taken together with others to be sorted
 UPENDED = {4: 300, 8: 100}  # values of so many bytes: rows up to this are searched abreast
-TRANSPOSED = {4: 2048, 8: 512}  # values of so many bytes: columns above this are searched alone
+TRANSPOSED = {4: 4096, 8: 512}  # values of so many bytes: columns above this are searched alone
 
 
 class Search(NamedTuple):
@@ -108,11 +108,11 @@ def _search_of_columns(axes: Sequence[Axis], cut: Cut, itemsize: int, halves: bo
 
 def _where_columns_lie(axes: Sequence[Axis], itemsize: int) -> Threshold:
     """The search that reads columns from the array, or a tile where that is slow."""
-    if axes[-2].extent > TRANSPOSED[itemsize]:
-        return Threshold.TRANSPOSE
-    # Runs of a cache line or two are read slowly from afar.
-    near = math.prod(axis.extent for axis in axes) * itemsize <= memory.STREAMED_BYTES // 2
-    return Threshold.STRIP if near else Threshold.TILE
+    rows, size = axes[-2].extent, math.prod(axis.extent for axis in axes) * itemsize
+    near = size <= memory.STREAMED_BYTES // 2  # from afar, runs of a cache line are read slowly
+    if near and rows * ABREAST * itemsize <= memory.SCRATCH_BYTES:
+        return Threshold.STRIP
+    return Threshold.TRANSPOSE if rows > TRANSPOSED[itemsize] else Threshold.TILE
 
 
 def _crosses(axes: Sequence[Axis], enough: int) -> bool:
