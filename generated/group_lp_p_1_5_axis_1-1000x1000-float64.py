@@ -265,22 +265,26 @@ def aim(length, ratio, fall):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def shrink_float64(row, t, unit):
+def shrink_float64(row, t, unit, spare):
     """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
     times how their logarithms fall with log t, by 3.
 
-    With k = t w^P and r^2 = k^2 + 4 a, the root of x is 2 a / (k + r). `unit` times values are 4 a.
+    With k = t w^P, r^2 = k^2 + 4 a and q = 1 / (k + r) the root of x is 2 a q. `unit` times values
+    are 4 a. `spare` gets each q.
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
         size = min(PART, row.size - start)
         part = span(row, start, size)
+        kept = span(view(spare, np.float64), start, size)
         part_total, part_slope = np.float64(0), np.float64(0)
         for j in range(part.size):
             a = abs(np.float64(part[j])) * unit
             r = np.sqrt(t * t + a)
             by = np.float64(1) / max(r * (t + r), np.float64(1e-200))
-            x = a * r * by
+            q = r * by
+            kept[j] = q
+            x = a * q
             term = x * x * x
             part_slope += term * t * (t + r) * by
             part_total += term
@@ -290,21 +294,22 @@ def shrink_float64(row, t, unit):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def apply_float64(row, target, t, unit):
-    """Write a group's projection."""
+def apply_float64(row, target, t, unit, spare):
+    """Write a group's projection, t being near the last one of `shrink`: by Newton's method for q."""
+    kept = span(view(spare, np.float64), 0, row.size)
     for j in range(row.size):
         a = abs(np.float64(row[j])) * unit
-        r = np.sqrt(t * t + a)
-        q = np.float64(1) / max(t + r, np.float64(1e-200))
+        q = kept[j]
+        q = np.float64(0.5) * (a * q * q + np.float64(1)) / max(a * q + t, np.float64(1e-100))
         target[j] = row[j] * min(a * q * q, np.float64(1))
 
 
 @register_jitable(error_model="numpy")
-def search_float64(row, t, unit, v, ratio, near):
+def search_float64(row, t, unit, v, ratio, near, spare):
     """The t of a group with value v in those units, from a guess, and whether it is found."""
     low, high = 0.0, np.inf
     for turn in range(TURNS):
-        total, slope = shrink_float64(row, np.float64(t), np.float64(unit))
+        total, slope = shrink_float64(row, np.float64(t), np.float64(unit), spare)
         if not total > 0:
             break
         length = (math.log(total) - math.log(8.0)) / P - math.log(v)
@@ -372,9 +377,9 @@ def solve(row, target, spare, v, u, guess):
     if -20.0 < ratio < 0.0 and 1e-30 < value < 1e30 and 1e-30 < scale < 1e30:
         base = height + (2.0 - P) * math.log(value)
         t = math.exp(base + guess)
-        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 2e-6)
+        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 1e-6, spare)
         if found:
-            apply_float64(row, target, t, 4.0 * scale)
+            apply_float64(row, target, t, 4.0 * scale, spare)
             return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.

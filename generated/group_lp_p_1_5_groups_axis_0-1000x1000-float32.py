@@ -321,9 +321,10 @@ def solve(row, spare, v, u, guess):
             row[j] = math.copysign(0.0, row[j])
         return 0.0, 0.0
     # Values from 0 to 1, by a power of two.
-    bits = np.int64(0)
+    high = np.int32(0)
     for j in range(row.size):
-        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+        high = np.int32(max(high, view(np.float32(abs(row[j])), np.int32)))
+    bits = bits_of(view(np.int32(high), np.float32))
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     # What log t would be for one value, or many equal ones, of length 1.
@@ -410,7 +411,8 @@ def measure(y, begin, end, base_y, width, index, axes, sums):
         for c in range(width):
             sum = sums[c]
             a = abs(np.float64(row_0[c]))
-            sum += a * np.sqrt(a)
+            s = np.float64(np.sqrt(np.float32(a)))
+            sum += s * (1.5 * a - 0.5 * s * s)
             sums[c] = sum
 
 

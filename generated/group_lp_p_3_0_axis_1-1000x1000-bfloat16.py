@@ -281,21 +281,25 @@ def aim(length, ratio, fall):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def shrink_float32(row, t, unit):
+def shrink_float32(row, t, unit, spare):
     """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
     times how their logarithms fall with log t, by 3 / 2.
 
-    With k = t w^P and r^2 = 1 + 4 k a, x is 2 a / (1 + r). `unit` times values are 4 a.
+    With k = t w^P, r^2 = 1 + 4 k a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
+    gets each q.
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
         size = min(PART, row.size - start)
         part = span(row, start, size)
+        kept = span(view(spare, np.float32), start, size)
         part_total, part_slope = np.float32(0), np.float32(0)
         for j in range(part.size):
             a = abs(np.float32(part[j])) * unit
             r = np.sqrt(np.float32(1) + t * a)
-            x = a / (np.float32(1) + r)
+            q = np.float32(1) / (np.float32(1) + r)
+            kept[j] = q
+            x = a * q
             term = x * x * x
             part_slope += term * t * x / r
             part_total += term
@@ -305,20 +309,23 @@ def shrink_float32(row, t, unit):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def apply_float32(row, t, unit):
-    """Write a group's projection."""
+def apply_float32(row, t, unit, spare):
+    """Write a group's projection, t being near the last one of `shrink`: by Newton's method for q."""
+    kept = span(view(spare, np.float32), 0, row.size)
     for j in range(row.size):
         a = abs(np.float32(row[j])) * unit
-        r = np.sqrt(np.float32(1) + t * a)
-        row[j] = row[j] * (np.float32(2) / (np.float32(1) + r))
+        q = kept[j]
+        ka = t * a
+        q = (ka * q * q + np.float32(1)) / (ka * q + np.float32(1))
+        row[j] = row[j] * min(q, np.float32(1))
 
 
 @register_jitable(error_model="numpy")
-def search_float32(row, t, unit, v, ratio, near):
+def search_float32(row, t, unit, v, ratio, near, spare):
     """The t of a group with value v in those units, from a guess, and whether it is found."""
     low, high = 0.0, np.inf
     for turn in range(TURNS):
-        total, slope = shrink_float32(row, np.float32(t), np.float32(unit))
+        total, slope = shrink_float32(row, np.float32(t), np.float32(unit), spare)
         if not total > 0:
             break
         length = (math.log(total) - math.log(8.0)) / P - math.log(v)
@@ -335,21 +342,25 @@ def search_float32(row, t, unit, v, ratio, near):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def shrink_float64(row, t, unit):
+def shrink_float64(row, t, unit, spare):
     """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
     times how their logarithms fall with log t, by 3 / 2.
 
-    With k = t w^P and r^2 = 1 + 4 k a, x is 2 a / (1 + r). `unit` times values are 4 a.
+    With k = t w^P, r^2 = 1 + 4 k a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
+    gets each q.
     """
     total, slope = 0.0, 0.0
     for start in range(0, row.size, PART):
         size = min(PART, row.size - start)
         part = span(row, start, size)
+        kept = span(view(spare, np.float64), start, size)
         part_total, part_slope = np.float64(0), np.float64(0)
         for j in range(part.size):
             a = abs(np.float64(part[j])) * unit
             r = np.sqrt(np.float64(1) + t * a)
-            x = a / (np.float64(1) + r)
+            q = np.float64(1) / (np.float64(1) + r)
+            kept[j] = q
+            x = a * q
             term = x * x * x
             part_slope += term * t * x / r
             part_total += term
@@ -359,20 +370,23 @@ def shrink_float64(row, t, unit):
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
-def apply_float64(row, t, unit):
-    """Write a group's projection."""
+def apply_float64(row, t, unit, spare):
+    """Write a group's projection, t being near the last one of `shrink`: by Newton's method for q."""
+    kept = span(view(spare, np.float64), 0, row.size)
     for j in range(row.size):
         a = abs(np.float64(row[j])) * unit
-        r = np.sqrt(np.float64(1) + t * a)
-        row[j] = row[j] * (np.float64(2) / (np.float64(1) + r))
+        q = kept[j]
+        ka = t * a
+        q = (ka * q * q + np.float64(1)) / (ka * q + np.float64(1))
+        row[j] = row[j] * min(q, np.float64(1))
 
 
 @register_jitable(error_model="numpy")
-def search_float64(row, t, unit, v, ratio, near):
+def search_float64(row, t, unit, v, ratio, near, spare):
     """The t of a group with value v in those units, from a guess, and whether it is found."""
     low, high = 0.0, np.inf
     for turn in range(TURNS):
-        total, slope = shrink_float64(row, np.float64(t), np.float64(unit))
+        total, slope = shrink_float64(row, np.float64(t), np.float64(unit), spare)
         if not total > 0:
             break
         length = (math.log(total) - math.log(8.0)) / P - math.log(v)
@@ -429,9 +443,10 @@ def solve(row, spare, v, u, guess):
             row[j] = math.copysign(0.0, row[j])
         return 0.0, 0.0
     # Values from 0 to 1, by a power of two.
-    bits = np.int64(0)
+    high = np.int32(0)
     for j in range(row.size):
-        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+        high = np.int32(max(high, view(np.float32(abs(row[j])), np.int32)))
+    bits = bits_of(view(np.int32(high), np.float32))
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
@@ -441,13 +456,13 @@ def solve(row, spare, v, u, guess):
         base = height + (2.0 - P) * math.log(value)
         t = math.exp(base + guess)
         if -9.0 < ratio < -0.02 and 1e-15 < t < 1e15 and 1e-15 < scale < 1e15:
-            t, found = search_float32(row, t, 4.0 * scale, value, ratio, 3e-4)
+            t, found = search_float32(row, t, 4.0 * scale, value, ratio, 3e-4, spare)
             if found:
-                apply_float32(row, np.float32(t), np.float32(4.0 * scale))
+                apply_float32(row, np.float32(t), np.float32(4.0 * scale), spare)
                 return math.log(t) - base, 0.0
-        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 2e-6)
+        t, found = search_float64(row, t, 4.0 * scale, value, ratio, 1e-6, spare)
         if found:
-            apply_float64(row, t, 4.0 * scale)
+            apply_float64(row, t, 4.0 * scale, spare)
             return math.log(t) - base, 0.0
     n = row.size
     # By element: log (w a)^P, and c - log t.

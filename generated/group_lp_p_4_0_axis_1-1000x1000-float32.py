@@ -644,9 +644,10 @@ def solve(row, target, spare, v, u, guess):
             target[j] = math.copysign(0.0, row[j])
         return 0.0, 0.0
     # Values from 0 to 1, by a power of two.
-    bits = np.int64(0)
+    high = np.int32(0)
     for j in range(row.size):
-        bits = max(bits, view(np.float64(abs(np.float64(row[j]))), np.int64) & MAGNITUDE)
+        high = np.int32(max(high, view(np.float32(abs(row[j])), np.int32)))
+    bits = bits_of(view(np.int32(high), np.float32))
     scale = math.ldexp(1.0, min(1000, max(-1000, -math.frexp(view(np.int64(bits), np.float64))[1])))
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     value = v * scale
