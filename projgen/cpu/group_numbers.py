@@ -69,11 +69,6 @@ class GroupNumbers:
         return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
 
     @property
-    def close(self) -> str:
-        """The same of a search of third order: what its steps miss is below 9 times their cube."""
-        return "2e-3" if self.dtype == "float32" else "2e-6"
-
-    @property
     def last(self) -> str:
         """The step of lp's outer search that needs no other one after it."""
         assert self.ball.p is not None

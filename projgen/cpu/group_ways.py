@@ -125,9 +125,17 @@ class GroupWays(GroupNumbers):
 
     @property
     def drafts(self) -> bool:
-        """Whether searches begin in the array's type: in float32, whose vectors hold twice as many,
-        they may end in it as well; those of long groups begin with some parts of them."""
+        """Whether searches begin with sums of the array's type, and may end with them: in float32
+        vectors hold twice as many; those of long groups begin with some parts of them."""
         return self.ball.weighted and self.guesses and not self.searches and self.surveyed == 0
+
+    @property
+    def close(self) -> str:
+        """What ends l2's search: a step of third order, which misses less than 9 times its cube; or
+        of groups that a thread has for itself, how wrong t may still be."""
+        if self.surveyed or self.huge:
+            return "2e-3" if self.dtype == "float32" else "2e-6"
+        return "1e-7" if self.dtype == "float32" else "1e-15"
 
     @property
     def single(self) -> bool:
