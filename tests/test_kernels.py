@@ -409,6 +409,22 @@ def test_the_ends_of_the_range_go_without_a_warning(spec: str) -> None:
             projgen.build(spec).norm(y)
 
 
+@pytest.mark.parametrize("spec", ["linf(l1(axis=1))", "l2(linf(axis=0))", "l1(l2(axis=1))"])
+def test_beside_huge_values_no_small_one_grows(spec: str) -> None:
+    """Where all are scaled, small ones are rounded; and what is kept, is kept to the bit."""
+    for dtype, huge in (("float32", 3e38), ("float64", 1.5e308)):
+        rng = np.random.default_rng(14)
+        y = rng.normal(size=(9, 40)).astype(dtype)
+        y *= 10 ** rng.uniform(-30, 30, y.shape).astype(dtype) * (1 if huge < 1e100 else 1e-200)
+        y[0] = huge
+        with rehearsals():
+            x = projgen.project(y, spec, huge / 2)
+        assert np.all(np.abs(x) <= np.abs(y))
+        if dtype == "float32":
+            kept = projgen.build(spec, backend="numpy")(y, huge / 2) == y
+            assert np.array_equal(x == y, kept)
+
+
 # Large arrays
 
 

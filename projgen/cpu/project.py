@@ -18,7 +18,7 @@ from projgen.compiler import compile_binding
 from projgen.cpu.call import Call
 from projgen.cpu.load import making
 from projgen.cpu.pool import default_threads
-from projgen.dtypes import is_half, put
+from projgen.dtypes import put
 from projgen.forks import whole
 from projgen.operands import (
     axis_order,
@@ -179,7 +179,7 @@ def rescue(
         if not is_finite(part):
             result[...] = np.nan
             continue
-        if is_half(part.dtype):  # float64 has room for all that they can add up to
+        if part.dtype != np.float64:  # which has room for all that they can add up to
             wide = part.astype(np.float64)
             project(projection, binding, wide, wide, float(each[index]))
             put(result, wide)
@@ -194,6 +194,8 @@ def rescue(
         if np.array_equal(x, small):
             np.copyto(result, part)
         else:
-            # What scaling rounds, at the far end of the range, is kept where it was kept.
+            # What scaling rounds, at the far end of the range, is kept where it was kept, and does
+            # not grow.
             kept = (x == small) & (np.ldexp(small, exponent) == part)
-            np.copyto(result, np.where(kept, part, np.ldexp(x, exponent)))
+            found = np.where(kept, part, np.ldexp(x, exponent))
+            np.copyto(result, np.where(np.abs(found) > np.abs(part), part, found))
