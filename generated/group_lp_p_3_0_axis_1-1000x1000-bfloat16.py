@@ -21,7 +21,7 @@ P = 3.0
 STEEPEST = 1.0 / (P - 1.0)  # how z can fall with c
 TURNS = 200  # of a search, at most; some five are usual
 PART = 512  # elements, whose sums are short enough for float32
-SETTLED = 2.8e-07  # a step of Newton's method for z after which its error is beyond float64
+SETTLED = 1.0e-07  # a step of Newton's method for z after which its error is beyond float64
 LAST = 3.0e-07  # the same, for log t
 BITS = 6755399441055744.0  # 1.5 * 2**52: with it added, a float's last bits are an integer's
 HALF_ROOT = np.int64(0x3FE6A09E667F3BCD)  # the bits of sqrt(1/2)
@@ -406,11 +406,12 @@ def search_float64(row, t, unit, v, ratio, near, spare):
 def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
     """A step towards the z of each element for which exp(z) + exp(c + (P - 1) z) is 1, c = t + shift:
     where the slopes dz / dc lead from the last z, and a step of Newton's method from there. Also
-    the sum of exp(length + P z - top), how it falls with t, and how far the longest step was.
+    the sum of exp(length + P z - top), how it falls with t, what the steps made of it, and how far
+    the longest step was.
 
     The exponentials' sum is convex and increases with z: steps lead above the solution, or down to it.
     """
-    total, slope, longest = 0.0, 0.0, np.int64(0)
+    total, slope, made, longest = 0.0, 0.0, 0.0, np.int64(0)
     for j in range(min(lengths.size, min(min(shifts.size, depths.size), min(slopes.size, steps.size)))):
         c = t + shifts[j]
         highest = min(0.0, -c * STEEPEST)
@@ -418,16 +419,18 @@ def approach(lengths, shifts, depths, slopes, steps, t, moved, top):
         one, other = exp(z), exp(c + (P - 1.0) * z)
         by = 1.0 / (one + (P - 1.0) * other)
         nearer = min(z - (one + other - 1.0) * by, highest)
-        steps[j] = nearer - z
+        step = nearer - z
+        steps[j] = step
         depths[j] = nearer
         fall = -other * by
         slopes[j] = fall
         part = exp(lengths[j] + P * nearer - top)
         total += part
         slope += part * fall
+        made += part * abs(step)
     for j in range(steps.size):
         longest = max(longest, view(np.float64(steps[j]), np.int64) & MAGNITUDE)
-    return total, slope, view(np.int64(longest), np.float64)
+    return total, slope, made, view(np.int64(longest), np.float64)
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
@@ -483,23 +486,25 @@ def solve(row, spare, v, u, guess):
     low, high = -1e300, 1e300
     moved, top = 0.0, longest + P * min(ratio, 0.0)
     for turn in range(TURNS):
-        total, slope, far = approach(lengths, shifts, depths, slopes, steps, t, moved, top)
+        total, slope, made, far = approach(lengths, shifts, depths, slopes, steps, t, moved, top)
         if not 1e-200 < total < 1e200:  # beside another top, then
             top, moved = -1e300, 0.0
             for j in range(n):
                 top = max(top, lengths[j] + P * depths[j])
             continue
         length = (math.log(total) + top) / P - goal
+        made /= total  # of the length, then
         # What z are not yet, they are too high: a length that is too short is so all the more, and
         # one that is too long may not be.
         if length < 0:
             high = t
-        elif far > 0.1:
+        elif made > 0.1:
             moved = 0.0
             continue
-        elif length > far and P * far < 0.1:
+        elif length > made and P * made < 0.1:
             low = t
         moved = aim(length + ratio, ratio, slope / total)
+        far = max(far, made)
         if far <= SETTLED and abs(moved) <= LAST + 4e-16 * abs(t):
             break
         if not low < t + moved < high:

@@ -874,6 +874,24 @@ def test_lp_without_a_formula_is_as_near(p: float, dtype: str) -> None:
                 assert np.abs(kernel(y, radius, **given) - wanted).max() <= near * np.abs(y).max()
 
 
+@pytest.mark.parametrize("more", [1e-7, 1e-10, 1e-14])
+def test_lp_next_to_l1(more: float) -> None:
+    """Its elements' equations are as good as steps there: they were once left half solved."""
+    rng = np.random.default_rng(15)
+    y = rng.standard_normal((3, 40))
+    y[1] **= 3
+    w = rng.uniform(0.1, 2, y.shape)
+    p = 1 + more
+    with rehearsals():
+        for spec, given in ((f"lp(p={p!r}, axis=1)", {}), (f"lp(p={p!r}, axis=1, w=w)", {"w": w})):
+            kernel, oracle = projgen.build(spec), projgen.build(spec, backend="numpy")
+            for part in (0.01, 0.1, 0.5, 0.9):
+                radius = part * np.asarray(oracle.norm(y, **given))
+                x = kernel(y, radius, **given)
+                assert np.abs(x - oracle(y, radius, **given)).max() <= 1e-12 * np.abs(y).max()
+                assert np.all(oracle.norm(x, **given) <= radius * (1 + 1e-13))
+
+
 def test_searches_end_whatever_the_weights() -> None:
     """Also where they are too far apart for float64 to say what is left."""
     p = projgen.build("l1(w=w)")

@@ -65,8 +65,16 @@ class GroupNumbers:
         """The step of l2's search, or lp's inner one, that needs no other one after it."""
         if self.ball.p is None:
             return "3e-4" if self.dtype == "float32" else "3e-8"
-        bend = (self.ball.p - 2) ** 2 / 8 / min(1.0, self.ball.p - 1)
-        return f"{min(1e-4, math.sqrt(1e-14 / max(bend, 1e-9))):.1e}"
+        bend = (
+            max(1.0, self.ball.p - 1) / 2
+        )  # at most: what a step misses is below that times its square
+        return f"{math.sqrt(1e-14 / bend):.1e}"
+
+    @property
+    def steep(self) -> bool:
+        """Whether some of lp's elements are so steep that float64 has no room for small steps."""
+        assert self.ball.p is not None
+        return self.ball.p < 1.00001
 
     @property
     def last(self) -> str:
