@@ -171,7 +171,10 @@ def test_a_constant_that_padding_interrupts_stays():
     assert small.a.out_channels == 5
     (kept,) = report.kept
     assert (kept.name, kept.units) == ("a", 1)
-    assert "b reads a constant that is not zero, and pads with zeros" in str(report)
+    assert "'b' reads a constant that is not zero, and pads with zeros" in kept.reason
+    assert kept.reason.endswith("(make the dead channels give zero: set their bias in 'a' to 0)")
+    kill(model.a, 0, bias=0.0)
+    assert not same(model, torch.randn(2, 1, 8, 8))[1].kept
 
 
 @pytest.mark.parametrize("options", [{"padding": 0}, {"padding": 1, "padding_mode": "circular"}])
@@ -195,7 +198,30 @@ def test_batch_norm():
     small, report = same(model, torch.randn(2, 1, 8, 8))
     assert (small.a.out_channels, small.a_norm.num_features) == (4, 4)
     assert (small.b.out_channels, small.b_norm.running_var.numel()) == (3, 3)
-    assert [kept.name for kept in report.kept] == ["a"]
+    (kept,) = report.kept
+    assert kept.name == "a"
+    assert "set their scale and shift in 'a_norm' to 0" in kept.reason
+
+
+def test_what_is_advised_behind_a_batch_norm():
+    """A trained norm divides by the tiny deviation of what is dead, so its bias is of no use."""
+    model = Cnn(norm=True).train()
+    kill(model.a, 0, 1, bias=0.5)
+    with torch.no_grad():
+        for _ in range(100):
+            model(torch.randn(8, 1, 8, 8))
+        model.a_norm.bias += 0.5
+    _, report = same(model.eval(), torch.randn(2, 1, 8, 8))
+    assert (report.kept[0].name, report.kept[0].units) == ("a", 2)
+    wrong = copy.deepcopy(model)
+    kill(wrong.a, 0, 1)
+    dead = ~model.a.weight.flatten(1).any(1)
+    model.a_norm.weight.data[dead] = 0
+    model.a_norm.bias.data[dead] = 0
+    small, report = same(model, torch.randn(2, 1, 8, 8))
+    assert not report.kept
+    assert small.a.out_channels == 4
+    assert wrong.a_norm(wrong.a(torch.zeros(1, 1, 8, 8)))[0, dead].abs().min() > 10
 
 
 def test_batch_norm_of_vectors_and_without_running_statistics():
@@ -321,7 +347,7 @@ def test_grouped_convolutions_stay():
     kill(model[0], 0)
     small, report = same(model, torch.randn(2, 2, 5, 5))
     assert small[0].out_channels == 6
-    assert report.kept[-1].reason == "2 is a convolution in 2 groups, which have to stay alike"
+    assert report.kept[-1].reason == "'2' is a convolution in 2 groups, which have to stay alike"
 
 
 def test_transposed_convolutions():
@@ -376,7 +402,7 @@ def test_norms_over_channels_hold_them(norm):
     assert (small[0].out_features, small[3].out_features) == (6, 4)
     (kept,) = report.kept
     assert (kept.name, kept.units) == ("0", 3)
-    assert kept.reason == f"1 ({type(norm).__name__}) works on all of its channels together"
+    assert kept.reason == f"'1' ({type(norm).__name__}) works on all of its channels together"
 
 
 def test_a_softmax_over_channels_holds_them():
@@ -596,7 +622,7 @@ def test_layers_with_a_forward_of_their_own_stay():
     kill(model[2], 0)
     small, report = same(model, torch.randn(3, 4))
     assert (small[0].out_features, small[2].out_features) == (5, 3)
-    assert "2 (Shifted) is not PyTorch's own layer" in str(report)
+    assert "'2' (Shifted) is not PyTorch's own layer" in str(report)
 
 
 def test_what_comes_of_whole_numbers_is_no_constant():
@@ -684,6 +710,7 @@ def test_nothing_is_zero():
     small, report = same(model, torch.randn(2, 1, 8, 8))
     assert report.parameters_after == report.parameters_before
     assert report.layers == report.kept == ()
+    assert "nothing in it is idle" in str(report)
     assert report.difference == 0
     assert small is not model
 
@@ -835,7 +862,7 @@ def test_keep():
     kill(model[2], 1)
     small, report = same(model, torch.randn(2, 6), keep="4")
     assert (small[0].out_features, small[2].out_features) == (7, 7)
-    assert [str(kept) for kept in report.kept] == ["2: 1 idle stay: 4 is to be kept"]
+    assert [str(kept) for kept in report.kept] == ["2: 1 idle stay: '4' is to be kept"]
 
 
 def test_sizes_that_a_model_has_by_heart_stay():
@@ -853,6 +880,7 @@ def test_sizes_that_a_model_has_by_heart_stay():
     small, report = same(model, torch.randn(2, 1, 6, 6))
     assert (small.a.out_channels, small.b.out_features) == (4, 4)
     assert "does not run without them" in str(report)
+    assert "as in x.view(-1, 288), write x.flatten(1)" in str(report)
 
 
 def test_arguments_by_name():

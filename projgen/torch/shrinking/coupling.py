@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from projgen.errors import quote
 from projgen.torch.shrinking.taint import Inputs, is_plain
 
 try:
@@ -148,7 +149,7 @@ class Couplings:
         return Member(name, node.module, role, width, indices, units)
 
     def _obstacles(self, member: Member, kind: Any) -> Iterable[str]:
-        name, module = member.name, member.module
+        name, module = quote(member.name, 80), member.module
         if kind not in _WRITERS | _CARRIERS:
             yield f"{name} ({type(module).__name__}) works on all of its channels together"
             return
@@ -161,7 +162,8 @@ class Couplings:
                 yield f"{name} is a convolution in {groups} groups, which have to stay alike"
             shared = [o for p in module.parameters(recurse=False) for o in self._owners[p]]
             if len(set(shared)) > 1:
-                yield f"{name} shares a parameter with {next(o for o in shared if o != name)}"
+                other = next(o for o in shared if o != member.name)
+                yield f"{name} shares a parameter with {quote(other, 80)}"
         if max(member.indices) >= member.width:
             yield f"{name} has {member.width} channels, fewer than what it is coupled with"
 

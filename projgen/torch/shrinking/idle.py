@@ -7,8 +7,10 @@ is a constant that the layer's bias can hold. A unit is spare if all of its chan
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from projgen.errors import quote
 from projgen.torch.shrinking.coupling import Couplings, Group, Member
 from projgen.torch.shrinking.taint import is_affine
 
@@ -80,12 +82,26 @@ def why(group: Group, known: Constants) -> str:
         lost = _constant(member.module, known) & ~_spare(member.module, known)
         if lost[list(member.indices)].any():
             return (
-                f"{member.name} reads a constant that is not zero, and pads with zeros: its bias "
-                "cannot hold it (set the biases of dead channels to zero in training)"
+                f"{quote(member.name, 80)} reads a constant that is not zero, and pads with zeros: "
+                f"its bias cannot hold it{_silenced(group)}"
             )
     if len(_spare_units(group, known)) == group.width:
         return "a layer needs at least one channel"
     return "they are coupled with channels in use"
+
+
+def _silenced(group: Group) -> str:
+    """How dead channels are made to give zero. Behind a batch norm the bias before it is not the
+    way: this norm's running mean would no longer fit, and be divided by a tiny deviation."""
+    writers = [m for m in group.having("writes") if getattr(m.module, "bias", None) is not None]
+    norms = [m for m in group.having("carries") if isinstance(m.module, _NormBase)]
+    if any(m.module.bias is None for m in norms) or not (norms or writers):
+        return ""
+    named = " and ".join(dict.fromkeys(quote(m.name, 80) for m in norms or writers))
+    means = f"{'scale and shift' if norms else 'bias'} in {named} to 0"
+    if norms and len(writers) > len(norms):  # of a residual connection, say
+        means += ", and each bias that no batch norm follows"
+    return f" (make the dead channels give zero: set their {means})"
 
 
 def _fits(part: Group, known: Constants) -> bool:

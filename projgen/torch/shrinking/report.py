@@ -78,4 +78,6 @@ class Shrunk:
         ]
         if self.inputs is not None:
             lines.append(f"input features left: {len(self.inputs)}")
+        if not self.layers and not self.kept and self.inputs is None:
+            lines.append("nothing in it is idle: projgen.torch.report(model) shows what is zero")
         return "\n  ".join([*lines, *map(str, self.layers), *map(str, self.kept)])

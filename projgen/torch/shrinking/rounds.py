@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
@@ -170,7 +171,7 @@ class _Shrinking:
     def _unwanted(self, group: Group) -> str | None:
         names = (m.name for m in group.members if any(fnmatchcase(m.name, k) for k in self.keep))
         name = next(names, None)
-        return None if name is None else f"{name} is to be kept"
+        return None if name is None else f"{quote(name, 80)} is to be kept"
 
     def _attempt(
         self,
@@ -200,7 +201,7 @@ class _Shrinking:
                 remove(group)
             problem = self._compare(examples)
         except Exception as error:
-            problem = f"the model does not run without them ({error})"
+            problem = f"the model does not run without them ({error}){_fixed_sizes(error)}"
         if problem is not None:
             undo()
             return problem
@@ -288,6 +289,13 @@ class _Shrinking:
         return Shrunk(
             tuple(layers), tuple(self.kept), features, self.before, after, self.difference
         )
+
+
+def _fixed_sizes(error: Exception) -> str:
+    """What to do if a size that a ``forward`` has by heart was in the way."""
+    if not re.search(r"shape '\[.*\]' is invalid|mat1 and mat2 shapes", str(error)):
+        return ""
+    return "; if forward has a size by heart, as in x.view(-1, 288), write x.flatten(1)"
 
 
 def _patterns(keep: str | Iterable[str], model: nn.Module) -> tuple[str, ...]:
