@@ -23,6 +23,7 @@ Wrap = Callable[[Array], Any]
 
 TYPES = "float32, float64, float16 or bfloat16"
 
+_COMPLEX = "complex numbers have no projection here: project y.abs(), then scale"
 _CUDA_DEVICES = (2, 13)  # DLPack's numbers: memory of a GPU, and memory that moves there
 
 
@@ -117,7 +118,8 @@ def on_gpu(y: Any) -> bool:
 
 
 def writable_view(out: Any) -> Array:
-    """`out` as a NumPy array over the same memory; a TypeError for what would be copied."""
+    """`out` as a NumPy array over the same memory; a TypeError for what would be copied,
+    and a ValueError for a tensor of negated values."""
     if type(out) is np.ndarray:
         return out
     array = view(out)[0]
@@ -127,6 +129,9 @@ def writable_view(out: Any) -> Array:
         return array
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(out, torch.Tensor):
+        if out.is_neg():
+            raise ValueError("out's memory has its values negated, as that of z.conj().imag: give "
+                             "another tensor, such as torch.empty_like(y)")  # fmt: skip
         return array
     try:
         memoryview(out)
@@ -173,7 +178,7 @@ def check_dtype(array: Array) -> str:
     elif dtype.kind in "US":
         hint = "this is text: np.load reads a file"
     elif dtype.kind == "c":
-        hint = "complex numbers have no projection here: project np.abs(y), then scale"
+        hint = _COMPLEX.replace("y.abs()", "np.abs(y)")
     else:
         hint = "use y.astype(np.float32)"
     raise TypeError(f"expected {TYPES}, got {dtype}; {hint}")
@@ -181,6 +186,8 @@ def check_dtype(array: Array) -> str:
 
 def _view_tensor(y: Any, torch: Any) -> Array:
     if y.device.type != "cpu":
+        if y.is_meta:
+            raise TypeError("a meta tensor has no values to project: give one that has")
         hint = "backend='auto' or 'cuda'" if y.is_cuda else "y.cpu()"
         raise TypeError(f"this tensor lives on {y.device}: use {hint}")
     if y.layout is not torch.strided:
@@ -189,7 +196,8 @@ def _view_tensor(y: Any, torch: Any) -> Array:
         raise TypeError("a projection records no gradients: call it under torch.no_grad(), or use "
                         "projgen.torch.project, which does")  # fmt: skip
     if y.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise TypeError(f"expected {TYPES}, got {y.dtype}: use y.float()")
+        hint = _COMPLEX if y.is_complex() else "use y.float()"
+        raise TypeError(f"expected {TYPES}, got {y.dtype}; {hint}")
     values = y.detach().resolve_neg()
     array: Array
     if y.dtype is torch.bfloat16:

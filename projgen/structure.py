@@ -148,6 +148,8 @@ def _named(node: Node, found: Mapping[Any, Any], key: Key, lenient: bool) -> Ite
     if missing:
         close = get_close_matches(missing[0], left, n=1)
         hint = f"; is it {quote(close[0])}?" if close else ""
+        if left and not close:
+            hint = f", and has {_listed(left)}, which the spec does not name"
         raise ValueError(f"{_subject(key)} lacks {_listed(missing)}{hint}")
     if left and not lenient:
         raise ValueError(
@@ -168,15 +170,25 @@ def _patterned(node: Node, names: Mapping[str, Key], key: Key, taken: set[str]) 
         matches = [name for name in names if fnmatchcase(name, child.pattern)]
         fresh = [name for name in matches if name not in taken]
         if not fresh:
-            close = get_close_matches(child.pattern.replace("*", ""), names, n=3, cutoff=0.3)
             reason = "that no earlier pattern took" if matches else "of these arrays"
             raise ValueError(
                 f"pattern {quote(child.pattern)} matches none {reason}; "
-                f"there are {_listed(close or list(names))}"
+                f"{_others(child.pattern, [*names])}"
             )
         taken.update(fresh)
         children += [_chain(child, names[name]) for name in fresh]
     return Place(node, key, tuple(children))
+
+
+def _others(pattern: str, names: Sequence[str]) -> str:
+    """What there is, for a pattern that matches none of `names`."""
+    for inside in (f"{pattern}.weight", f"{pattern}.*"):  # it is a module's name
+        if any(fnmatchcase(name, inside) for name in names):
+            return f"is it {quote(inside)}?"
+    close = get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3)
+    if not close or len(close) == len(names):
+        return f"there are {_listed(close or names)}"
+    return f"among them are {_listed(close)}"
 
 
 def _chain(node: Node, key: Key) -> Place:

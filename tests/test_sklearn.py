@@ -513,6 +513,17 @@ def test_errors(snapshot: Callable[[str, str], None]) -> None:
 
 
 @needs_torch
+def test_a_device_that_is_not_there() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    X, y = classes()
+    with pytest.raises(ValueError, match="device='cuda': PyTorch finds no GPU"):
+        ProjectedAutoencoderClassifier(device="cuda").fit(X, y)
+
+
+@needs_torch
 def test_errors_of_the_autoencoder(snapshot: Callable[[str, str], None]) -> None:
     snapshot("sklearn_autoencoder_errors", _told(WRONG_WITH_TORCH))
 

@@ -4,6 +4,7 @@ import copy
 import io
 import linecache
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,13 +191,80 @@ def test_counts_take_no_radius() -> None:
 def test_batch_axes_have_radii() -> None:
     model = network()
     optimizer = adam(model)
-    pt.constrain(optimizer, model, {"1": "l1(axis=1)"}, torch.tensor([0.1, 0.2, 0.3]))
+    handle = pt.constrain(optimizer, model, {"1": "l1(axis=1)"}, torch.tensor([0.1, 0.2, 0.3]))
     train(model, optimizer)
     torch.testing.assert_close(model[1].weight.detach().abs().sum(1), torch.tensor([0.1, 0.2, 0.3]))
+    handle.remove()
     before = model[1].weight.detach().abs().sum(1)
     handle = pt.constrain(optimizer, model, {"1": "l1(axis=1)"}, "50%")
     handle.project()
     torch.testing.assert_close(model[1].weight.detach().abs().sum(1), 0.5 * before)
+
+
+def test_counts_beside_radii() -> None:
+    """Specs with the count of l0 need no radius of their own among others."""
+    counted = {"0.0": "l0(l2(axis=1), k=2)", "1": ROWS}
+    for radius in ("10%", {"1": "10%"}, {"0.0": None, "1": "10%"}):
+        model = network()
+        optimizer = adam(model)
+        handle = pt.constrain(optimizer, model, counted, radius)
+        train(model, optimizer)
+        first, second = handle.standings()
+        assert (first.radius, first.active) == (None, 2)
+        assert second.norm == pytest.approx(second.radius, rel=1e-6)
+        for wrong in ({"0.0": 1.0, "1": "10%"}, {"0.0": None}, {"1": 1.0, "2": 1.0}):
+            with pytest.raises((TypeError, ValueError)):
+                pt.constrain(optimizer, model, counted, wrong)
+
+
+def test_standings_of_many_batch_entries_are_short() -> None:
+    model = nn.Sequential(nn.Linear(16, 6), nn.Linear(6, 3))
+    handle = pt.constrain(adam(model), model, {"0": "l0(axis=1, block=4, k=2)", "1": "l1(axis=1)"},
+                          {"1": torch.tensor([0.1, 0.2, 0.3])})  # fmt: skip
+    first, second = handle.standings()
+    assert tuple(first.norm.shape) == (6, 4)
+    assert "norm=<6 × 4 values: 4>, active" in repr(first)
+    assert "radius=tensor([0.1000, 0.2000, 0.3000])" in repr(second)
+    assert f"norm={second.norm!r}" in repr(second)
+
+
+@pytest.mark.parametrize("radius", ["10%", pt.geometric("100%", "10%", 5), 0.5,
+                                    pt.linear("10%", 0.5, 5)])  # fmt: skip
+def test_a_part_of_nothing(radius: Any) -> None:
+    model = network()
+    nn.init.zeros_(model[1].weight)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pt.constrain(adam(model), model, {"1": ROWS}, radius)
+    told = [str(one.message) for one in seen if "1.weight is all zero" in str(one.message)]
+    assert len(told) == (radius == "10%" or getattr(radius, "shape", "") == "geometric")
+
+
+def test_a_constraint_twice() -> None:
+    model = network()
+    optimizer = adam(model)
+
+    def told(spec: str, **options: Any) -> tuple[Any, bool]:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            handle = pt.constrain(optimizer, model, {"1": spec}, "50%", **options)
+        return handle, any("'1.weight' already, and both" in str(one.message) for one in seen)
+
+    first, warned = told(ROWS)
+    assert not warned
+    again, warned = told(ROWS)
+    assert warned
+    again.remove()
+    first.remove()
+    third, warned = told(ROWS, stop=2)
+    assert not warned
+    assert not told(COLUMNS)[1]
+    later, warned = told(ROWS, start=2)
+    assert not warned
+    later.remove()
+    assert not told(ROWS, every="epoch")[1]
+    assert told(ROWS, start=1)[1]
+    third.freeze()
 
 
 # When
@@ -252,8 +320,26 @@ def test_epochs_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match=r"3 steps, and no .* projects '1.weight'") as seen:
         train(model, optimizer, 4)
     assert [line_of(one) for one in seen] == ["optimizer.step()"]
+    with pytest.warns(UserWarning, match=r"6 steps, .* yet: epoch_end\(\) was not called"):
+        handle.freeze(project=True)
     handle.epoch_end()
     assert repr(handle).endswith("after 6 steps, 1 epoch ended>")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle.freeze()
+
+
+def test_epochs_that_are_not_asked_for() -> None:
+    model = network()
+    optimizer = adam(model)
+    handle = pt.constrain(optimizer, model, {"1": ROWS}, 0.5, every=5)
+    with pytest.warns(UserWarning, match="projects every 5 steps; .*every='epoch'") as seen:
+        handle.epoch_end()
+        handle.epoch_end()
+    assert [line_of(one) for one in seen] == ["handle.epoch_end()"]
+    train(model, optimizer)
+    with pytest.warns(UserWarning, match="after 1 steps?, .* yet: every 5 steps"):
+        handle.freeze()
 
 
 def test_the_warning_is_about_the_line_that_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -777,7 +863,9 @@ def test_states_of_constraints_with_the_same_specs() -> None:
 
     again = network(1)
     other = adam(again)
-    handles = [pt.constrain(other, again, {"0.0": ROWS}, "50%", stop=stop) for stop in (2, None)]
+    handles = [pt.constrain(other, again, {"0.0": ROWS}, "50%", stop=2)]
+    with pytest.warns(UserWarning, match="both project it"):
+        handles.append(pt.constrain(other, again, {"0.0": ROWS}, "50%"))
     again.load_state_dict(model.state_dict())
     saved = copy.deepcopy(optimizer.state_dict())
     for _ in range(2):  # loading leaves the state as it is
@@ -902,7 +990,7 @@ def test_a_schedule_that_goes_wrong() -> None:
         ({"1": ROWS}, {"radius": "ten"}, ValueError, "not a radius"),
         ({"1": ROWS}, {"radius": True}, TypeError, "a number"),
         ({"1": ROWS}, {"radius": [1.0]}, TypeError, "got list"),
-        ({"1": ROWS}, {"radius": {"0.0": 1.0}}, ValueError, "keys of the constraints"),
+        ({"1": ROWS}, {"radius": {"0.0": 1.0}}, ValueError, "'0.0', which is no key"),
         ({"1": ROWS}, {"every": 0}, ValueError, "every is"),
         ({"1": ROWS}, {"every": "step"}, ValueError, "every is"),
         ({"1": ROWS}, {"start": -1}, ValueError, "start is"),

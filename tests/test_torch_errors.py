@@ -17,9 +17,14 @@ ROWS = "l1(linf(axis=1))"
 
 def refusals() -> dict[str, Callable[[], Any]]:
     """Calls that must fail; each has its own name in the snapshot."""
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False), nn.LayerNorm(2))
     layer = model[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def constrain(specs: Any, radius: Any = "10%", **options: Any) -> Any:
+        own = torch.optim.SGD(model.parameters(), lr=0.1)
+        return pt.constrain(own, model, specs, radius, **options)
+
     return {
         "constrain, the other way round": lambda: pt.constrain(model, optimizer, {"0": ROWS}, 1.0),
         "constrain, no model": lambda: pt.constrain(optimizer, layer.weight, {"0": ROWS}, 1.0),
@@ -27,6 +32,29 @@ def refusals() -> dict[str, Callable[[], Any]]:
             optimizer, model, {"0": ROWS}, 1.0, evry="epoch"
         ),
         "constrain, for build": lambda: pt.constrain(optimizer, model, {"0": ROWS}, 1.0, threads=2),
+        "constrain, a list": lambda: pt.constrain(optimizer, model, ["0", "2"], "10%"),
+        "constrain, a weight is missing": lambda: constrain({"0": "l1(linf, w=v)"}),
+        "constrain, no radius for one": lambda: constrain({"0": ROWS, "2": ROWS}, {"0": 1.0}),
+        "constrain, a radius for another": lambda: constrain({"0": ROWS}, {"0": 1.0, "1": 2.0}),
+        "constrain, a radius and a count": lambda: constrain({"0": "l0(linf, k=2)"}),
+        "constrain, learn the radius": lambda: constrain(
+            {"0": ROWS}, torch.ones((), requires_grad=True)
+        ),
+        "where lacks one": lambda: constrain("l1(a=linf, b=linf)", where={"a": "0", "c": "2"}),
+        "where has one more": lambda: constrain("l1(a=linf)", where={"a": "0", "c": "2"}),
+        "a module's name as a pattern": lambda: constrain('l1(linf @ "2")'),
+        "a pattern near others": lambda: constrain('l1(linf @ "wights")'),
+        "a pattern of weights of other ranks": lambda: constrain({"*.weight": ROWS}),
+        "rewind to the model": lambda: constrain({"0": ROWS}).rewind(model),
+        "project on a part": lambda: pt.project(layer.weight, ROWS, "10%"),
+        "project a meta tensor": lambda: projgen.project(
+            torch.ones(2, 2, device="meta"), "l1", 1.0
+        ),
+        "project a complex tensor": lambda: projgen.project(torch.ones(2).cfloat(), "l1", 1.0),
+        "project integers": lambda: projgen.project(torch.arange(3), "l1", 1.0),
+        "out is negated": lambda: projgen.project(
+            torch.ones(2), "l1", 1.0, out=torch.ones(2).cfloat().conj().imag
+        ),
         "project a model": lambda: projgen.build('l1(linf @ "*")')(model, 1.0),
         "watch, the other way round": lambda: pt.watch(model, optimizer),
         "watch, names in the model's place": lambda: pt.watch(optimizer, ["0"]),

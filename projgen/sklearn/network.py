@@ -177,6 +177,8 @@ def fit_network(
     weights: NDArray[Any],
 ) -> SupervisedAutoencoder:
     """A trained network, on the CPU. `training` has its history."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: PyTorch finds no GPU here; device='cpu' works")
     with torch.inference_mode(False), torch.enable_grad():
         module = SupervisedAutoencoder(sizes, activation, training.rng)
         module.to(device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,25 @@ import torch
 from projgen.api import build
 from projgen.arms import bind_arm
 from projgen.arrays import writable_view
+from projgen.callers import outside
 from projgen.errors import SpecError, quote
+from projgen.info import numbers
 from projgen.operands import check_out, check_radii
 from projgen.projection import Projection
 from projgen.structure import Key, Place, dotted, flat, places, rebuilt
+from projgen.terminal import format_shape
 from projgen.torch.names import Names, listed
-from projgen.torch.schedule import radius_at, read_radius
+from projgen.torch.schedule import is_relative, radius_at, read_radius
 from projgen.torch.shards import is_sharded, whole
 from projgen.tree import Node, NormTree
 
 Lookup = Callable[[str], torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+MOST_SHOWN = 8  # values of a batch, in a line of text
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Standing:
     """How a budget stands: ``norm`` is that of its parameters now, ``radius`` what it is projected
     on now, None where the spec has the count of l0; ``active`` of its ``groups`` of the leaf level
@@ -42,6 +49,10 @@ class Standing:
     groups: int
     axes: tuple[int, ...] | None
     projected: bool
+
+    def __repr__(self) -> str:
+        own = ", ".join(f"{each.name}={_shown(getattr(self, each.name))}" for each in fields(self))
+        return f"Standing({own})"
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +102,12 @@ class Budget:
         with named(self.key, self.hint):
             self.norm = whole(self.projection.norm(self.tensors(tensor), **self.given))
             radius = self.radius_after(1)
+            if is_relative(self.radius) and not np.any(_on_host(self.norm)):
+                warnings.warn(
+                    f"{self.key} is all zero, and so is any part of its norm: it stays zero on this"
+                    " radius. Constrain it after some training, or on a number",
+                    stacklevel=outside("projgen"),
+                )
             if radius is not None:
                 shapes = ", ".join(str(tuple(tensor(name).shape)) for name in self.names)
                 what = f"{self.projection.spec} on shape {shapes}"
@@ -178,6 +195,13 @@ def budgets(
             raise TypeError("where= is for a single spec: the keys say where already")
         chosen = {_named_key(key): _projection(spec) for key, spec in constraints.items()}
         return list(_one_by_one(names, chosen, radius, arrays))
+    if isinstance(constraints, Sequence) and not isinstance(constraints, str):
+        first = next(iter(constraints), "0.weight")
+        raise TypeError(
+            f"constraints are a dict of names and their specs, such as {{{str(first)!r}: "
+            f"'l1(linf(axis=1))'}}, or one spec of several parameters; got "
+            f"{type(constraints).__name__}"
+        )
     projection = _projection(constraints)
     if not any(node.is_branch for node in projection.tree.levels):
         keys = [where] if isinstance(where, str) else where
@@ -206,11 +230,7 @@ def _one_by_one(
     """A budget for each parameter. The first key that matches a parameter takes it."""
     if not chosen:
         raise ValueError(f"there is nothing to constrain; there are {listed(list(names))}")
-    radii = radius if isinstance(radius, Mapping) else dict.fromkeys(chosen, radius)
-    if set(radii) != set(chosen):
-        strange = [str(key) for key in [*radii, *chosen] if (key in radii) != (key in chosen)]
-        raise ValueError(f"the radii must have the keys of the constraints, {listed([*chosen])}; "
-                         f"it is otherwise with {listed(strange)}")  # fmt: skip
+    radii = _radii(chosen, radius)
     taken: set[int] = set()
     for key, projection in chosen.items():
         if any(node.is_branch for node in projection.tree.levels):
@@ -225,9 +245,26 @@ def _one_by_one(
             hint = None
             if not name.endswith("weight") and (weights := names.weights(key)):
                 hint = f"weights alone are {quote(weights, 80)}"
+            elif larger := names.of_more_axes(fresh, name):
+                hint = f"{quote(key, 80)} matches {listed(larger)} too, with more axes: name those"
             yield Budget(
                 name, projection, name, read_radius(radii[key]), _given(projection, arrays), hint
             )
+
+
+def _radii(chosen: Mapping[str, Projection], radius: Any) -> dict[str, Any]:
+    """The radius of each key. A spec with the count of l0 takes none, and needs no entry; one
+    radius for all is for the others."""
+    counting = {key for key, projection in chosen.items() if projection.tree.root.k is not None}
+    if not isinstance(radius, Mapping):
+        spared = counting if len(counting) < len(chosen) else set()
+        return {key: None if key in spared else radius for key in chosen}
+    if strange := [str(key) for key in radius if key not in chosen]:
+        raise ValueError(f"radius has {listed(strange)}, which is no key of the constraints; these "
+                         f"are {listed([*chosen])}")  # fmt: skip
+    if missing := [key for key in chosen if key not in radius and key not in counting]:
+        raise ValueError(f"radius has no entry for {listed(missing)}")
+    return {key: radius.get(key) for key in chosen}
 
 
 def _under_one_budget(names: Names, projection: Projection, where: Any) -> Any:
@@ -239,6 +276,12 @@ def _under_one_budget(names: Names, projection: Projection, where: Any) -> Any:
         found = {key: _one(names, name, dotted(key)) for key, name in flat(where)}
         if len(names.unique(found.values())) < len(found):
             raise ValueError(f"of {listed(list(found.values()))} two are the same parameter")
+        try:
+            places(projection.tree, where, projection.unmatched)
+        except (TypeError, ValueError) as error:
+            text = str(error).partition("; build with")[0]  # which is no help here
+            where_it_is = f"where{text[1:]}" if text.startswith("y ") else f"where: {text}"
+            raise type(error)(where_it_is) from None
         return rebuilt(where, found)
     if where is not None:
         raise TypeError("where= is for trees without patterns, which say themselves what they take")
@@ -279,7 +322,19 @@ def _on_host(value: Any) -> Any:
 
 def _given(projection: Projection, arrays: Mapping[str, Any]) -> dict[str, Any]:
     names = projection.tree.bound_names
+    if missing := [name for name in names if name not in arrays]:
+        given = ", ".join(f"{name!r}: array" for name in missing)
+        raise TypeError(f"{projection.spec} names {listed(missing)}: give arrays={{{given}}}")
     return {name: array for name, array in arrays.items() if name in names}
+
+
+def _shown(value: Any) -> str:
+    """As text; of many values the shape and the range."""
+    if not hasattr(value, "__array__") or np.ndim(own := _on_host(value)) == 0:
+        return repr(value)
+    if own.size <= MOST_SHOWN:
+        return repr(value)
+    return f"<{format_shape(own.shape)} values: {numbers(own)}>"
 
 
 __all__ = ["Budget", "Standing", "budgets", "named"]

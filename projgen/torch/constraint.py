@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, NoReturn
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from torch import Tensor
 from projgen.callers import outside
 from projgen.errors import quote
 from projgen.misplaced import unknown
+from projgen.terminal import format_count
 from projgen.torch.budget import Budget, Standing, budgets, named
 from projgen.torch.masks import Masks
-from projgen.torch.names import Names, like_model, listed, members, require_both
+from projgen.torch.names import Names, like_model, listed, members, require, require_both
 from projgen.torch.schedule import RadiusLike, When
 from projgen.torch.shards import is_sharded, local, same_memory
 
@@ -28,6 +30,9 @@ _OPTIONS = (
     "radius", "where", "every", "start", "stop", "freeze_zeros", "keep_momenta", "arrays",
 )  # fmt: skip
 IN_OPTIMIZER = "projgen"  # where an optimiser's state_dict has those of its constraints
+
+
+_attached: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[Constraint]] = WeakKeyDictionary()
 
 
 class Constraint:
@@ -68,6 +73,7 @@ class Constraint:
             for budget in found:
                 budget.begin(self._tensor)
         self._loaded: Mapping[str, Any] | None = None
+        self._warn_of_twins()
         apart: Any = torch.compiler.disable  # the hook is no part of a step that is compiled
         self._hooks = [
             optimizer.register_step_post_hook(apart(self._after_step)),
@@ -75,6 +81,7 @@ class Constraint:
             optimizer.register_load_state_dict_pre_hook(self._read),
             optimizer.register_load_state_dict_post_hook(self._load),
         ]
+        _attached.setdefault(optimizer, WeakSet()).add(self)
 
     # When and what
 
@@ -124,6 +131,12 @@ class Constraint:
     def epoch_end(self) -> None:
         """Say that an epoch has ended, which is when every="epoch" projects."""
         self.epochs += 1
+        if not self.when.by_epoch and self.epochs == 1:
+            warnings.warn(
+                f"this constraint projects {self.when}; to project when an epoch ends, say "
+                "constrain(…, every='epoch')",
+                stacklevel=outside("projgen"),
+            )
         if self.when.by_epoch and self._is_due():
             self.project()
 
@@ -132,6 +145,15 @@ class Constraint:
     def freeze(self, *, project: bool = False) -> None:
         """Let every entry that is zero now stay zero: in the parameters, and in the optimiser's
         momenta. The others train freely from here on, or with `project` under the constraint."""
+        if self.steps and self._projects and not self._is_projected:
+            why = "epoch_end() was not called" if self.when.by_epoch and not self.epochs else (
+                f"start={self.when.start}" if self.clock <= self.when.start else str(self.when)
+            )  # fmt: skip
+            warnings.warn(
+                f"freeze() after {format_count(self.steps, 'step')}, and nothing has been "
+                f"projected yet: {why}",
+                stacklevel=outside("projgen"),
+            )
         with torch.no_grad():
             self._masks.freeze(self.names)
             self._masks.hold()
@@ -148,18 +170,20 @@ class Constraint:
 
         Raises:
             RuntimeError: no zeros are frozen; or `initial` does not fit the model.
+            TypeError: `initial` is no state_dict.
             ValueError: `initial` is the model's memory itself, which has been trained.
         """
+        taken = "copy.deepcopy(model.state_dict()) from before the training"
+        require(initial, Mapping, f"initial must be {taken}")
         if not self._masks.frozen:
-            raise RuntimeError("no zeros are frozen, and those there are would be lost: freeze() "
-                               "first")  # fmt: skip
+            raise RuntimeError("call freeze() before rewind(): no zeros are frozen, so it would "
+                               "bring them all back")  # fmt: skip
         state = like_model(self._model, initial)
         for name, tensor in self._model.state_dict().items():
             given = state.get(name)
             if isinstance(given, Tensor) and same_memory(given, tensor):
                 raise ValueError(
-                    f"initial has the model's own memory for {quote(name, 80)}: take "
-                    "copy.deepcopy(model.state_dict()) before the training"
+                    f"initial has the model's own memory for {quote(name, 80)}: take {taken}"
                 )
         self._model.load_state_dict(state)
         for tensor in self._model.parameters():
@@ -245,6 +269,7 @@ class Constraint:
         """Leave the optimiser alone from now on. Parameters stay as they are."""
         while self._hooks:
             self._hooks.pop().remove()
+        _attached.get(self._optimizer, WeakSet()).discard(self)
 
     def __enter__(self) -> Constraint:
         return self
@@ -265,8 +290,7 @@ class Constraint:
         if not self._hooks:
             note = ", removed"
         else:
-            projected = any(budget.projected for budget in self._budgets)
-            note = "" if projected else ": not yet projected"
+            note = "" if self._is_projected else ": not yet projected"
         ended = (
             f", {self.epochs} epoch{'s' * (self.epochs != 1)} ended" if self.when.by_epoch else ""
         )
@@ -294,6 +318,10 @@ class Constraint:
             )
 
     @property
+    def _is_projected(self) -> bool:
+        return any(budget.projected for budget in self._budgets)
+
+    @property
     def _since(self) -> int:
         """What schedules are asked for: 1 after the first step that counts, and before it."""
         return max(1, self.clock - self.when.start)
@@ -313,6 +341,29 @@ class Constraint:
                                    f"the model is changed{hint}")  # fmt: skip
             self._known[name] = tensor
         return tensor
+
+    def _warn_of_twins(self) -> None:
+        """Warn of a constraint that does the same at the same time: it was forgotten."""
+        for other in _attached.get(self._optimizer, ()):
+            own, before = (
+                {(budget.projection.spec, id(each._known[name])): name
+                 for budget in each._budgets for name in budget.names}
+                for each in (self, other)
+            )  # fmt: skip
+            both = [name for key, name in own.items() if key in before]
+            if both and other._goes_on and self.when.meets(other.when):
+                warnings.warn(
+                    f"the optimiser has a constraint with the same spec on {listed(both)} already, "
+                    "and both project it from now on: remove() the first, or make the optimiser "
+                    "anew too",
+                    stacklevel=outside("projgen"),
+                )
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a projection may come."""
+        stop = self.when.stop
+        return self._projects and (stop is None or self.clock < stop)
 
     def _require_members(self) -> None:
         stepped = members(self._optimizer)
@@ -372,7 +423,7 @@ def constrain(
         radius: a number; a part of the initial norm, such as ``"10%"``, where initial means now;
             an array over the spec's batch axes; a schedule (`linear`, `cosine`, `geometric`, or a
             function from the number of steps since `start` to one of these); or a dict with one of
-            them for each key of `constraints`. None where the spec has the count of l0.
+            them for each key of `constraints`. Specs with the count of l0 take none.
         where: for a single spec, the parameters' names: a structure like that of the arrays which
             it takes, such as a dict for named children.
         every: project after each that many steps, or when `epoch_end` says so with ``"epoch"``.

@@ -79,7 +79,10 @@ def project(y: Any, spec: str | Projection, radius: Radius | None = None, **arra
 def _checked(radius: Any) -> Radius:
     """A radius of a kind that may be one. The projection looks at its values."""
     if isinstance(radius, str):
-        raise TypeError(f"a radius is a number or a tensor, not {radius!r}")
+        hint = ": a tenth of y's norm is 0.1 * projgen.build(spec).norm(y.detach())"
+        raise TypeError(
+            f"a radius is a number or a tensor, not {radius!r}{hint * radius.endswith('%')}"
+        )
     if isinstance(radius, Tensor):
         is_number = not (radius.is_complex() or radius.dtype == torch.bool)
     else:

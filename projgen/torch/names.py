@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -83,6 +84,14 @@ class Names:
         """A pattern of those weights alone that the pattern `key` matches; None if it has none."""
         patterns = (f"{plain_name(key)}{end}" for end in (".weight", "weight"))
         return next((pattern for pattern in patterns if self._matches(pattern)), None)
+
+    def of_more_axes(self, names: Iterable[str], name: str) -> list[str]:
+        """Those of `names` whose parameters have more axes than that of `name`."""
+        ranks = {each: self.tensor(each).ndim for each in {*names, name} if not self._is_lazy(each)}
+        return [each for each in names if ranks.get(each, 0) > ranks.get(name, math.inf)]
+
+    def _is_lazy(self, name: str) -> bool:
+        return bool(torch.nn.parameter.is_lazy(self.tensor(name)))
 
     def _matches(self, pattern: str) -> list[str]:
         return [name for name in self if fnmatchcase(name, pattern)]

@@ -42,6 +42,14 @@ class When:
         each = 1 if self.every == "epoch" else self.every
         return since > 0 and since % each == 0 and (self.stop is None or clock <= self.stop)
 
+    def meets(self, other: When) -> bool:
+        """Whether both may be due at one time. Steps and epochs are not compared."""
+        apart = any(
+            one.stop is not None and one.stop <= two.start
+            for one, two in ((self, other), (other, self))
+        )
+        return self.by_epoch == other.by_epoch and not apart
+
     def __str__(self) -> str:
         """``every 10 steps``."""
         return f"every {self.every} steps" if self.every not in (1, "epoch") else (
@@ -132,10 +140,19 @@ def read_radius(radius: RadiusLike) -> Any:
         if not radius >= 0:
             raise ValueError(f"radius must be at least 0, got {radius}")
         return Radius(float(radius))
+    if getattr(radius, "requires_grad", False):
+        raise TypeError("this radius requires a gradient, and a projection after a step records "
+                        "none: give radius.detach()")  # fmt: skip
     if hasattr(radius, "__array__"):
         return radius
     raise TypeError(f"a radius is a number, a part of the norm such as '10%', an array over the "
                     f"batch axes or a schedule; got {type(radius).__name__}")  # fmt: skip
+
+
+def is_relative(radius: RadiusLike) -> bool:
+    """Whether it is a part of the norm: of a schedule, in the end. Functions do not say."""
+    end = radius.stop if isinstance(radius, Ramp) else radius
+    return isinstance(end, Radius) and end.relative and end.value > 0
 
 
 def radius_at(radius: RadiusLike, step: int, norm: Any) -> Any:
@@ -154,4 +171,6 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-__all__ = ["Ramp", "When", "cosine", "geometric", "linear", "radius_at", "read_radius"]
+__all__ = [
+    "Ramp", "When", "cosine", "geometric", "is_relative", "linear", "radius_at", "read_radius",
+]  # fmt: skip
