@@ -63,6 +63,18 @@ def view(y: Any) -> tuple[Array, Wrap]:
     return array, _as_it_is
 
 
+def operand(x: Any) -> Array:
+    """Weights or labels as a NumPy array over the same memory: of tensors too, numbers of any type.
+
+    TypeError for what is no array, or lives where the CPU cannot read it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        _require_here(x, torch)
+        return _values(x.detach().resolve_conj(), torch)
+    return view(x)[0]
+
+
 def _offset_of_data() -> int | None:
     """Where an array's object has the address of its data; None if it does not look so.
 
@@ -185,6 +197,21 @@ def check_dtype(array: Array) -> str:
 
 
 def _view_tensor(y: Any, torch: Any) -> Array:
+    _require_here(y, torch)
+    if y.requires_grad and torch.is_grad_enabled():
+        raise TypeError("a projection records no gradients: call it under torch.no_grad(), or use "
+                        "projgen.torch.project, which does")  # fmt: skip
+    if y.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        hint = _COMPLEX if y.is_complex() else "use y.float()"
+        raise TypeError(f"expected {TYPES}, got {y.dtype}; {hint}")
+    array = _values(y.detach(), torch)
+    if y.is_neg():
+        array.flags.writeable = False  # a copy: what is written to it would be lost
+    return array
+
+
+def _require_here(y: Any, torch: Any) -> None:
+    """A TypeError for a tensor whose values the CPU cannot read as they lie."""
     if y.device.type != "cpu":
         if y.is_meta:
             raise TypeError("a meta tensor has no values to project: give one that has")
@@ -192,20 +219,17 @@ def _view_tensor(y: Any, torch: Any) -> Array:
         raise TypeError(f"this tensor lives on {y.device}: use {hint}")
     if y.layout is not torch.strided:
         raise TypeError(f"expected a dense tensor, got layout {y.layout}: use y.to_dense()")
-    if y.requires_grad and torch.is_grad_enabled():
-        raise TypeError("a projection records no gradients: call it under torch.no_grad(), or use "
-                        "projgen.torch.project, which does")  # fmt: skip
-    if y.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        hint = _COMPLEX if y.is_complex() else "use y.float()"
-        raise TypeError(f"expected {TYPES}, got {y.dtype}; {hint}")
-    values = y.detach().resolve_neg()
+
+
+def _values(y: Any, torch: Any) -> Array:
+    """The memory of a tensor without a gradient, of whatever dtype; of one that PyTorch negates
+    when it is read, a copy's."""
+    values = y.resolve_neg()
     array: Array
     if y.dtype is torch.bfloat16:
         array = values.view(torch.int16).numpy().view(bfloat16())
     else:
         array = values.numpy()
-    if y.is_neg():
-        array.flags.writeable = False  # a copy: what is written to it would be lost
     return array
 
 

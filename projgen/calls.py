@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from projgen.arrays import Array, detached, on_gpu, view, written
-from projgen.dtypes import put
+from projgen.dtypes import LARGEST, put
 from projgen.forks import wholly
 from projgen.operands import check_radii, is_dense
 from projgen.reading import Reading, Ready, read
@@ -62,6 +62,8 @@ def taped(
         arrays = {key: np.array(array, order="C") for key, array in arrays.items()}
         call = read(projection, rebuilt(y, arrays), given, projects=True)
     radii = _radii(projection, radius, call.bound)
+    if projection.tree.root.norm == "simplex" and not _is_small(radius):
+        _require_room(projection, call, radii)
     results = {key: np.empty_like(array) for key, array in arrays.items()}
     tape = None
     if projection.backend == "numpy":
@@ -87,6 +89,8 @@ def project(projection: Projection, y: Any, radius: Any, out: Any, named: Mappin
         results = call.gpu.project(projection, call.ready, needed, call.given)
         return rebuilt(y, results) if out is None else _written(call, out)
     radii = _radii(projection, radius, call.bound)
+    if projection.tree.root.norm == "simplex" and not _is_small(radius):
+        _require_room(projection, call, radii)
     targets = call.targets
     if out is None:
         targets = {key: np.empty_like(array) for key, array in call.arrays.items()}
@@ -212,6 +216,32 @@ def _radii(projection: Projection, radius: Any, bound: BoundTree) -> Array:
         )
     radii = np.asarray(checked, np.float64)
     return radii if not bound.batch else np.broadcast_to(radii, bound.batch)
+
+
+def _is_small(radius: Any) -> bool:
+    """Whether it is a number that all types of arrays have room for."""
+    return isinstance(radius, (int, float)) and radius <= LARGEST["float16"]
+
+
+def _require_room(projection: Projection, call: Reading, radii: Array) -> None:
+    """A ValueError for values of a simplex that its array's type has no room for: the only set
+    whose values may grow, and none of them above the radius."""
+    (y,) = call.arrays.values()
+    dtype = y.dtype.name
+    if not y.size or radii.max() <= LARGEST[dtype]:
+        return
+    from projgen import interpret_trees
+
+    projection._finite(y)
+    given = call.given
+    found = interpret_trees.project_any(call.bound, call.arrays, radii, given.arrays, given.labels)
+    (x,) = found.values()
+    top = float(np.fmax.reduce(x, axis=None))
+    if top > LARGEST[dtype]:
+        raise ValueError(
+            f"on this radius, up to {radii.max():g}, a simplex has values up to {top:g}, and those "
+            f"of {dtype} end at {LARGEST[dtype]:g}; nothing was written"
+        )
 
 
 def _required(projection: Projection, radius: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.arrays import detached, on_gpu, span, view
+from projgen.arrays import on_gpu, operand, span
+from projgen.dtypes import is_half
 from projgen.errors import quote
 from projgen.misplaced import in_call
 from projgen.structure import Key, Place, at, dotted, entries, flat, rebuilt
@@ -93,7 +94,7 @@ def _where(weights: Any) -> Array:
         from projgen.cuda.arrays import view as view_on_gpu
 
         return view_on_gpu(weights).ghost
-    return view(detached(weights))[0]
+    return operand(weights)
 
 
 def _copy(weights: Any) -> Any:
@@ -101,7 +102,7 @@ def _copy(weights: Any) -> Any:
         from projgen.cuda.weights import copied
 
         return copied(weights)
-    return view(detached(weights))[0].copy()
+    return operand(weights).copy()
 
 
 def read_given(tree: NormTree, given: Mapping[str, Any]) -> Given:
@@ -125,6 +126,14 @@ def _form(weights: Any, name: str) -> tuple[tuple[int, ...], Hashable]:
     return array.shape, (array.dtype, on_gpu(weights))
 
 
+def _read(array: Any, name: str) -> Array:
+    """Weights or labels on the CPU; a TypeError that has their name."""
+    try:
+        return operand(array)
+    except TypeError as error:
+        raise TypeError(f"{quote(name)}: {error}") from None
+
+
 def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
     """The group labels that `tree` names: vectors of whole numbers, of at least 0."""
     labels: dict[str, Array] = {}
@@ -136,7 +145,7 @@ def read_labels(tree: NormTree, given: Mapping[str, Any]) -> dict[str, Array]:
                     f"{quote(node.groups)} has labels on a GPU, and the CPU reads them: give a "
                     "NumPy array, or a tensor's .cpu()"
                 )
-            array = view(detached(own))[0]
+            array = _read(own, node.groups)
             if array.dtype.kind not in "iu" or array.ndim != 1:
                 hint = f"; {_NUMBERED}" if array.dtype.kind not in "iu" and array.ndim == 1 else ""
                 raise TypeError(
@@ -274,8 +283,8 @@ def fitted(
     they are finite, and 0 or above."""
     if on_gpu(weights):
         raise TypeError(f"{quote(str(name))} has weights on a GPU, and the arrays are not there")
-    array = view(detached(weights))[0]
-    if array.dtype.kind not in "fiu":
+    array = _read(weights, str(name))
+    if array.dtype.kind not in "fiu" and not is_half(array.dtype):
         raise TypeError(f"{quote(str(name))} takes numbers, not {array.dtype}")
     dtype = np.float32 if single and array.dtype == np.float32 else np.float64
     with np.errstate(over="ignore"):  # of long doubles, which is noticed
@@ -303,4 +312,5 @@ def _are_weights(array: Array) -> bool:
     infinite = _INFINITE.get(array.dtype)
     if infinite is not None and array.view(infinite.dtype).max() < infinite:
         return True  # one look at their bits: those of negative ones and NaN are above infinity's
-    return bool(array.min() >= 0 and np.isfinite(array.max()))  # NaN is in both
+    with np.errstate(invalid="ignore"):  # which bfloat16 would warn of
+        return bool(array.min() >= 0 and np.isfinite(array.max()))  # NaN is in both

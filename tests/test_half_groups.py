@@ -236,14 +236,6 @@ def test_gradients(spec: str, dtype: Any) -> None:
     assert off.mean() <= epsilon * np.abs(wide).mean()
 
 
-def test_a_simplex_may_leave_the_range() -> None:
-    """Its values grow to the radius: infinity is what the nearest half then is."""
-    y = np.array([[1.0, -2.0, 0.5], [1.0, 0.0, 0.0]], np.float16)
-    with rehearsals():
-        x = projgen.build("simplex(axis=1)")(y, np.array([1e6, 1.0]))
-    assert x.tolist() == [[np.inf, np.inf, np.inf], [1.0, 0.0, 0.0]]
-
-
 def kernels(stored: str) -> Iterator[GroupKernel]:
     """The kernels of every kind of group."""
     shapes = [((40, 30), (1,)), ((40, 30), (0,)), ((90, 80), (0,)), ((90, 4), (1,)),
@@ -301,3 +293,46 @@ def test_columns_of_weighted_l2_are_compiled(weights: str) -> None:
     x = projgen.build("l1(l2(axis=0, w=w))")(y, 1.0, w=w)
     expected = projgen.build("l1(l2(axis=0, w=w))", backend="numpy")(y, 1.0, w=w)
     np.testing.assert_allclose(x.astype(float), expected.astype(float), rtol=2**-10, atol=1e-7)
+
+
+def test_weights_of_halves() -> None:
+    """Are numbers as others are: those of bfloat16 too, which is not among NumPy's kinds."""
+    y = np.random.default_rng(2).standard_normal((6, 5)).astype(np.float32)
+    for spec, shape in (("l1(w=w)", (6, 5)), ("l1(linf(axis=1), w=w)", (6,))):
+        p = projgen.build(spec)
+        for dtype in (FLOAT16, BFLOAT16):
+            w = np.linspace(0.5, 2, int(np.prod(shape))).reshape(shape).astype(dtype)
+            with rehearsals():
+                x = p(y, 1.0, w=w)
+                np.testing.assert_allclose(x, p(y, 1.0, w=w.astype(np.float64)), atol=1e-6)
+                for bad in (-w, w * dtype.type(np.nan), w * dtype.type(np.inf)):
+                    with pytest.raises(ValueError, match="'w' has weights that are negative"):
+                        p(y, 1.0, w=bad)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, np.dtype(np.float32)], ids=str)
+def test_a_simplex_that_its_type_has_no_room_for(backend: Any, dtype: Any) -> None:
+    """Its values grow with the radius. Nothing is written; large radii that fit are projected."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    y = np.array([[1, 2, 3], [3, 1, 2]], dtype)
+    whole, rows = (projgen.build(s, backend=backend) for s in ("simplex", "simplex(axis=1)"))
+    with rehearsals():
+        for _ in range(2):  # the second call may take a shorter way
+            for p, radius in ((whole, 7 * largest), (rows, np.array([1.0, 4 * largest]))):
+                out = np.full_like(y, 7)
+                with pytest.raises(ValueError, match=f"those of {dtype} end at"):
+                    p(y, radius, out=out)
+                assert (out == 7).all()
+                with pytest.raises(ValueError, match="those of"):
+                    p.vjp(y, radius)
+            x = whole(y, 5 * largest)
+            np.testing.assert_allclose(x.astype(float) / largest, 5 / 6, rtol=2**-7)
+        x = rows(y, np.array([2 * largest, 1.0]))
+        np.testing.assert_allclose(x[0].astype(float) / largest, 2 / 3, rtol=2**-7)
+        assert np.array_equal(x[1].astype(float), [1, 0, 0])
+        open_ = projgen.build("simplex(axis=1)", backend=backend, check_finite=False)
+        bad = np.where([[True], [False]], dtype.type(np.nan), y)
+        assert np.isnan(open_(bad, 2 * largest)[0].astype(float)).all()
+        with pytest.raises(ValueError, match="nan at index"):
+            rows(bad, 4 * largest)

@@ -9,6 +9,7 @@ from support import Array, assert_projected, rehearsals
 import projgen
 
 SPEC = "l1(linf(axis=1))"
+GROUPED = "l1(l2(axis=0, groups=g))"
 
 
 @pytest.fixture
@@ -208,6 +209,36 @@ class TestTorch:
                   torch.ones(2, 3, device="meta")):  # fmt: skip
             with pytest.raises(TypeError):
                 projgen.project(y, SPEC, 1.0)
+        with pytest.raises(TypeError, match="no values") as raised:
+            projgen.project(torch.ones(2, 3, device="meta"), SPEC, 1.0)
+        assert "y.cpu()" not in str(raised.value)
+        with pytest.raises(TypeError, match=r"y\.abs\(\)") as raised:
+            projgen.project(torch.ones(2, 3, dtype=torch.complex64), SPEC, 1.0)
+        assert "float()" not in str(raised.value)
+
+    def test_labels_and_weights(self, values: Array) -> None:
+        """Tensors of whole numbers, wherever NumPy's arrays of them are taken."""
+        torch, labels = self.torch, np.arange(6) // 2
+        y, p = torch.from_numpy(values), projgen.build(GROUPED)
+        x, norm = p(values, 2.0, g=labels), p.norm(values, g=labels)
+        for dtype in (torch.int64, torch.int32, torch.uint8):
+            g = torch.from_numpy(labels).to(dtype)
+            for own in (y, values):
+                assert np.array_equal(np.asarray(p(own, 2.0, g=g)), x)
+            assert p.norm(y, g=g) == norm
+            assert np.array_equal(p.active(y, g=g).numpy(), p.active(values, g=labels))
+            told = p(y, 2.0, g=g, return_info=True)[1]
+            assert told.norm_before == norm
+            found = projgen.path(y, GROUPED, ["10%"], g=g)
+            assert np.array_equal(found.nonzero, projgen.path(values, p, ["10%"], g=labels).nonzero)
+        for dtype in (torch.float32, torch.bool):
+            with pytest.raises(TypeError, match="'g' takes a vector of whole numbers"):
+                p(y, 2.0, g=torch.from_numpy(labels).to(dtype))
+        weighted, prices = projgen.build("l1(l2(axis=1), w=v)"), np.array([1, 2, 1, 3, 1, 2])
+        x = weighted(values, 2.0, v=prices)
+        assert np.array_equal(weighted(y, 2.0, v=torch.from_numpy(prices)).numpy(), x)
+        with pytest.raises(TypeError, match="'v': a meta tensor"):
+            weighted(y, 2.0, v=torch.ones(6, device="meta"))
 
 
 class TestJax:

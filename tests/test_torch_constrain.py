@@ -172,7 +172,7 @@ def test_weights_and_labels() -> None:
     assert torch.equal(model[0][0].weight[5], torch.zeros(7))
     assert model[0][0].weight[:5].any()
     handle = pt.constrain(optimizer, model, {"0.0": "l1(l2(axis=1, groups=g), axis=0)"}, 1.0,
-                          arrays={"g": arrays["g"]})  # fmt: skip
+                          arrays={"g": torch.from_numpy(arrays["g"])})  # fmt: skip
     assert handle.standings()[0].groups == 12
     with pytest.raises(ValueError, match="no spec names 'g'"):
         pt.constrain(optimizer, model, specs, "60%", arrays=arrays)

@@ -220,7 +220,7 @@ def _copy(y: Array) -> Array:
     return np.array(y, order="C")
 
 
-@np.errstate(over="ignore", under="ignore")  # whatever the caller's: radii leave the range
+@np.errstate(over="ignore", under="ignore", invalid="ignore")  # radii leave the range
 def _rescue(
     projection: Projection,
     bound: BoundTree,
