@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from projgen.bind import interval
 from projgen.errors import SpecError
 from projgen.tree import Node
 
@@ -130,7 +131,7 @@ def _in_range(axis: int, rank: int, array: str, span: object) -> int:
         raise SpecError(
             f"axis {axis} is out of range for {array}",
             *([span] if isinstance(span, Span) else []),
-            hint=f"its axes are 0 to {rank - 1}, or {-rank} to -1" if rank else "it has no axes",
+            hint=f"its axes are {interval(rank)}" if rank else "it has no axes",
         )
     return axis % rank
 

@@ -109,7 +109,7 @@ def _named_axes(tree: NormTree, rank: int, array: str) -> Mapping[int, Span]:
                 raise SpecError(
                     f"axis {axis} is out of range for {array}",
                     span,
-                    hint=f"its axes are {_interval(rank)}" if rank else "it has no axes",
+                    hint=f"its axes are {interval(rank)}" if rank else "it has no axes",
                 )
             if axis % rank in named:
                 raise SpecError(
@@ -121,7 +121,7 @@ def _named_axes(tree: NormTree, rank: int, array: str) -> Mapping[int, Span]:
     return named
 
 
-def _interval(rank: int) -> str:
+def interval(rank: int) -> str:
     return f"0 to {rank - 1}, or {-rank} to -1" if rank > 1 else "0, or -1"
 
 

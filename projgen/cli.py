@@ -12,8 +12,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from projgen import completion
 from projgen.arguments import make_parser
@@ -63,7 +64,9 @@ def _run(words: list[str]) -> int:
         found = completion.complete(parser, words[1:])
         print(*found, sep="\n", end="\n" if found else "")
         return 0 if found else FAILURE
-    args = parser.parse_args(words)
+    args, strange = parser.parse_known_args(words)
+    if strange:
+        _refuse(parser, args.command, strange)
     if args.command is None:
         parser.print_help(sys.stderr)
         return WRONG_INPUT
@@ -82,6 +85,17 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "completion": run_completion,
     }
 )
+
+
+def _refuse(
+    parser: argparse.ArgumentParser, command: str | None, strange: Sequence[str]
+) -> NoReturn:
+    """End as argparse does for words that the command does not know, and say what is near them."""
+    own = parser if command is None else completion.commands(parser)[command]
+    option = next((word for word in strange if word.startswith("--")), "")
+    close = get_close_matches(option.partition("=")[0], own._option_string_actions, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    own.error(f"unrecognized arguments: {' '.join(strange)}{hint}")
 
 
 def _complain(error: Exception, status: int) -> int:

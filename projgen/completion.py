@@ -63,6 +63,15 @@ def complete(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]
     return _matching(action_now.choices or () if action_now else (), last)
 
 
+def commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parsers of its commands."""
+    return next(
+        action.choices
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+
+
 def _positionals(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if not action.option_strings]
 

@@ -17,7 +17,7 @@ import numpy as np
 from projgen import __version__, cache, interpret
 from projgen.api import build
 from projgen.bind import bind
-from projgen.cpu.pool import default_threads
+from projgen.cpu.pool import THREADS, asked_threads, processors
 from projgen.cuda import nvrtc
 from projgen.cuda.cupy import cupy, no_driver
 from projgen.terminal import Terminal, format_bytes, format_count, format_seconds, progress
@@ -58,7 +58,7 @@ def examine() -> Iterator[Finding]:
         version = _version(name)
         yield Finding(name, version or "not installed (optional)", "ok" if version else "note")
     yield Finding("processor", f"{_processor()}, {os.cpu_count()} in all")
-    yield Finding("threads", f"{default_threads()} share a large call {_threads_origin()}")
+    yield _threads()
     yield from _gpu()
     yield from _cache()
     yield _proof()
@@ -80,9 +80,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _threads_origin() -> str:
-    name = "PROJGEN_NUM_THREADS"
-    return f"({name})" if os.environ.get(name) else f"(change it with {name})"
+def _threads() -> Finding:
+    asked = asked_threads()
+    if asked == 0:
+        given = f"{THREADS}={os.environ[THREADS]} is ignored: it is a whole number of at least 1"
+        return Finding("threads", f"{processors()} share a large call; {given}", "problem")
+    origin = f"({THREADS})" if asked else f"(change it with {THREADS})"
+    return Finding("threads", f"{asked or processors()} share a large call {origin}")
 
 
 def _gpu() -> Iterator[Finding]:

@@ -7,11 +7,16 @@ appears there by one rename, so a failure leaves what was there.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import lzma
 import os
 import shutil
+import struct
+import tokenize
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,10 +30,27 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from projgen.dtypes import bfloat16
+from projgen.arrays import TYPES
+from projgen.dtypes import bfloat16, is_half
 from projgen.errors import quote
+from projgen.operands import require_finite
 
 Array = NDArray[Any]
+
+# What zipfile and NumPy's reader raise for files that are damaged, cut off, encrypted, or of a kind
+# that they do not know, besides ValueError.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    OverflowError,
+)
 
 LISTED = 100  # tensors that an error message lists
 
@@ -77,22 +99,21 @@ class NpzFile(TensorFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self._members = {
-                    _without_suffix(info.filename): info for info in archive.infolist()
-                }
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is not an .npz file: {error}") from None
+        with _reading(f"{path}", "is not an .npz file"), zipfile.ZipFile(path) as archive:
+            self._members = {_without_suffix(info.filename): info for info in archive.infolist()}
         self.names = tuple(self._members)
 
     def read(self, name: str) -> Array:
-        where = f"tensor {name!r} of {self.path}"
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return _read_array(io.BytesIO(archive.read(self._members[name])), where)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{where} is damaged: {error}") from None
+        with zipfile.ZipFile(self.path) as archive:
+            return _read_array(io.BytesIO(self._bytes(archive, name)), self._place(name))
+
+    def _bytes(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        """The member as it was before it was compressed; its checksum is looked at."""
+        with _reading(self._place(name)):
+            return archive.read(self._members[name])
+
+    def _place(self, name: str) -> str:
+        return f"tensor {name!r} of {self.path}"
 
     def describe(self, name: str) -> str:
         try:
@@ -106,7 +127,7 @@ class NpzFile(TensorFile):
                 if name in replaced:
                     target.writestr(info, _npy_bytes(replaced[name]))
                 else:
-                    target.writestr(info, archive.read(info))
+                    target.writestr(info, self._bytes(archive, name))
 
 
 class SafetensorsFile(TensorFile):
@@ -263,10 +284,17 @@ def save(file: TensorFile, target: Path, replaced: Mapping[str, Array]) -> None:
             out.write(_safetensors_bytes(tensors, dict(file.metadata), target))
 
 
+def check_numbers(y: Array, hint: str) -> None:
+    """A ValueError unless `y` can be projected; `hint` is what to know if its type is wrong."""
+    if (y.dtype.char not in "fd" and not is_half(y.dtype)) or not y.dtype.isnative:
+        raise ValueError(f"expected {TYPES}, got {y.dtype}: {hint}")
+    require_finite(y, hint="")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when the body ends without an error."""
-    path = path.resolve()  # through a link, to what it points at
+    wanted, path = path, path.resolve()  # through a link, to what it points at
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         with partial.open("xb") as out:
@@ -276,6 +304,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if path.exists():
             shutil.copymode(path, partial)
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (partial, str(partial)):  # which nobody has asked for
+            error.filename = str(wanted)
+        raise
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
@@ -319,11 +351,22 @@ def _safetensors_bytes(
 
 
 def _read_array(file: Any, where: str) -> Array:
-    try:
+    with _reading(where):
         array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from None
     return array
+
+
+@contextmanager
+def _reading(where: str, verdict: str = "cannot be read") -> Iterator[None]:
+    """What zipfile and NumPy find in bytes that are damaged is a ValueError about `where`."""
+    try:
+        yield
+    except (ValueError, *DAMAGE) as error:
+        raise ValueError(f"{where} {verdict}: {str(error) or type(error).__name__}") from None
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # those are places that no file has
+            raise
+        raise ValueError(f"{where} {verdict}: {error.strerror or error}") from None
 
 
 def _write_array(array: Array, out: Any) -> None:

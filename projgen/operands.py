@@ -191,13 +191,14 @@ def is_finite(y: Array) -> bool:
         return bool(np.isfinite(y.max()) and np.isfinite(y.min()))
 
 
-def require_finite(y: Array, name: str = "y") -> None:
+def require_finite(
+    y: Array, name: str = "y", hint: str = ", or build with check_finite=False"
+) -> None:
     """A ValueError for NaN and inf, with the first place."""
     if not is_finite(y):
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
         raise ValueError(
-            f"{name} has {y[at]} at index {at}; nothing was written. Numbers must be finite, "
-            "or build with check_finite=False"
+            f"{name} has {y[at]} at index {at}; nothing was written. Numbers must be finite{hint}"
         )
 
 

@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from projgen.arrays import Array
+from projgen.sweep import Path, place
 from projgen.terminal import format_shape
-
-if TYPE_CHECKING:
-    from projgen.sweep import Path
 
 SUFFIXES = (".png", ".svg", ".pdf")
 PIXELS = 512  # of a pattern, along an axis: a larger one is drawn in shades
@@ -64,7 +62,7 @@ def save(path: Path, at: int | None, suffix: str, out: BinaryIO) -> None:
 def figure(path: Path, at: int | None = None, kind: Any = None) -> Any:
     """All there is to see of a path. `kind` makes the figure: by default pyplot, which shows it."""
     kind = matplotlib("pyplot").figure if kind is None else kind
-    index = path.middle if at is None else range(len(path.radii))[at]
+    index = path.middle if at is None else place(path, at)
     with matplotlib().rc_context(_STYLE):
         made = kind(figsize=(11, 7.5), layout="constrained")
         made.suptitle(_title(path), x=0.01, ha="left", fontsize=11)

@@ -6,12 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from projgen.api import build
 from projgen.arrays import Array, check_dtype, detached, on_gpu, view
+from projgen.errors import SpecError, quote
 from projgen.info import numbers
 from projgen.outcome import Radius
 from projgen.projection import Projection
@@ -20,6 +22,7 @@ from projgen.tree import NormTree
 
 LEAST = 1e-3  # of the norm: where a sweep begins by default
 MOST_RADII = 10_000
+OPTIONS = ("radii", "points", "log", "tell")  # of `path`
 Tell = Callable[[int, int], None]
 
 
@@ -111,11 +114,11 @@ class Path:
 
     def pattern(self, index: int) -> Array:
         """Which entries are not zero at the radius with this index: bool, in y's shape."""
-        return np.asarray(self.alive >= len(self.radii) - range(len(self.radii))[index])
+        return np.asarray(self.alive >= len(self.radii) - place(self, index))
 
     def group_pattern(self, index: int) -> Array:
         """Which groups of the leaf level are not all zero at the radius with this index."""
-        return np.asarray(self.alive_groups >= len(self.radii) - range(len(self.radii))[index])
+        return np.asarray(self.alive_groups >= len(self.radii) - place(self, index))
 
     def plot(self, ax: Any = None, *, at: int | None = None) -> Any:
         """Draw it with Matplotlib.
@@ -130,6 +133,7 @@ class Path:
 
         Raises:
             ImportError: Matplotlib is missing.
+            IndexError: there is no radius with the index `at`.
         """
         from projgen import picture
 
@@ -193,6 +197,31 @@ class Path:
         }
 
 
+def place(path: Path, index: int) -> int:
+    """The place of the radius with this index, counted from 0; a negative one counts from the last.
+
+    IndexError: there is none.
+    """
+    count = len(path.radii)
+    if not -count <= index < count:
+        raise IndexError(
+            f"there is no radius {index}: {format_count(count, 'radius')} have the indices 0 to "
+            f"{count - 1}"
+        )
+    return range(count)[index]
+
+
+def require_one_array(tree: NormTree) -> None:
+    """A SpecError for a tree with branches, which has no path."""
+    branch = next((node for node in tree.levels if node.is_branch), None)
+    if branch is not None:
+        raise SpecError(
+            f"{tree} takes several arrays, and a path is that of one",
+            *filter(None, [branch.span]),
+            hint="sweep one of its children by itself",
+        )
+
+
 def path(
     y: Any,
     spec: str | NormTree | Projection,
@@ -222,9 +251,15 @@ def path(
     Each projection begins with `y`: the projection of a projection is another one in general.
     """
     projection = spec if isinstance(spec, Projection) else build(spec)
+    tree = projection.tree
+    require_one_array(tree)
+    for name in arrays:
+        close = get_close_matches(name, OPTIONS, n=1)
+        if name not in tree.bound_names and close:
+            raise TypeError(f"path has no argument {quote(name)}: did you mean {quote(close[0])}?")
     if on_gpu(y):
         raise TypeError("a path is swept in the CPU's memory: use y.cpu(), or cupy.asnumpy(y)")
-    if projection.tree.root.k is not None:
+    if tree.root.k is not None:
         raise ValueError(f"{projection.spec} says how many groups are kept: no radius is left")
     source = view(detached(y))[0]
     check_dtype(source)
@@ -233,7 +268,7 @@ def path(
     if not 0 < largest < math.inf:
         what = "y is all zero" if largest == 0 else f"y's norm is {largest}"
         raise ValueError(f"there is no path to sweep: {what}; its shape is {source.shape}")
-    chosen = _radii(norm, radii, points, log, count=projection.tree.root.norm == "l0")
+    chosen = _radii(norm, radii, points, log, count=tree.root.norm == "l0")
     out = np.empty_like(source)
     _, first = projection(source, 0.0, out=out, return_info=True, **arrays)
     alive = np.zeros(source.shape, np.uint16)
@@ -302,6 +337,9 @@ def _radii(
 def _radius(radius: float | str | Radius) -> Radius:
     if isinstance(radius, str):
         radius = Radius.parse(radius)
+        if not radius.relative:
+            raise TypeError(f"a radius in text is a part of the norm: write {radius.value:g}, or "
+                            f"'{radius.value:g}%'")  # fmt: skip
     elif not isinstance(radius, Radius):
         radius = Radius(float(radius))
     if not 0 <= radius.value < math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -13,8 +14,8 @@ import numpy as np
 from projgen import chart, files, picture
 from projgen.api import build
 from projgen.check import parse_tree
-from projgen.dtypes import is_half
 from projgen.errors import SpecError
+from projgen.info import numbers
 from projgen.outcome import Radius
 from projgen.sweep import Path, path
 from projgen.terminal import Terminal, progress
@@ -74,7 +75,8 @@ def trace(
     (name,) = files.choose(file, None if tensor is None else [tensor])
     y = file.read(name)
     try:
-        y = _as_floats(y, dtype)
+        y = y if dtype is None else y.astype(dtype)
+        files.check_numbers(y, "give --dtype float64")
         with progress(f"projecting {name}") as tell:
             found = path(y, projection, radii, points=points, log=not linear, tell=tell, **given)
     except SpecError as error:
@@ -88,16 +90,19 @@ def trace(
     return Trace(source, name, found, index, out)
 
 
-def _as_floats(y: Any, dtype: str | None) -> Any:
-    if dtype is None and y.dtype.kind != "f" and not is_half(y.dtype):
-        raise ValueError(f"expected float32 or float64, got {y.dtype}: give --dtype float64")
-    return y if dtype is None else y.astype(dtype)
-
-
 def _nearest(found: Path, at: Radius) -> int:
-    """The index of the radius that is nearest to `at`."""
-    gaps = np.abs(found.radii - at.of(found.norm))
-    return int(np.argmin(gaps.reshape(len(gaps), -1).sum(axis=1)))
+    """The index of the radius that is nearest to `at`; a warning if that is not among them."""
+    wanted = at.of(found.norm)
+    gaps = np.abs(found.radii - wanted)
+    index = int(np.argmin(gaps.reshape(len(gaps), -1).sum(axis=1)))
+    ends = found.radii[[0, -1]]
+    if np.all(wanted < ends[0]) or np.all(wanted > ends[1]):
+        warnings.warn(
+            f"--at {at} is outside of the radii, {numbers(ends[0])} to {numbers(ends[1])}: the "
+            f"zero pattern is that at {numbers(found.radii[index])}",
+            stacklevel=3,
+        )
+    return index
 
 
 __all__ = ["Trace", "trace"]

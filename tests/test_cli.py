@@ -22,6 +22,7 @@ from projgen.cache import CacheWarning
 from projgen.check import parse_tree
 from projgen.cli import main
 from projgen.commands import compile
+from projgen.cpu import pool
 from projgen.cuda import nvrtc
 from projgen.norms import CHAINED
 
@@ -40,6 +41,7 @@ def test_help_loads_nothing_heavy() -> None:
 import sys
 from projgen.cli import main
 from projgen.commands import compile
+from projgen.cpu import pool
 assert main(["--help"]) == 0
 heavy = {"numba", "llvmlite", "jinja2", "lark", "safetensors", "torch", "cupy", "matplotlib"}
 sys.exit(" ".join(heavy & set(sys.modules)) or 0)
@@ -187,6 +189,40 @@ def test_wrong_usage(words: list[str], capsys: Capture) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "error: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["run", "l1", "y.npy", "x.npy", "--radus", "10%"], "; did you mean --radius?"),
+        (["run", "l1", "y.npy", "x.npy", "--radus=10%"], "; did you mean --radius?"),
+        (["cache", "list", "--jsn"], "; did you mean --json?"),
+        (["cache", "list", "--zzz"], ""),
+        (["doctor", "all"], ""),
+    ],
+)
+def test_options_that_there_are_not(words: list[str], near: str, capsys: Capture) -> None:
+    assert main(words) == 2
+    usage, *_, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: projgen {words[0]}")
+    strange = " ".join(words[4:] if words[0] == "run" else words[-1:])
+    assert error == f"projgen {words[0]}: error: unrecognized arguments: {strange}{near}"
+
+
+@pytest.mark.parametrize("wrong", ["abc", "0", "-1", "2.5"])
+def test_threads_that_are_none(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROJGEN_NUM_THREADS", wrong)
+    with pytest.warns(RuntimeWarning, match=f"PROJGEN_NUM_THREADS={wrong} is ignored"):
+        count = pool.default_threads()
+    assert count == pool.processors()
+    found = doctor._threads()
+    assert (found.topic, found.status) == ("threads", "problem")
+    assert f"PROJGEN_NUM_THREADS={wrong} is ignored" in found.text
+    monkeypatch.setenv("PROJGEN_NUM_THREADS", " 3")
+    assert pool.default_threads() == 3
+    assert (doctor._threads().status, doctor._threads().text[:2]) == ("ok", "3 ")
+    monkeypatch.delenv("PROJGEN_NUM_THREADS")
+    assert "change it with" in doctor._threads().text
 
 
 def test_kernels_of_one_title_are_told_apart(

@@ -1,6 +1,8 @@
 """Files of tensors, and the report of what a projection did to them."""
 
+import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from support import rehearsals
 
 from projgen import build, files
 from projgen.cli import main
@@ -297,3 +300,89 @@ def test_safetensors_is_an_extra(
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     assert run(path, path, "--radius", "1") == 1
     assert "pip install safetensors" in capsys.readouterr().err
+
+
+def encrypted(path: Path) -> None:
+    """Marks the first member as one that needs a password."""
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+
+
+def flipped(path: Path, member: int, compressed: bool = False) -> None:
+    """Damages a byte in the middle of what is stored of a member."""
+    np_save = np.savez_compressed if compressed else np.savez
+    np_save(path, a=WEIGHT, b=WEIGHT)
+    with zipfile.ZipFile(path) as archive:
+        first, second = archive.infolist()
+    info = (first, second)[member]
+    data = bytearray(path.read_bytes())
+    for at in range(20):
+        data[info.header_offset + 60 + info.compress_size // 2 + at] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("member", "compressed", "said"),
+    [(0, False, "tensor 'a' of"), (0, True, "tensor 'a' of"), (1, False, "tensor 'b' of")],
+)
+def test_damage_in_a_tensor_is_wrong_input(
+    member: int, compressed: bool, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the one that is projected, and in one that is only copied."""
+    source, target = tmp_path / "m.npz", tmp_path / "o.npz"
+    flipped(source, member, compressed)
+    with rehearsals():
+        assert run(source, target, "--radius", "1", "--tensor", "a") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "cannot be read" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
+
+
+def test_no_byte_that_is_wrong_ends_in_a_traceback(tmp_path: Path) -> None:
+    """Each byte of small files, changed: an error that says so, or none."""
+    array = np.arange(3, dtype=np.float32)
+    np.savez_compressed(tmp_path / "c.npz", a=array)
+    np.savez(tmp_path / "s.npz", a=array)
+    np.save(tmp_path / "y.npy", array)
+    for name in ("c.npz", "s.npz", "y.npy"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        found = set()
+        for at in range(len(whole)):
+            for mask in (0xFF, 0x01):
+                data = bytearray(whole)
+                data[at] ^= mask
+                path.write_bytes(data)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        file = files.open_tensors(path)
+                        _ = [file.read(tensor) for tensor in file.names]
+                        file.rewrite({}, io.BytesIO())
+                    except ValueError as error:
+                        assert str(error)
+                        found.add(at)
+        assert found
+    np.savez(path := tmp_path / "e.npz", a=array)
+    encrypted(path)
+    with pytest.raises(ValueError, match=r"cannot be read: .*encrypted"):
+        files.open_tensors(path).read("a")
+
+
+def test_a_target_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not the file beside it that would take its place."""
+    source, target = tmp_path / "y.npy", tmp_path / "x.npy"
+    np.save(source, WEIGHT)
+
+    def refuse(partial: Path, place: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(partial), None, str(place))
+
+    with rehearsals(), monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", refuse)
+        assert run(source, target, "--radius", "1") == 1
+    assert capsys.readouterr().err == f"projgen: error: {target}: Permission denied\n"

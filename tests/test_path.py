@@ -89,7 +89,7 @@ def test_weights_are_passed_on() -> None:
 
 def test_radii_of_all_kinds() -> None:
     y, total = normal(6, 7), float(norm(SPEC, normal(6, 7)))
-    given = [2.0, "50%", Radius(0.1, relative=True), "1", 0, 1e9, 2]
+    given = [2.0, "50%", Radius(0.1, relative=True), Radius(1.0), 0, 1e9, 2]
     found = reference(y, SPEC, given)
     expected = sorted({0.0, 1.0, 2.0, 0.1 * total, 0.5 * total, 1e9})
     assert found.radii.tolist() == pytest.approx(expected)
@@ -176,6 +176,22 @@ def test_what_has_no_path() -> None:
     ):
         with pytest.raises(ValueError, match=error):
             reference(bad, spec, **options)
+    for radius in ("10", "2.5"):  # of what?
+        with pytest.raises(TypeError, match=f"write {radius}, or '{radius}%'"):
+            reference(y, SPEC, [radius])
+    with pytest.raises(TypeError, match="no argument 'point': did you mean 'points'"):
+        projgen.path(y, SPEC, point=5)
+    with pytest.raises(projgen.SpecError, match="a path is that of one") as raised:
+        projgen.path({"a": y, "b": y}, "l1(a=linf, b=linf)")
+    assert raised.value.hint == "sweep one of its children by itself"
+    found = reference(y, SPEC, ["10%", "20%"])
+    assert np.array_equal(found.pattern(-2), found.pattern(0))
+    for read in (found.pattern, found.group_pattern, lambda at: found.plot(at=at)):
+        for index in (2, -3, 99):
+            with pytest.raises(
+                IndexError, match=f"no radius {index}: 2 radii have the indices 0 to 1"
+            ):
+                read(index)
     with pytest.raises(TypeError, match="integers"):
         reference(np.ones((2, 2), int), SPEC)
 
@@ -286,6 +302,16 @@ def test_json(files: Path, capsys: Capture) -> None:
                      "--linear", "--points", "4", "--json"]) == 0  # fmt: skip
     said = json.loads(capsys.readouterr().out)
     assert said["radii"] == pytest.approx(np.linspace(0.01, 10.0, 4))
+
+
+def test_a_pattern_outside_of_the_radii(files: Path, capsys: Capture) -> None:
+    words = ["path", SPEC, str(files / "in.npz"), "--tensor", "w", "--radii", "1,2", "--at"]
+    for at, warned in (("1", 0), ("1.7", 0), ("300", 1), ("0.5", 1), ("0.001%", 1)):
+        with rehearsals():
+            assert main([*words, at]) == 0
+        said = capsys.readouterr().err
+        assert said.count(f"warning: --at {at} is outside of the radii, 1 to 2") == warned
+        assert bool(said) == bool(warned)
 
 
 def test_wrong_input(files: Path, capsys: Capture, snapshot: Snapshot) -> None:

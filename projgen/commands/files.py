@@ -11,7 +11,6 @@ from typing import Any
 
 from projgen import files
 from projgen.api import build
-from projgen.arrays import check_dtype
 from projgen.check import parse_tree
 from projgen.commands.bindings import check_radius_given, read_bindings
 from projgen.commands.output import print_json
@@ -20,6 +19,7 @@ from projgen.outcome import Outcome, project
 from projgen.outcome_trees import TreeOutcome, project_arrays
 from projgen.projection import Projection
 from projgen.shapes import has_branches, slots
+from projgen.sweep import require_one_array
 from projgen.terminal import Terminal, format_count, progress
 from projgen.trace import trace
 from projgen.tree import NormTree
@@ -73,7 +73,7 @@ def _each_tensor(
     for name in files.choose(source, args.tensor, several=True):
         y = source.read(name)
         try:
-            check_dtype(y)
+            files.check_numbers(y, "run does not convert tensors")
             with progress(f"projecting {name}"):
                 replaced[name], outcome = project(projection, name, y, args.radius, given)
         except SpecError as error:
@@ -94,8 +94,8 @@ def _all_tensors(
     named = {slot: source.read(name) for slot, name in tensors.items()}
     for slot, y in named.items():
         try:
-            check_dtype(y)
-        except TypeError as error:
+            files.check_numbers(y, "run does not convert tensors")
+        except ValueError as error:
             raise ValueError(f"{tensors[slot]}: {error}") from None
     try:
         with progress(f"projecting {format_count(len(named), 'tensor')}"):
@@ -148,13 +148,7 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 def run_path(args: argparse.Namespace) -> int:
     tree = _read_spec(args.spec, "projgen path SPEC FILE")
-    branch = next((node for node in tree.levels if node.is_branch), None)
-    if branch is not None:
-        raise SpecError(
-            f"{tree} takes several arrays, and a path is that of one",
-            *filter(None, [branch.span]),
-            hint="sweep one of its children by itself",
-        )
+    require_one_array(tree)
     traced = trace(
         args.spec, args.input, args.tensor, args.radii, args.points, args.linear, args.at,
         args.dtype, args.out, read_bindings(tree, args.bind),

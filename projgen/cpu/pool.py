@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
@@ -23,6 +24,7 @@ from projgen.cpu.load import load, making
 from projgen.forks import whole
 from projgen.render import render_team
 
+THREADS = "PROJGEN_NUM_THREADS"  # the variable of the environment
 PATIENCE = 200e-6  # seconds that a follower looks at a silent bell before it sleeps
 _LOOKS = 500  # to time them by: how long one takes differs tenfold between processors
 
@@ -128,9 +130,29 @@ def team() -> Team:
 
 def default_threads() -> int:
     """``PROJGEN_NUM_THREADS``, else the number of processors that this process may use."""
-    given = os.environ.get("PROJGEN_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
+    asked = asked_threads()
+    if asked:
+        return asked
+    if asked == 0:
+        given = os.environ[THREADS]
+        warnings.warn(
+            f"{THREADS}={given} is ignored: it is a whole number of at least 1",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return processors()
+
+
+def asked_threads() -> int | None:
+    """``PROJGEN_NUM_THREADS``; None if it is not set, and 0 if that is no number of threads."""
+    given = os.environ.get(THREADS, "").strip()
+    if not given:
+        return None
+    return int(given) if given.isdecimal() else 0
+
+
+def processors() -> int:
+    """How many this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
