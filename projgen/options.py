@@ -71,15 +71,22 @@ def read_options(norm: str, name: Span, given: Mapping[str, Argument]) -> Option
             raise SpecError(f"{_article(str(argument.key))} has no {noun}", span)
     axis, axis_spans = _axis(given["axis"].value) if "axis" in given else (None, ())
     p = _exponent(norm, name, given.get("p"))
+    block, k = _block(given, axis, axis_spans), _count(norm, given.get("k"))
+    if block is not None and k is not None and k > math.prod(block):
+        raise SpecError(
+            f"a block of {math.prod(block)} has no {k} to keep: every array would stay as it is",
+            *sorted([given["block"].span, given["k"].span], key=lambda span: span.start),
+            hint=f"k={math.prod(block)} keeps all of a block, fewer make zeros",
+        )
     return Options(
         norm={1: "l1", 2: "l2", math.inf: "linf"}.get(p, norm) if p is not None else norm,
         axis=axis,
         axis_spans=axis_spans,
-        block=_block(given, axis, axis_spans),
+        block=block,
         groups=_labels(norm, given, axis),
         weights=_weights(norm, given.get("w")),
         p=None if p in (1, 2, math.inf) else p,
-        k=_count(norm, given.get("k")),
+        k=k,
         nonneg="nonneg" in given and _truth(given["nonneg"]),
     )
 

@@ -111,6 +111,8 @@ WRONG_SPECS = {
         "l1(axis=(0, 1), block=4)",
         "l1(axis=1, block=(2, 2))",
         "l1(axis=1, block=4, groups=g)",
+        "l0(axis=1, block=4, k=5)",
+        "l0(k=17, axis=(0, 1), block=(4, 4))",
         "l1(groups=g)",
         "l1(axis=(0, 1), groups=g)",
         "l1(linf(axis=1, block=4), axis=1, block=2)",
@@ -337,3 +339,9 @@ def test_a_tree_made_by_hand_gets_carets_in_its_canonical_spec() -> None:
         bind.bind(tree, 2, (5, 4))
     assert [str(span) for span in caught.value.spans] == ["0", "-2"]
     assert {span.text for span in caught.value.spans} == {tree.spec}
+
+
+def test_all_of_a_block_may_be_kept() -> None:
+    """As one end of a sweep of counts; more than all is refused."""
+    for spec in ("l0(axis=1, block=4, k=4)", "l0(axis=(0, 1), block=(4, 4), k=16)"):
+        assert parse_tree(spec).root.k in (4, 16)
