@@ -1,5 +1,6 @@
 """The documentation: its snippets print what it says, it builds, and nothing is left out."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -147,6 +148,19 @@ def test_every_public_name_has_a_docstring(package: str) -> None:
     for name in module.__all__:
         found = getattr(module, name)
         assert name.startswith("__") or found.__doc__, f"{package}.{name}"
+
+
+def test_each_name_has_a_description_of_its_own() -> None:
+    """Among arguments and attributes: the reference lists them one by one."""
+    joined = []
+    for path in (ROOT / "projgen").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                continue
+            text = ast.get_docstring(node) or ""
+            for section in re.findall(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", text, re.M):
+                joined += re.findall(r"^    \*{0,2}\w+, .*:", section, re.M)
+    assert joined == []
 
 
 def test_every_public_package_is_in_the_reference() -> None:

@@ -149,30 +149,10 @@ def keep_property(app: Sphinx, what: str, name: str, found: Any, _: Any, lines: 
 
 
 def mend(app: Sphinx, what: str, name: str, found: Any, _: Any, lines: list[str]) -> None:
-    """Mend what Napoleon makes of two things: after it.
-
-    It takes what stands before a colon in a property's docstring for a type. And ``a, b: text``
-    among a class's attributes is said here of each, as Napoleon itself does with arguments.
-    """
+    """Undo what Napoleon makes of a property's docstring: it takes what stands before a colon there
+    for a type."""
     if what == "property":
         lines[:] = app.env.temp_data.pop(f"projgen {name}")
-        return
-    apart: list[str] = []
-    others: list[str] = []  # the names of the field that lines belong to, but for the first
-    field: list[str] = []  # its lines, less the name
-    for line in [*lines, ""]:
-        if not line.startswith(" "):
-            for other in others:
-                apart += [f":ivar {other}:{field[0]}", *field[1:]]
-            others = []
-        if match := re.match(r":ivar ([^ :]+(?:, [^ :]+)+):(.*)", line):
-            first, *others = (re.sub(r"(?<!\\)_$", r"\\_", each) for each in match[1].split(", "))
-            field = [match[2]]
-            line = f":ivar {first}:{match[2]}"
-        elif others:
-            field.append(line)
-        apart.append(line)
-    lines[:] = apart[:-1]
 
 
 def link_pages(app: Sphinx, name: str, source: list[str]) -> None:

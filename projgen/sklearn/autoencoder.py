@@ -73,9 +73,12 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         module_: the network, a `torch.nn.Module` in float32 with ``encoder`` and ``decoder``. It
             takes features as ``scaler_`` gives them.
         scaler_: the fitted StandardScaler, or None.
-        losses_: the mean loss of each epoch of both phases, and ``n_iter_`` how many there were.
-        n_features_in_, feature_names_in_: what it was fitted with.
-        n_projections_, projection_seconds_: how many projections there were, and their time in all.
+        losses_: the mean loss of each epoch, of both phases.
+        n_iter_: how many epochs there were, in both phases.
+        n_features_in_: how many features it was fitted with.
+        feature_names_in_: their names, if the data had any.
+        n_projections_: how many projections there were.
+        projection_seconds_: their time in all.
         fit_seconds_: the time of `fit`.
     """
 

@@ -186,15 +186,17 @@ class ProjectedLogisticRegression(ClassifierMixin, ProjectedLinear):
 
     Attributes:
         classes_: the classes.
-        coef_, intercept_: of shape (classes, features) and (classes,), or for two classes of
-            (1, features) and (1,).
+        coef_: the coefficients, in the units of `X`: of shape (classes, features), or for two
+            classes (1, features).
+        intercept_: the intercepts: of shape (classes,), or for two classes (1,).
         support_: bool, which features are left.
         feature_importances_: the Euclidean length of each feature's coefficients, for features of
             variance 1.
-        radius_: the radius that was used.
+        radius_: the ball's radius, given or found; None where the spec has the count of l0.
         scaler_: the fitted StandardScaler, or None.
         n_iter_: how many steps it took, for all radii that were tried.
-        n_features_in_, feature_names_in_: what it was fitted with.
+        n_features_in_: how many features it was fitted with.
+        feature_names_in_: their names, if the data had any.
     """
 
     classes_: Array
@@ -300,10 +302,17 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
             not `standardize`, than this part of the largest at coefficients of 0.
 
     Attributes:
-        coef_, intercept_: of shape (outputs, features) and (outputs,), or for `y` of one dimension
-            (features,) and a number.
-        support_, feature_importances_, radius_: as `ProjectedLogisticRegression` has them.
-        scaler_, n_iter_, n_features_in_, feature_names_in_: likewise.
+        coef_: the coefficients, in the units of `X` and `y`: of shape (outputs, features), or for
+            `y` of one dimension (features,).
+        intercept_: the intercepts: of shape (outputs,), or for `y` of one dimension a number.
+        support_: bool, which features are left.
+        feature_importances_: the Euclidean length of each feature's coefficients, for features and
+            outputs of variance 1.
+        radius_: the ball's radius, given or found; None where the spec has the count of l0.
+        scaler_: the fitted StandardScaler of the features, or None.
+        n_iter_: how many steps it took, for all radii that were tried.
+        n_features_in_: how many features it was fitted with.
+        feature_names_in_: their names, if the data had any.
     """
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ProjectedLinearRegression:

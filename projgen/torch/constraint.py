@@ -427,8 +427,8 @@ def constrain(
         where: for a single spec, the parameters' names: a structure like that of the arrays which
             it takes, such as a dict for named children.
         every: project after each that many steps, or when `epoch_end` says so with ``"epoch"``.
-        start, stop: after the first `start` steps, and until the `stop`-th; with
-            ``every="epoch"``, epochs.
+        start: how many steps are left as they are first; with ``every="epoch"``, epochs.
+        stop: the last step, or epoch, after which it projects; None for all to come.
         freeze_zeros: whether entries stay zero once a projection has made them so. If not, a new
             gradient may bring them back.
         keep_momenta: whether momenta stay as they are where a projection leaves zero. If not they

@@ -58,7 +58,8 @@ class Shrunk:
         kept: What is idle and is still there.
         inputs: With ``inputs=True``, a LongTensor of the input features that are left: the new
             model takes ``x[:, inputs]``. Otherwise None.
-        parameters_before, parameters_after: How many numbers the model's parameters have.
+        parameters_before: How many numbers the model's parameters had.
+        parameters_after: How many the small model's have.
         difference: The largest difference between the outputs of the two models that was seen, in
             units of the largest output.
     """
