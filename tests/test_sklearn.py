@@ -214,6 +214,28 @@ def test_the_units_of_the_data_do_not_decide_where_it_ends() -> None:
         logistic(class_weight={0: -1.0, 1: 1.0}).fit(X, y)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-155, 1e-290])
+def test_data_whose_squares_vanish(scale: float) -> None:
+    """Their variance is 0 in float64, and they are scaled all the same."""
+    X, y = classes()
+    scores = X[:, :4].sum(axis=1)
+    plain, small = logistic(radius=2.0).fit(X, y), logistic(radius=2.0).fit(scale * X, y)
+    np.testing.assert_allclose(scale * small.coef_, plain.coef_, atol=1e-9)
+    assert np.array_equal(small.predict(scale * X), plain.predict(X))
+    assert np.array_equal(small.support_, plain.support_)
+    for options in ({}, {"fit_intercept": False}):
+        told = linear(radius=2.0, **options).fit(X, scores)
+        few = linear(radius=2.0, **options).fit(X, scale * scores)
+        np.testing.assert_allclose(few.coef_ / scale, told.coef_, atol=1e-9)
+    mixed = X * np.where(np.arange(60) % 2, scale, 1.0)
+    mixed[:, 50] = scale  # a constant, beside others of its size
+    found = logistic(radius=2.0).fit(mixed, y)
+    assert found.scaler_.scale_[50] == 1.0 and found.coef_[0, 50] == 0
+    assert np.array_equal(found.support_, plain.support_)
+    with pytest.raises(ValueError, match="leave the range of float64: scale X up first"):
+        logistic(radius=2.0).fit(1e-309 * X, y)
+
+
 # So many features
 
 
@@ -243,6 +265,20 @@ def test_a_part_of_the_features_and_one_too_many() -> None:
     with pytest.warns(UserWarning, match="no radius was found that leaves 5 features: .* leaves 4"):
         model = linear(n_features_to_select=5).fit(X, y)
     assert model.get_support(indices=True).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("wanted", [19, 20])
+def test_all_features_of_classes_that_can_be_parted(wanted: int) -> None:
+    """No ball holds their coefficients in the end, and sparse models are near enough to the best
+    for features of little use to stay out; those that a plain fit has are found nevertheless."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 20))
+    y = (X[:, 0] + X[:, 1] > 0).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = logistic(n_features_to_select=wanted).fit(X, y)
+    assert model.support_.sum() == wanted
+    assert logistic(radius=model.radius_).fit(X, y).support_.sum() == 20
 
 
 def test_each_output_for_itself() -> None:

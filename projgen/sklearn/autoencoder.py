@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from projgen.sklearn.selection import (
     FeatureSelection,
+    fitted_scaler,
     read_projection,
     require_count,
     require_number,
@@ -139,7 +140,7 @@ class ProjectedAutoencoderClassifier(ClassifierMixin, FeatureSelection):
         if len(classes) < 2:
             raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs two")
         self.classes_ = classes
-        self.scaler_ = StandardScaler().fit(X) if self.standardize else None
+        self.scaler_ = fitted_scaler(X) if self.standardize else None
 
         from projgen.sklearn.network import first_weight, fit_network
 

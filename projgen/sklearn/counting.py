@@ -25,10 +25,20 @@ class Search:
     curvature: float
     steps: int = 0
 
-    def model(self, radius: float) -> Model:
-        """The model on `radius`."""
-        weight = self.projection(self.start.weight, radius)
-        start = Model(weight, self.start.intercept)
+    @property
+    def nothing(self) -> Model:
+        """A model without features."""
+        return Model(np.zeros_like(self.start.weight), np.zeros_like(self.start.intercept))
+
+    def within(self, model: Model, radius: float) -> bool:
+        """Whether the ball of this radius does not hold the model: nor do larger ones, then."""
+        return bool(np.all(self.projection.norm(model.weight) < radius * (1 - CLOSE)))
+
+    def model(self, radius: float, begin: Model | None = None) -> Model:
+        """The model on `radius`, from the last one on, or from `begin`."""
+        begin = begin or self.start
+        weight = self.projection(begin.weight, radius)
+        start = Model(weight, begin.intercept)
         self.start = self.task.solve(self.projection, radius, start, self.curvature)
         self.steps += self.start.steps
         return self.start
@@ -43,12 +53,17 @@ class Search:
         low = 0.0
         radius, model = high, self.model(high)
         most, idle = kept(model), 0
-        while kept(model) < wanted and idle < IDLE:
+        while kept(model) < wanted and idle < IDLE and not self.within(model, high):
             low = high
             radius = high = 2 * high
             model = self.model(high)
             idle = idle + 1 if kept(model) <= most else 0
             most = max(most, kept(model))
+        if kept(model) < wanted:
+            # It has come from sparser models, in steps that end at `tol`: those features stayed out
+            # that move it by less. A model that comes from nothing may have them.
+            anew = self.model(high, self.nothing)
+            model = anew if kept(anew) > kept(model) else model
         while kept(model) > wanted and low < high * (1 - CLOSE) and high > SMALL * first:
             middle = math.sqrt(low * high) if low else high / 2
             tried = self.model(middle)

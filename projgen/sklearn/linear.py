@@ -23,6 +23,7 @@ from projgen.sklearn.counting import Search, kept, lengths
 from projgen.sklearn.descent import Model, Task
 from projgen.sklearn.selection import (
     FeatureSelection,
+    fitted_scaler,
     read_projection,
     require_count,
     require_number,
@@ -100,8 +101,7 @@ class ProjectedLinear(FeatureSelection):
         projection, wanted = self._checked(outputs, X.shape[1]), self._wanted(X.shape[1])
         self.scaler_ = None
         if self.standardize:  # what is centred has an intercept
-            scaler = StandardScaler(with_mean=bool(self.fit_intercept))
-            self.scaler_ = scaler.fit(X, sample_weight=weights)
+            self.scaler_ = fitted_scaler(X, weights, with_mean=bool(self.fit_intercept))
         x = X if self.scaler_ is None else self.scaler_.transform(X)
         x = np.ascontiguousarray(x)
         weights = weights / weights.max()  # whose sum then is in range
@@ -123,7 +123,12 @@ class ProjectedLinear(FeatureSelection):
         self._warn(model, wanted, projection.tree.root.k is not None)
         if self.scaler_ is None:
             return model.weight, model.intercept
-        weight = model.weight / self.scaler_.scale_.astype(x.dtype)
+        with np.errstate(over="ignore"):
+            weight = model.weight / self.scaler_.scale_.astype(x.dtype)
+        if not np.all(np.isfinite(weight)):
+            raise ValueError(
+                f"coefficients in the units of X leave the range of {x.dtype}: scale X up first"
+            )
         if not self.fit_intercept:
             return weight, model.intercept
         return weight, model.intercept - weight @ self.scaler_.mean_.astype(x.dtype)
@@ -334,8 +339,8 @@ class ProjectedLinearRegression(RegressorMixin, MultiOutputMixin, ProjectedLinea
                 raise ValueError(f"squares of y leave the range of {X.dtype}: scale it down first")
         size, shift = np.ones(outputs.shape[1], X.dtype), np.zeros(outputs.shape[1], X.dtype)
         if self.standardize:
-            scaler = StandardScaler(with_mean=self.fit_intercept)
-            outputs = scaler.fit_transform(outputs, sample_weight=weights)
+            scaler = fitted_scaler(outputs, weights, with_mean=bool(self.fit_intercept))
+            outputs = scaler.transform(outputs)
             size = scaler.scale_.astype(X.dtype)
             shift = scaler.mean_.astype(X.dtype) * self.fit_intercept
         weight, intercept = self._minimise(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
@@ -19,6 +20,7 @@ from projgen.projection import Projection
 from projgen.tree import Node, NormTree
 
 FEATURES = 1  # the axis of a weight that has an index for each feature: (outputs, features)
+VANISHING = 1e-140  # magnitudes below it have squares that float64 has no room for
 ZEROING = {"l0", "l1", "simplex"}  # norms whose balls make values zero
 
 
@@ -75,6 +77,24 @@ def read_projection(spec: Any, shape: tuple[int, int]) -> Projection:
 def _spans(nodes: Any) -> list[Any]:
     found: list[Node] = list(nodes)
     return [node.span for node in found if node.span]
+
+
+def fitted_scaler(
+    X: NDArray[Any], weights: NDArray[Any] | None = None, *, with_mean: bool = True
+) -> StandardScaler:
+    """A scaler for the columns of `X`, also for those so small that their variance is 0 in float64:
+    it is taken of them times a power of two."""
+    scaler = StandardScaler(with_mean=with_mean).fit(X, sample_weight=weights)
+    top = np.abs(X).max(axis=0)
+    small = (top > 0) & (top < VANISHING)
+    if np.any(small):
+        exponent = np.where(small, -np.frexp(top)[1], 0)
+        scaler.fit(np.ldexp(X, exponent), sample_weight=weights)
+        varies = scaler.var_ > 0
+        scaler.scale_ = np.where(varies, np.ldexp(scaler.scale_, -exponent), 1.0)
+        scaler.mean_ = np.ldexp(scaler.mean_, -exponent)
+        scaler.var_ = np.ldexp(scaler.var_, -2 * exponent)
+    return scaler
 
 
 def weights_of_classes(class_weight: Any, classes: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
