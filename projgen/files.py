@@ -10,13 +10,11 @@ from __future__ import annotations
 import errno
 import io
 import json
-import lzma
 import os
 import shutil
 import struct
 import tokenize
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,11 +36,10 @@ from projgen.operands import require_finite
 Array = NDArray[Any]
 
 # What zipfile and NumPy's reader raise for files that are damaged, cut off, encrypted, or of a kind
-# that they do not know, besides ValueError.
-DAMAGE = (
+# that they do not know.
+DAMAGE: tuple[type[Exception], ...] = (
+    ValueError,
     zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
     EOFError,
     NotImplementedError,
     RuntimeError,
@@ -51,6 +48,14 @@ DAMAGE = (
     struct.error,
     OverflowError,
 )
+with suppress(ImportError):  # a Python may lack these, and then has no such files
+    from zlib import error as _ZlibError
+
+    DAMAGE += (_ZlibError,)
+with suppress(ImportError):
+    from lzma import LZMAError
+
+    DAMAGE += (LZMAError,)
 
 LISTED = 100  # tensors that an error message lists
 
@@ -361,7 +366,7 @@ def _reading(where: str, verdict: str = "cannot be read") -> Iterator[None]:
     """What zipfile and NumPy find in bytes that are damaged is a ValueError about `where`."""
     try:
         yield
-    except (ValueError, *DAMAGE) as error:
+    except DAMAGE as error:
         raise ValueError(f"{where} {verdict}: {str(error) or type(error).__name__}") from None
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # those are places that no file has
