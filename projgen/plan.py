@@ -103,12 +103,24 @@ def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> S
     if search.threshold is None and NORMS[norm].searches and not joint:
         search = choose_search(axes, walk, cut, leaf, stored)
     inner = _baked(axes, walk, cut, search.tiles, itemsize) if leaf else 0
-    # fmt: off
     return Stage(
-        level, norm, leaf, axes, walk, cut, search.tiles, direct, axes[-1].unit, inner, shared,
-        arranged.lanes, arranged.together, search.threshold, arranged.bundle, search.crossing,
+        level,
+        norm,
+        leaf,
+        axes,
+        walk,
+        cut,
+        tiles=search.tiles,
+        direct=direct,
+        unit=axes[-1].unit,
+        inner=inner,
+        shared=shared,
+        lanes=arranged.lanes,
+        together=arranged.together,
+        threshold=search.threshold,
+        bundle=arranged.bundle,
+        crossing=search.crossing,
     )
-    # fmt: on
 
 
 def plain_stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
@@ -122,11 +134,22 @@ def plain_stage(layout: Layout, level: int, leaf: bool, dtype: str) -> Stage:
     cut = _cut(arranged, walk, ITEMSIZE[arithmetic(dtype)]) if leaf else UNCUT
     direct = _is_direct(arranged, walk, cut)
     norm, inner = layout.norms[level], axes[-1].extent if walk is Walk.PACKED else 0
-    # fmt: off
     return Stage(
-        level, norm, leaf, axes, walk, cut, UNCUT, direct, axes[-1].unit, inner, leaf, 1, 1, None,
+        level,
+        norm,
+        leaf,
+        axes,
+        walk,
+        cut,
+        tiles=UNCUT,
+        direct=direct,
+        unit=axes[-1].unit,
+        inner=inner,
+        shared=leaf,
+        lanes=1,
+        together=1,
+        threshold=None,
     )
-    # fmt: on
 
 
 def _walk(axes: Sequence[Axis], short: int) -> Walk:
