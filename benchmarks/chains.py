@@ -23,8 +23,8 @@ import numpy as np
 
 from projgen.bench import BURST, Contestant, Result, bench
 from projgen.bind import Binding, bind
+from projgen.caches import STREAMED_BYTES
 from projgen.check import parse_tree
-from projgen.memory import STREAMED_BYTES
 from projgen.outcome import Radius
 from projgen.terminal import format_shape
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from projgen import memory
+from projgen import caches
 from projgen.stage import Axis, Cut, Walk
 
 MAX_BLOCKS = 256
@@ -14,7 +14,7 @@ def cut_loop(axes: Sequence[Axis], loop: int, itemsize: int, bundle: int = 1) ->
     """A loop in blocks of about `BLOCK_BYTES`, each of them whole bundles of turns."""
     size = math.prod(axis.extent for axis in axes)
     extent = axes[loop].extent
-    blocks = min(-(-size * itemsize // memory.BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
+    blocks = min(-(-size * itemsize // caches.BLOCK_BYTES), MAX_BLOCKS, _most_blocks(axes, loop))
     step = -(-extent // blocks)
     if axes[loop].reduced and not axes[-1].reduced:  # rows of columns are read several at once
         several = 16 if step >= 64 else 4

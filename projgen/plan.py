@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from projgen import memory
+from projgen import caches
 from projgen.arrange import SHORT, Arrangement, arrange, stage_axes
 from projgen.cuts import cut_loop, longest_over_groups, loop_to_cut
 from projgen.dtypes import ITEMSIZE, arithmetic
@@ -86,7 +86,7 @@ def plan(spec: str, layout: Layout, dtype: str, in_place: bool, exact: bool = Fa
         _stage(layout, level, level == depth - 1, dtype, joint) for level in range(depth)
     )
     size = stages[-1].size * ITEMSIZE[dtype]
-    return Plan(spec, dtype, in_place, layout, stages, size >= memory.STREAMED_BYTES)
+    return Plan(spec, dtype, in_place, layout, stages, size >= caches.STREAMED_BYTES)
 
 
 def _stage(layout: Layout, level: int, leaf: bool, dtype: str, joint: bool) -> Stage:
@@ -189,7 +189,7 @@ def _baked(axes: Sequence[Axis], walk: Walk, cut: Cut, tiles: Cut, itemsize: int
     inner = axes[-1]
     if not inner.unit or len(axes) - 1 in (cut.loop, tiles.loop):
         return 0
-    large = math.prod(axis.extent for axis in axes) * itemsize >= memory.BLOCK_BYTES
+    large = math.prod(axis.extent for axis in axes) * itemsize >= caches.BLOCK_BYTES
     baked = walk is Walk.PACKED or (walk is Walk.ROWS and inner.extent <= BAKED and large)
     return inner.extent if baked else 0
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from projgen import memory
+from projgen import caches
 from projgen.cuts import cut_loop, longest_over_groups
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.stage import UNCUT, Axis, Cut, Threshold, Walk
@@ -59,14 +59,14 @@ def turns(axes: Sequence[Axis], itemsize: int) -> bool:
         return False
     rows, columns = axes[-2:]
     dense = columns.unit and rows.steps_over(columns)
-    return dense and rows.extent * columns.extent * itemsize <= memory.FAR_SCRATCH_BYTES
+    return dense and rows.extent * columns.extent * itemsize <= caches.FAR_SCRATCH_BYTES
 
 
 def tile_width(rows: int, itemsize: int) -> int:
     """How many groups of `rows` values fit in one thread's scratch memory, in whole vectors."""
-    fits = rows * 64 * itemsize <= memory.FAR_SCRATCH_BYTES
+    fits = rows * 64 * itemsize <= caches.FAR_SCRATCH_BYTES
     least = 64 if fits else ABREAST  # short runs are read slowly
-    most = memory.SCRATCH_BYTES // (rows * itemsize) // ABREAST * ABREAST
+    most = caches.SCRATCH_BYTES // (rows * itemsize) // ABREAST * ABREAST
     return max(least, min(most, 256))
 
 
@@ -78,7 +78,7 @@ def _few_rows(axes: Sequence[Axis]) -> bool:
 
 def _search_of_rows(axes: Sequence[Axis], cut: Cut, itemsize: int, halves: bool) -> Search:
     row = axes[-1]
-    small = row.extent * itemsize <= 8 * memory.SCRATCH_BYTES
+    small = row.extent * itemsize <= 8 * caches.SCRATCH_BYTES
     whole = cut.blocks == 1 or (small and not axes[cut.loop].reduced)
     if not (_alone(axes) and whole):
         return Search(Threshold.SWEEP)
@@ -95,7 +95,7 @@ def _search_of_rows(axes: Sequence[Axis], cut: Cut, itemsize: int, halves: bool)
 def _search_of_columns(axes: Sequence[Axis], cut: Cut, itemsize: int, halves: bool) -> Search:
     if not (_alone(axes) and axes[-2].reduced):
         return Search(Threshold.SWEEP)
-    if axes[-2].extent * ABREAST * itemsize > memory.FAR_SCRATCH_BYTES:
+    if axes[-2].extent * ABREAST * itemsize > caches.FAR_SCRATCH_BYTES:
         return Search(Threshold.SWEEP)
     if cut == UNCUT:
         return Search(Threshold.ROW)
@@ -109,8 +109,8 @@ def _search_of_columns(axes: Sequence[Axis], cut: Cut, itemsize: int, halves: bo
 def _where_columns_lie(axes: Sequence[Axis], itemsize: int) -> Threshold:
     """The search that reads columns from the array, or a tile where that is slow."""
     rows, size = axes[-2].extent, math.prod(axis.extent for axis in axes) * itemsize
-    near = size <= memory.STREAMED_BYTES // 2  # from afar, runs of a cache line are read slowly
-    if near and rows * ABREAST * itemsize <= memory.SCRATCH_BYTES:
+    near = size <= caches.STREAMED_BYTES // 2  # from afar, runs of a cache line are read slowly
+    if near and rows * ABREAST * itemsize <= caches.SCRATCH_BYTES:
         return Threshold.STRIP
     return Threshold.TRANSPOSE if rows > TRANSPOSED[itemsize] else Threshold.TILE
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from projgen import cuts, interpret, memory, plan
+from projgen import caches, cuts, interpret, plan
 from projgen.api import remembered
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
@@ -192,7 +192,7 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
         patches.enter_context(patch("projgen.compiler.render", _rendered))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
-            owners = (memory, plan, cuts, lower, geometry, kernel, stages)
+            owners = (caches, plan, cuts, lower, geometry, kernel, stages)
             modules = [module for module in owners if hasattr(module, name)]
             assert modules, name
             for module in modules:

@@ -20,7 +20,7 @@ from support import (
 )
 
 import projgen
-from projgen import memory, plan, searches
+from projgen import caches, plan, searches
 from projgen.cpu.sorting import exchanges
 from projgen.dtypes import ITEMSIZE
 from projgen.norms import CHAINED
@@ -252,7 +252,7 @@ def test_short_rows_are_made_columns(shape: tuple[int, ...], dtype: str) -> None
 def test_long_columns_of_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the leaf of the array's type, and of float64 above."""
     monkeypatch.setattr(searches, "TRANSPOSED", {4: 32, 8: 32})
-    monkeypatch.setattr(memory, "SCRATCH_BYTES", 1 << 10)  # too little for strips of them
+    monkeypatch.setattr(caches, "SCRATCH_BYTES", 1 << 10)  # too little for strips of them
     monkeypatch.setattr(plan, "SHARED_VALUES", 1)
     spec, shape = "l2(l1(l1(axis=1), axis=0))", (50, 61, 43)
     stages = projgen.build(spec).plan(shape).stages
@@ -445,7 +445,7 @@ def test_arrays_from_main_memory(
     source = p.source(shape)
     assert p.plan(shape).streamed
     assert p.source(small) != source
-    monkeypatch.setattr(memory, "STREAMED_BYTES", 1 << 20)
+    monkeypatch.setattr(caches, "STREAMED_BYTES", 1 << 20)
     assert p.source(small) == source
     y = np.random.default_rng(9).standard_normal(small).astype(np.float32)
     check(spec, y, fractions=(0.02, 0.5))
@@ -468,7 +468,7 @@ POURED = {
 def test_runs_are_poured_wherever_they_begin(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cache lines go past the caches, the ends of a run word by word; nothing goes beside it."""
     shape = POURED[spec]
-    monkeypatch.setattr(memory, "STREAMED_BYTES", 1 << 17)
+    monkeypatch.setattr(caches, "STREAMED_BYTES", 1 << 17)
     p = projgen.build(spec)
     assert "pour(" in p.source(shape)
     y = np.random.default_rng(21).standard_normal(shape).astype(np.float32)

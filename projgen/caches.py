@@ -1,4 +1,4 @@
-"""The memory of the machines that plans are made for: what their caches have room for."""
+"""The caches of the machines that plans are made for: what they have room for."""
 
 BLOCK_BYTES = 128 << 10  # of one unit of work: several fit in a core's cache
 SCRATCH_BYTES = 256 << 10  # of one thread's tile: stays in a core's second-level cache
