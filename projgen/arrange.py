@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from projgen.cuts import WIDE
+from projgen import cuts
 from projgen.dtypes import ITEMSIZE, arithmetic
 from projgen.norms import NORMS
 from projgen.searches import SORTED, few_columns, turns
@@ -61,7 +61,7 @@ def _for_searches(axes: tuple[Axis, ...], itemsize: int) -> Arrangement:
 
 def _for_sweeps(axes: tuple[Axis, ...]) -> Arrangement:
     """Where limits are formulas of the groups' values and radii: two sweeps are all there is."""
-    lanes = _lanes(axes, 2 * WIDE)
+    lanes = _lanes(axes, 2 * cuts.WIDE)
     if lanes > 1:
         return Arrangement(_widened(axes, lanes), lanes=lanes)
     together = _together(axes)

@@ -19,11 +19,11 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from projgen import caches, cuts, interpret, plan
+from projgen import arrange, caches, cuts, interpret, plan, searches
 from projgen.api import remembered
 from projgen.bind import Binding, bind
 from projgen.check import parse_tree
-from projgen.cpu import geometry, kernel, lower, stages
+from projgen.cpu import geometry, kernel, lower, pull_kernel, stages
 from projgen.render import render
 from projgen.tree import NormTree
 
@@ -192,7 +192,8 @@ def rehearsals(team: Callable[[Part, int], int] | None = None, **constants: int)
         patches.enter_context(patch("projgen.compiler.render", _rendered))
         patches.enter_context(patch.dict(TOLERANCE, float32=REHEARSED_TOLERANCE))
         for name, value in constants.items():
-            owners = (caches, plan, cuts, lower, geometry, kernel, stages)
+            planning = (caches, plan, arrange, searches, cuts)
+            owners = (*planning, lower, geometry, kernel, stages, pull_kernel)
             modules = [module for module in owners if hasattr(module, name)]
             assert modules, name
             for module in modules:

@@ -29,6 +29,7 @@ TINY = {
     "STREAMED_BYTES": 2000,
     "STRETCH_BYTES": 64,
     "BAKED": 12,
+    "WIDE": 8,
 }
 SCALES = {"float32": [1e-38, 1e-30, 1.0, 1e30], "float64": [1e-300, 1e-140, 1.0, 1e300]}
 
