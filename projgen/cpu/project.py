@@ -159,8 +159,8 @@ def _lost(
 def rescue(
     projection: Projection, binding: Binding, y: Array, out: Array, radii: float | Array
 ) -> None:
-    """Entries that are not finite, or whose sums leave the range of float64: one by one. The others
-    go together, as if these were zeros."""
+    """Entries that are not finite, or whose norms or sums the kernel has no room for: one by one,
+    narrower types in float64, float64 scaled. The others go together, as if these were zeros."""
     projection._finite(y)
     shape = tuple(y.shape[axis] for axis in binding.batch)
     each = np.broadcast_to(radii, shape)
