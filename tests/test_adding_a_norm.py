@@ -1,4 +1,4 @@
-"""A norm is an entry of the table, a file of macros and a reference: what CONTRIBUTING says."""
+"""A norm is an entry of the table, a reference and its macros: what CONTRIBUTING says, no more."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = guide[guide.index("## Adding a norm") :]
     blocks = re.findall(r"```(?:python|jinja)\n(.*?)```", section, re.DOTALL)
-    entry, functions, registration, macros, value = map(textwrap.dedent, blocks)
+    entry, imports, functions, registration, macros, value = map(textwrap.dedent, blocks)
     root = tmp_path_factory.mktemp("copy")
     for folder in ("projgen", "templates", "grammars", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -45,9 +45,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "pyproject.toml", root)
     insert(root / "projgen/norms.py", "_TABLE = (\n", entry)
     insert(root / "projgen/references.py", "MappingProxyType(\n    {\n", registration)
-    insert(
-        root / "projgen/references.py", "from __future__ import annotations\n\n", "import math\n"
-    )
+    insert(root / "projgen/references.py", "from __future__ import annotations\n\n", imports)
     last = "# The norms, and below them their balls. An entry of REFERENCES names both.\n"
     insert(root / "projgen/references.py", last, f"\n\n{functions}")
     (root / "templates/cpu/norms/rms.py.j2").write_text(macros, encoding="utf-8")
