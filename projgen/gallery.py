@@ -235,6 +235,7 @@ CANON = (
 GROUP_CANON = (
     GroupExhibit("2:4 sparsity, many groups at a time", Ball("l0"), (4096, 1024, 4), (2,)),
     GroupExhibit("weights, groups side by side", Ball("l1", weighted=True), (1000, 1000), (0,)),
+    GroupExhibit("weights, group by group", Ball("l2", weighted=True), (1000, 1000), (1,)),
     GroupExhibit("halves by columns", Ball("linf", weighted=True), (1000, 1000), (0,), "float16"),
     GroupExhibit("halves, copied group by group", Ball("lp", 3.0), (1000, 1000), (1,), "bfloat16"),
     GroupExhibit("a search in logarithms", Ball("lp", 1.5), (1000, 1000), (1,), "float64"),
