@@ -409,6 +409,22 @@ def test_a_search_starts_from_any_other_one(size: int, axis: int, dtype: str) ->
         assert_near(groups.project(radii.reshape(found.shape)), reference, y)
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("part", [1 - 1e-13, 0.5])
+def test_what_equal_weights_have_scaled_stays_where_it_is(part: float, weight: float) -> None:
+    """Radii just below the length, and of what is on its ball: the search begins at its end."""
+    ball, rng = Ball("l2", weighted=True), np.random.default_rng(3)
+    with rehearsals():
+        for size in (20, 50, 300, 3000):
+            y = rng.standard_normal((4, size))
+            w, most = np.full_like(y, weight), np.abs(y).max()
+            _, radii, reference = expected(ball, y, (1,), part, w)
+            once = Groups(ball, y, (1,), w, np.empty_like(y)).project(radii.ravel())
+            twice = Groups(ball, once, (1,), w, np.empty_like(y)).project(radii.ravel())
+            assert np.abs(once - reference).max() <= 1e-12 * most
+            assert np.abs(twice - once).max() <= 1e-13 * most
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("ball", BALLS, ids=repr)
 def test_what_is_not_finite_is_noticed(ball: Ball, value: float) -> None:
