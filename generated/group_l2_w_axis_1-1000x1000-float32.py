@@ -252,7 +252,7 @@ def further(total, first, second, third, fourth, fifth, ratio, most):
     c, two, three, four, five = first * one, second * one, third * one, fourth * one, fifth * one
     ease = 1.0 / c
     f, widest = (1.0 - ratio) * ease, max(c, most - c)
-    if not abs(f) * widest < 0.2:  # no series: Newton's method for one over the length
+    if not abs(f) * widest < 0.2:  # the series is too slow: Newton's method for one over the length
         return max((1.0 + f * (1.0 - c)) / ratio, 1e-8), np.inf, ease
     # Of (1 + f (z - c))^-2, by the central moments of z.
     by_2 = 3.0 * max(two - c * c, 0.0)
@@ -268,11 +268,12 @@ def further(total, first, second, third, fourth, fifth, ratio, most):
     slope = f * (2.0 * by_2 + f * (3.0 * by_3 + f * (4.0 * by_4 + f * 5.0 * by_5)))
     step = (rest * rest * series - ratio * ratio) / (rest * (2.0 * c * series - rest * slope))
     f += step
-    # What comes next in the series, and all that can come after it; and what that step leaves.
+    # At most half of what comes next in the series (7 / 5 of this), and all that can come after it; and
+    # what that step leaves.
     near = 1.0 / (1.0 - abs(f) * widest)
     far = f * f * near * near
     miss = 0.7 * by_4 * widest * widest * far * far * far * near * near * ease + 8.0 * step * step
-    return max((1.0 + f * (1.0 - c)) / (1.0 - f * c), 1e-8), miss, ease
+    return max((1.0 + f * (1.0 - c)) / (1.0 - f * c), 1e-30), miss, ease
 
 
 @register_jitable(fastmath=FINITE, error_model="numpy")

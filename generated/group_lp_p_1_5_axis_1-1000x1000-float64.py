@@ -384,6 +384,7 @@ def solve(row, target, spare, v, u, guess):
         if found:
             apply_float64(row, target, t, 4.0 * scale, spare)
             return math.log(t) - base, 0.0
+    # Values, weights or radii that this has no range for, or a search that has not ended.
     n = row.size
     # By element: log (w a)^P, and c - log t.
     lengths, shifts, depths = span(spare, 0, n), span(spare, n, n), span(spare, 2 * n, n)
@@ -410,23 +411,24 @@ def solve(row, target, spare, v, u, guess):
                 top = max(top, lengths[j] + P * depths[j])
             continue
         length = (math.log(total) + top) / P - goal
-        made /= total  # of the length, then
-        # What z are not yet, they are too high: a length that is too short is so all the more, and
-        # one that is too long may not be.
+        # What z are not yet, they are too high, by less than their last steps: a length that is too
+        # short is so all the more, and one that is too long may not be.
+        made *= P / total
+        settled = max(far, made) <= SETTLED
+        surely = P * length > -math.log1p(-made) if made < 0.1 else False
         if length < 0:
             high = t
-        elif made > 0.1:
+        elif surely:
+            low = t
+        elif not settled:
             moved = 0.0
             continue
-        elif length > made and P * made < 0.1:
-            low = t
-        moved = aim(length + ratio, ratio, slope / total)
-        far = max(far, made)
-        if far <= SETTLED and abs(moved) <= LAST + 4e-16 * abs(t):
+        moved = min(max(aim(length + ratio, ratio, slope / total), -40.0), 40.0)
+        if settled and abs(moved) <= LAST + 4e-16 * abs(t):
             break
         if not low < t + moved < high:
             moved = low + (high - low) / 2 - t if high - low < 1e300 else moved
-        if far <= SETTLED and t + moved == t:
+        if settled and t + moved == t:
             break
         t += moved
     for j in range(min(n, min(depths.size, slopes.size))):

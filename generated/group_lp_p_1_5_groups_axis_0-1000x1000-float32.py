@@ -332,6 +332,7 @@ def solve(row, spare, v, u, guess):
     ratio = math.log(u / v) if u / v > 0 else math.log(u) - math.log(v)
     # What log t would be for one value, or many equal ones, of length 1.
     height = math.log(-math.expm1(ratio)) - (P - 1.0) * ratio if ratio < 0 else -40.0
+    # Values, weights or radii that this has no range for, or a search that has not ended.
     n = row.size
     # By element: log (w a)^P, and c - log t.
     lengths, shifts, depths = span(spare, 0, n), span(spare, n, n), span(spare, 2 * n, n)
@@ -358,23 +359,24 @@ def solve(row, spare, v, u, guess):
                 top = max(top, lengths[j] + P * depths[j])
             continue
         length = (math.log(total) + top) / P - goal
-        made /= total  # of the length, then
-        # What z are not yet, they are too high: a length that is too short is so all the more, and
-        # one that is too long may not be.
+        # What z are not yet, they are too high, by less than their last steps: a length that is too
+        # short is so all the more, and one that is too long may not be.
+        made *= P / total
+        settled = max(far, made) <= SETTLED
+        surely = P * length > -math.log1p(-made) if made < 0.1 else False
         if length < 0:
             high = t
-        elif made > 0.1:
+        elif surely:
+            low = t
+        elif not settled:
             moved = 0.0
             continue
-        elif length > made and P * made < 0.1:
-            low = t
-        moved = aim(length + ratio, ratio, slope / total)
-        far = max(far, made)
-        if far <= SETTLED and abs(moved) <= LAST + 4e-16 * abs(t):
+        moved = min(max(aim(length + ratio, ratio, slope / total), -40.0), 40.0)
+        if settled and abs(moved) <= LAST + 4e-16 * abs(t):
             break
         if not low < t + moved < high:
             moved = low + (high - low) / 2 - t if high - low < 1e300 else moved
-        if far <= SETTLED and t + moved == t:
+        if settled and t + moved == t:
             break
         t += moved
     for j in range(min(n, min(depths.size, slopes.size))):

@@ -908,6 +908,33 @@ def test_lp_next_to_l1(more: float) -> None:
                 assert np.all(oracle.norm(x, **given) <= radius * (1 + 1e-13))
 
 
+@pytest.mark.parametrize("p", [1.00001, 1.001])
+def test_compiled_lp_next_to_l1_of_long_groups(p: float) -> None:
+    """Where what z may still take off is more than a length is off by, t has to wait for z."""
+    rng = np.random.default_rng(300)
+    y = rng.standard_normal((60, 300))
+    w = rng.uniform(0.1, 2, y.shape)
+    spec = f"lp(p={p!r}, axis=1, w=w)"
+    kernel, oracle = projgen.build(spec), projgen.build(spec, backend="numpy")
+    norms = oracle.norm(y, w=w)
+    for part in (0.01, 0.1, 0.4, 0.63, 0.9):
+        x = kernel(y, part * norms, w=w)
+        assert np.abs(x - oracle(y, part * norms, w=w)).max() <= 1e-12 * np.abs(y).max()
+
+
+def test_lp_where_the_length_hardly_depends_on_t() -> None:
+    """Just inside the norm, with a small value that is heavy: t cannot be told as well as usual."""
+    rng = np.random.default_rng(9)
+    y = rng.standard_normal((400, 1500)) * 10 ** rng.uniform(-3, 3, (400, 1500))
+    w = np.full(y.shape, 1e-5)
+    w[range(400), rng.integers(0, 1500, 400)] = 1
+    p, oracle = (projgen.build("lp(p=1.2, axis=1, w=w)", backend=b) for b in ("cpu", "numpy"))
+    norms = oracle.norm(y, w=w)
+    radii = norms * (1 - 10 ** rng.uniform(-8, -3, 400))
+    x = p(y, radii, w=w)
+    assert np.abs(oracle.norm(x, w=w) / radii - 1).max() <= 1e-13
+
+
 def test_searches_end_whatever_the_weights() -> None:
     """Also where they are too far apart for float64 to say what is left."""
     p = projgen.build("l1(w=w)")

@@ -65,9 +65,9 @@ class GroupNumbers:
         """The step of l2's search, or lp's inner one, that needs no other one after it."""
         if self.ball.p is None:
             return "3e-4" if self.dtype == "float32" else "3e-8"
-        bend = (
-            max(1.0, self.ball.p - 1) / 2
-        )  # at most: what a step misses is below that times its square
+        # What a step of Newton's method for the sum of exponentials misses is below `bend` times
+        # the step's square.
+        bend = max(1.0, self.ball.p - 1) / 2
         return f"{math.sqrt(1e-14 / bend):.1e}"
 
     @property
