@@ -266,10 +266,10 @@ def aim(length, ratio, fall):
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def shrink_float64(row, t, unit, spare):
-    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    """On t, of a group's values in some units: eight times the sum of x^P; and of such terms
     times how their logarithms fall with log t, by 3.
 
-    With k = t w^P, r^2 = k^2 + 4 a and q = 1 / (k + r) the root of x is 2 a q. `unit` times values
+    With r^2 = t^2 + 4 a and q = 1 / (t + r) the root of x is 2 a q. `unit` times values
     are 4 a. `spare` gets each q.
     """
     total, slope = 0.0, 0.0

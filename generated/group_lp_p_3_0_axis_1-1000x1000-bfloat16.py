@@ -282,10 +282,10 @@ def aim(length, ratio, fall):
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def shrink_float32(row, t, unit, spare):
-    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    """On t, of a group's values in some units: eight times the sum of x^P; and of such terms
     times how their logarithms fall with log t, by 3 / 2.
 
-    With k = t w^P, r^2 = 1 + 4 k a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
+    With r^2 = 1 + 4 t a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
     gets each q.
     """
     total, slope = 0.0, 0.0
@@ -343,10 +343,10 @@ def search_float32(row, t, unit, v, ratio, near, spare):
 
 @register_jitable(fastmath=FINITE, error_model="numpy")
 def shrink_float64(row, t, unit, spare):
-    """On t, of a group's values in some units: eight times the sum of (w x)^P; and of such terms
+    """On t, of a group's values in some units: eight times the sum of x^P; and of such terms
     times how their logarithms fall with log t, by 3 / 2.
 
-    With k = t w^P, r^2 = 1 + 4 k a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
+    With r^2 = 1 + 4 t a and q = 1 / (1 + r) x is 2 a q. `unit` times values are 4 a. `spare`
     gets each q.
     """
     total, slope = 0.0, 0.0
